@@ -1,0 +1,105 @@
+"""The bench that controls experiment on: ask for the outcomes of arms under changes, and it runs what is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignlab.audit.claim import Arm, Claim
+from alignlab.store import Segments
+from alignlab.training.spec import RunSpec
+from alignlab.training.sweep import missing_cells, run_cells
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import xarray as xr
+
+    Outcomes = npt.NDArray[np.float64]
+
+Phase = Callable[[str, int], Any]  # (what, how many runs) → a context manager that yields notify(n)
+
+
+class Bench:
+    """Runs of one claim in one store. Outcomes are final values, oriented so that higher is better."""
+
+    def __init__(
+        self, claim: Claim, store: str | Path, *, workers: int = 1, phase: Phase | None = None
+    ) -> None:
+        self.claim, self.store, self.workers = claim, Path(store), workers
+        self.computed = 0
+        self.groups: dict[str, tuple[RunSpec, ...]] = {}
+        self._phase = phase or _silent
+        self._final: dict[RunSpec, dict[str, float]] = {}
+        self._names: dict[RunSpec, str] = {}
+
+    def run(self, what: str, specs: Sequence[RunSpec]) -> None:
+        """Have all ``specs`` in the store; ``what`` is shown as progress."""
+        todo = missing_cells(specs, self.store)
+        with self._phase(what, len(todo)) as notify:
+            names, computed = run_cells(specs, self.store, workers=self.workers, notify=notify)
+        self._names |= names
+        self.computed += computed
+
+    def outcomes(
+        self,
+        group: str,
+        arm: Arm,
+        *,
+        seeds: Sequence[int] | None = None,
+        metric: str | None = None,
+        **changes: Any,
+    ) -> Outcomes:
+        """The final outcome of an arm for each seed, oriented. ``group`` names these runs in the result."""
+        specs = self.specs(arm, seeds, **changes)
+        self.run(group, specs)
+        self.groups[group] = tuple(specs)
+        return self.values(specs, metric)
+
+    def specs(self, arm: Arm, seeds: Sequence[int] | None = None, **changes: Any) -> list[RunSpec]:
+        """The specs of an arm, one a seed."""
+        return [self.claim.spec(arm, s, **changes) for s in (self.claim.seeds if seeds is None else seeds)]
+
+    def values(self, specs: Sequence[RunSpec], metric: str | None = None) -> Outcomes:
+        """Oriented final values of runs that are in the store."""
+        metric = metric or self.claim.outcome
+        sign = 1 if metric.endswith("accuracy") else -1
+        return np.array([sign * self.final(spec)[metric] for spec in specs])
+
+    def final(self, spec: RunSpec) -> dict[str, float]:
+        """The last evaluation of a run. A diverged run counts as one that learned nothing: its values before training, if
+        those are better than what it ended with."""
+        if spec not in self._final:
+            self._final[spec] = _final_values(self.dataset(spec))
+        return self._final[spec]
+
+    def diverged(self, specs: Sequence[RunSpec]) -> int:
+        """How many of the runs diverged."""
+        return sum(int(self.final(spec)["diverged"]) for spec in specs)
+
+    def dataset(self, spec: RunSpec) -> xr.Dataset:
+        """The recorded run of a spec."""
+        return Segments(self.store).read(self._names[spec])
+
+    def name(self, spec: RunSpec) -> str:
+        """The run's name in the store."""
+        return self._names[spec]
+
+
+def _final_values(run: xr.Dataset) -> dict[str, float]:
+    diverged = str(run["status"].values) == "diverged"
+    found = {"diverged": float(diverged)}
+    for name in run.data_vars:
+        if str(name).endswith(("_loss", "_accuracy")):
+            values = run[name].dropna("step").values
+            first, last = float(values[0]), float(values[-1])
+            found[str(name)] = first if diverged or not np.isfinite(last) else last
+    return found
+
+
+@contextmanager
+def _silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda n: None

@@ -1,0 +1,133 @@
+"""Claim: what is asserted, frozen and hashed before anything runs.
+
+A claim names two arms, the task, the outcome with its direction, the smallest effect that would matter, and everything that
+an honest test of it fixes in advance: seeds, tuning space, controls, alpha. The hash goes into every result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from alignlab.measures.quantities import QUANTITIES
+from alignlab.training.spec import RunSpec, checked, parse, read_yaml
+
+OUTCOMES = tuple(
+    f"{split}_{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")
+)
+CONTROLS = ("magnitude", "tuning", "placebo")
+
+
+class Arm(BaseModel):
+    """One side of a comparison: a rule with its arguments, and its learning rate where it has one of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    rule_args: dict[str, Any] = Field(default_factory=dict)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What to call the arm in tables and figures."""
+        return self.name or self.rule
+
+
+class Claim(BaseModel):
+    """``treatment`` beats ``baseline`` on ``outcome``.
+
+    ``direction``: whether lower or higher outcomes are better. ``smallest_effect``: the difference in units of the outcome
+    below which nobody would care (m). ``setup``: fields of :class:`RunSpec` that both arms share (``lr``, ``steps``,
+    ``hidden``, …). ``seeds``: the paired runs. ``learning_rates``: the tuning grid of each arm, log-spaced;
+    ``tuning_seeds``: how many seeds, apart from ``seeds``, choose from it. ``controls``: the rival explanations to
+    intervene on, the primary one first. ``source``: who claims it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    statement: str
+    treatment: Arm
+    baseline: Arm
+    task: str
+    outcome: str = "train_loss"
+    direction: Literal["lower", "higher"] = "lower"
+    smallest_effect: float = Field(gt=0, allow_inf_nan=False)
+    seeds: tuple[int, ...] = tuple(range(10))
+    setup: dict[str, Any] = Field(default_factory=dict)
+    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
+    tuning_seeds: int = Field(default=3, ge=1)
+    controls: tuple[str, ...] = CONTROLS
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    source: str = ""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds_from_any_sequence(cls, seeds: Any) -> Any:
+        if isinstance(seeds, int) and not isinstance(seeds, bool):
+            return tuple(range(seeds))
+        return tuple(seeds) if isinstance(seeds, range | list) else seeds
+
+    @field_validator("outcome")
+    @classmethod
+    def _outcome_is_known(cls, outcome: str) -> str:
+        if outcome not in OUTCOMES or outcome not in QUANTITIES:
+            raise ValueError(f"unknown outcome: known are {', '.join(OUTCOMES)}")
+        return outcome
+
+    @field_validator("controls")
+    @classmethod
+    def _controls_are_known(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in controls if name not in CONTROLS]
+        if unknown or len(set(controls)) < len(controls):
+            raise ValueError(f"expected different ones out of {', '.join(CONTROLS)}")
+        return controls
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _grid_is_a_grid(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(rates) < 3 or any(not rate > 0 for rate in rates) or list(rates) != sorted(set(rates)):
+            raise ValueError("expected at least three different learning rates > 0 in rising order")
+        return rates
+
+    @model_validator(mode="after")
+    def _is_testable(self) -> Claim:
+        if len(set(self.seeds)) < len(self.seeds) or len(self.seeds) < 2:
+            raise ValueError(f"seeds are {self.seeds}: expected at least two, all different")
+        if {"task", "rule", "rule_args", "seed", "graft", "order"} & set(self.setup):
+            raise ValueError("setup: task, rule, seed, graft and order are set by the claim itself")
+        if self.outcome.endswith("loss") != (self.direction == "lower"):
+            better = "lower" if self.outcome.endswith("loss") else "higher"
+            raise ValueError(f"direction is {self.direction!r}, but for {self.outcome} {better} is better")
+        self.spec(self.treatment, self.seeds[0])
+        self.spec(self.baseline, self.seeds[0])
+        return self
+
+    def spec(self, arm: Arm, seed: int, **changes: Any) -> RunSpec:
+        """The run of an arm with a seed; ``changes`` override its fields."""
+        lr = {} if arm.lr is None else {"lr": arm.lr}
+        fields = {**self.setup, "task": self.task, "rule": arm.rule, "rule_args": arm.rule_args, **lr}
+        return parse({**fields, "seed": seed, **changes}, where=f"arm {arm.label!r}")
+
+    @property
+    def sign(self) -> int:
+        """+1 where higher outcomes are better, −1 where lower ones are."""
+        return 1 if self.direction == "higher" else -1
+
+    def digest(self) -> str:
+        """A hash of all fields."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return int(self.digest(), 16)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Claim:
+        """A claim from a YAML file. Unknown keys are refused."""
+        claim: Claim = checked(cls, read_yaml(Path(path)), str(path))
+        return claim

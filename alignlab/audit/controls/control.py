@@ -1,0 +1,39 @@
+"""What a control is: an intervention that removes one rival explanation, and the checks that it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from alignlab.audit.bench import Bench
+from alignlab.audit.evidence import Check, ControlSamples
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A row of the forest plot: seed-paired differences, > 0 where the first-named side is better."""
+
+    label: str
+    group: str
+    differences: tuple[float, ...]
+
+
+@dataclass
+class Finding:
+    """What a control found. ``samples`` is None for pure validity checks."""
+
+    samples: ControlSamples | None = None
+    checks: list[Check] = field(default_factory=list)
+    contrasts: list[Contrast] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Control:
+    """Base of all controls. ``name`` as claims and verdicts use it."""
+
+    name: ClassVar[str]
+
+    def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
+        """Run the intervention. ``treatment`` and ``baseline`` are the oriented outcomes as claimed, one a seed."""
+        raise NotImplementedError

@@ -1,0 +1,88 @@
+"""Is it the direction of the updates, or merely their size? The 2×2 graft {direction} × {step norm}, layer by layer.
+
+With outcomes y(direction, magnitude), T for treatment and B for baseline: total = y(T,T) − y(B,B) = direction effect +
+magnitude effect, where direction = ½[(y(T,T) − y(B,T)) + (y(T,B) − y(B,B))] and magnitude likewise; the interaction is
+y(T,T) − y(T,B) − y(B,T) + y(B,B). The graft is Agarwal et al. 2020's, between a rule and backprop on the same state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from alignlab.audit.bench import Bench
+from alignlab.audit.claim import Arm, Claim
+from alignlab.audit.controls.control import Contrast, Control, Finding
+from alignlab.audit.evidence import Check, ControlSamples
+from alignlab.training.spec import RunSpec, SpecError
+
+TOLERANCE = 0.01  # relative: the applied step is a difference of float32 weights
+
+
+class Magnitude(Control):
+    """Give each arm the other's step norms: N = the treatment's direction with the baseline's norms, S = the reverse."""
+
+    name = "magnitude"
+
+    def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
+        claim = bench.claim
+        rule_arm, rule_is_treatment = _rule_arm(claim)
+        own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
+        lr = _common_rate(claim)
+        t, b = claim.treatment.label, claim.baseline.label
+        kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
+        y_tb = bench.outcomes(kept, rule_arm, lr=lr, graft={"direction": own, "magnitude": other})
+        y_bt = bench.outcomes(given, rule_arm, lr=lr, graft={"direction": other, "magnitude": own})
+        samples = ControlSamples(
+            self.name, tuple(y_tb - baseline), tuple(treatment - y_bt), tuple(treatment - y_tb)
+        )
+        runs = [*bench.groups[kept], *bench.groups[given]]
+        return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
+
+
+def manipulation_check(bench: Bench, specs: list[RunSpec]) -> Check:
+    """Whether the steps that the optimizer really took had the size that the graft meant them to have.
+
+    ‖ΔW‖ / (lr ‖G_bp‖), recorded by the probes from the weights, must be 1 where backprop's size was grafted and equal the
+    rule's own feedback gain where the rule's was.
+    """
+    worst = 0.0
+    for spec in specs:
+        run = bench.dataset(spec)
+        gain = run["feedback_gain"].values
+        meant = np.ones_like(gain) if spec.graft is not None and spec.graft.magnitude == "bp" else gain
+        off = np.abs(run["applied_gain"].values / meant - 1)
+        measured = off[np.isfinite(off)]
+        worst = max(worst, float(np.median(measured)) if measured.size else np.inf)
+    detail = f"steps differ from the grafted size by {worst:.1e} (median of the worst run; tolerance {TOLERANCE:g})"
+    return Check("manipulation: magnitude", worst <= TOLERANCE, detail)
+
+
+def _effects(tt: Any, bb: Any, tb: Any, bt: Any) -> list[Contrast]:
+    effects = {
+        "direction": ((tt - bt) + (tb - bb)) / 2,
+        "magnitude": ((tt - tb) + (bt - bb)) / 2,
+        "interaction": tt - tb - bt + bb,
+    }
+    return [Contrast(label, "decomposition", tuple(values)) for label, values in effects.items()]
+
+
+def _rule_arm(claim: Claim) -> tuple[Arm, bool]:
+    """The arm that is not backprop, and whether it is the treatment."""
+    rules = (claim.treatment.rule, claim.baseline.rule)
+    if rules.count("bp") != 1:
+        raise SpecError(
+            f"control 'magnitude' compares a rule with backprop; the arms are {rules[0]!r} and {rules[1]!r}. "
+            "Leave the control out, or make one arm bp"
+        )
+    return (claim.treatment, True) if rules[1] == "bp" else (claim.baseline, False)
+
+
+def _common_rate(claim: Claim) -> float:
+    rates = {claim.spec(arm, claim.seeds[0]).lr for arm in (claim.treatment, claim.baseline)}
+    if len(rates) > 1:
+        raise SpecError(
+            f"control 'magnitude' needs one learning rate for both arms, the claim has {sorted(rates)}"
+        )
+    return rates.pop()

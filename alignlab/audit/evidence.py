@@ -1,0 +1,239 @@
+"""The evidence table of an audit: the claimed effect, what each control leaves of it, and the validity
+checks.
+
+Every contrast is oriented so that > 0 means "the treatment is better". `gather` makes the table from
+seed-paired differences and decides at which level each interval is drawn; nothing here concludes anything,
+that is `verdict`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from alignlab.audit.multiplicity import holm, stepdown_levels
+from alignlab.audit.statistics import Interval, paired, seeds_needed, tost
+
+__all__ = ["Check", "ControlEvidence", "ControlSamples", "Evidence", "explains", "gather"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A validity check (placebo, spike-in, manipulation, grid edge, missing runs, budgets): how it went."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ControlEvidence:
+    """What one control k shows.
+
+    `necessity` N_k: the treatment without k against the baseline. `sufficiency` S_k: the treatment against
+    the baseline given k; None where that was not run. `removed` T − N_k, paired by seed: what taking k away
+    costs the treatment.
+    """
+
+    name: str
+    necessity: Interval
+    sufficiency: Interval | None
+    removed: Interval
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the verdict is a function of. `controls` starts with the claim's primary control.
+
+    `equivalent`: TOST finds the total effect within ±smallest_effect. `seeds_needed`: the seeds, all told
+    (not the additional ones), at which an effect of `smallest_effect` would be told from 0; None if unknown
+    or out of reach.
+    """
+
+    total: Interval
+    equivalent: bool
+    smallest_effect: float
+    controls: tuple[ControlEvidence, ...] = ()
+    checks: tuple[Check, ...] = ()
+    caveats: tuple[str, ...] = ()
+    seeds_needed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a table that no rule could be applied to."""
+        if not (self.smallest_effect > 0 and math.isfinite(self.smallest_effect)):
+            raise ValueError(f"smallest_effect is {self.smallest_effect}: say which effect > 0 would matter")
+        names = [control.name for control in self.controls]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two controls share a name: {names}; a verdict could not say which one it means"
+            )
+
+    def intervals(self) -> tuple[Interval, ...]:
+        """All contrasts there are: T, then N_k, S_k and T − N_k of each control."""
+        of_controls = [(c.necessity, c.sufficiency, c.removed) for c in self.controls]
+        return (self.total, *(i for row in of_controls for i in row if i is not None))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: one flat dict a contrast, with keys name, contrast, estimate, low, high, p, p_holm, n,
+        alpha, reading.
+
+        `p_holm` is adjusted over the controls, for each kind of contrast by itself.
+        """
+        families: list[tuple[str, list[tuple[str, Interval]], Callable[[Interval, float], str]]] = [
+            ("total", [("total", self.total)], _read),
+            ("without", [(c.name, c.necessity) for c in self.controls], _read),
+            ("given", [(c.name, c.sufficiency) for c in self.controls if c.sufficiency is not None], _read),
+            ("removed", [(c.name, c.removed) for c in self.controls], _read_removed),
+        ]
+        rows = []
+        for contrast, members, read in families:
+            adjusted = holm([interval.p_value for _, interval in members])
+            for (name, interval), p_holm in zip(members, adjusted, strict=True):
+                reading = read(interval, self.smallest_effect)
+                rows.append(_row(name, contrast, interval, p_holm, reading))
+        place = {"total": -1} | {c.name: k for k, c in enumerate(self.controls)}
+        return sorted(rows, key=lambda row: -1 if row["contrast"] == "total" else place[row["name"]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings, fit for JSON."""
+        data = asdict(self)
+        return data | {key: list(data[key]) for key in ("controls", "checks", "caveats")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Evidence:
+        """The inverse of `to_dict`."""
+        lists = {
+            "controls": tuple(_control_from_dict(control) for control in data["controls"]),
+            "checks": tuple(Check(**check) for check in data["checks"]),
+            "caveats": tuple(data["caveats"]),
+        }
+        return cls(**(data | lists | {"total": Interval.from_dict(data["total"])}))
+
+
+@dataclass(frozen=True)
+class ControlSamples:
+    """Seed-paired differences (n,) behind one control; `removed` defaults to total − necessity by seed."""
+
+    name: str
+    necessity: Sequence[float]
+    sufficiency: Sequence[float] | None = None
+    removed: Sequence[float] | None = None
+    detail: str = ""
+
+
+def gather(
+    total: Sequence[float],
+    controls: Sequence[ControlSamples],
+    smallest_effect: float,
+    *,
+    alpha: float = 0.05,
+    checks: Sequence[Check] = (),
+    caveats: Sequence[str] = (),
+    max_seeds: int = 1000,
+) -> Evidence:
+    """The evidence table from seed-paired differences, all oriented so that > 0 means "the treatment is
+    better".
+
+    T stands at alpha: only a claim that passes it has its controls read. The controls' intervals are
+    Holm-corrected, stepping down on "k explains the effect" (see `multiplicity`): at alpha / K each until
+    some control explains it, so the chance that any wrong control is named is at most alpha. `seeds_needed`
+    comes from the widest contrast.
+    """
+    if not (smallest_effect > 0 and math.isfinite(smallest_effect)):
+        raise ValueError(f"smallest_effect is {smallest_effect}: say which effect > 0 would matter")
+    levels = stepdown_levels([_explaining_at(samples, smallest_effect) for samples in controls], alpha)
+    samples_of = [s for c in controls for s in (c.necessity, c.sufficiency) if s is not None]
+    needed = None
+    if samples_of:
+        widest = max(samples_of, key=lambda d: float(np.std(d, ddof=1)))
+        needed = seeds_needed(widest, smallest_effect, alpha / len(controls), max_n=max_seeds)
+    return Evidence(
+        total=paired(total, alpha),
+        equivalent=tost(total, smallest_effect, alpha).equivalent,
+        smallest_effect=float(smallest_effect),
+        controls=tuple(_at_level(c, total, level) for c, level in zip(controls, levels, strict=True)),
+        checks=tuple(checks),
+        caveats=tuple(caveats),
+        seeds_needed=needed,
+    )
+
+
+def explains(necessity: Interval, sufficiency: Interval | None, smallest_effect: float) -> bool:
+    """Whether k explains the effect: neither without k nor given k is the treatment better by more than m."""
+    return sufficiency is not None and max(necessity.high, sufficiency.high) <= smallest_effect
+
+
+def _explaining_at(samples: ControlSamples, m: float) -> Callable[[float], bool]:
+    def rejects(level: float) -> bool:
+        given = None if samples.sufficiency is None else paired(samples.sufficiency, level)
+        return explains(paired(samples.necessity, level), given, m)
+
+    return rejects
+
+
+def _at_level(samples: ControlSamples, total: Sequence[float], level: float) -> ControlEvidence:
+    removed = samples.removed
+    if removed is None:
+        if len(samples.necessity) != len(total):
+            raise ValueError(
+                f"control {samples.name!r} has {len(samples.necessity)} seeds and the claim {len(total)}: "
+                "pass `removed` for the seeds that they share"
+            )
+        removed = (np.asarray(total, float) - np.asarray(samples.necessity, float)).tolist()
+    given = None if samples.sufficiency is None else paired(samples.sufficiency, level)
+    necessity = paired(samples.necessity, level)
+    return ControlEvidence(samples.name, necessity, given, paired(removed, level), samples.detail)
+
+
+def _row(name: str, contrast: str, interval: Interval, p_holm: float, reading: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "contrast": contrast,
+        "estimate": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "p": interval.p_value,
+        "p_holm": p_holm,
+        "n": interval.n,
+        "alpha": interval.alpha,
+        "reading": reading,
+    }
+
+
+def _read(interval: Interval, m: float) -> str:
+    """What an interval of an advantage says, strongest statement first."""
+    statements = [
+        (interval.high < -m, "worse by more than m"),
+        (interval.low > m, "better by more than m"),
+        (interval.low >= -m and interval.high <= m, "no difference that matters"),
+        (interval.high < 0, "worse"),
+        (interval.low > 0, "better"),
+        (interval.high <= m, "not better by more than m"),
+    ]
+    return next((text for holds, text in statements if holds), "undecided")
+
+
+def _read_removed(interval: Interval, m: float) -> str:
+    """What an interval of T − N_k says."""
+    statements = [
+        (interval.low > m, "takes away more than m"),
+        (interval.low > 0, "takes something away"),
+        (interval.high < 0, "adds to the advantage"),
+        (interval.high <= m, "takes away no more than m"),
+    ]
+    return next((text for holds, text in statements if holds), "undecided")
+
+
+def _control_from_dict(data: dict[str, Any]) -> ControlEvidence:
+    given = data["sufficiency"]
+    intervals = {
+        "necessity": Interval.from_dict(data["necessity"]),
+        "sufficiency": None if given is None else Interval.from_dict(given),
+        "removed": Interval.from_dict(data["removed"]),
+    }
+    return ControlEvidence(**(data | intervals))

@@ -1,0 +1,148 @@
+"""The result of an audit: verdict, evidence table, contrasts for the forest plot, and links to every run under them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignlab.audit.claim import Claim
+from alignlab.audit.controls import Contrast
+from alignlab.audit.evidence import Evidence
+from alignlab.audit.statistics import paired, probability_of_improvement
+from alignlab.audit.verdict import Verdict
+from alignlab.store import open_runs
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True, eq=False)
+class AuditResult:
+    """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group. ``outcomes``: final values of the
+    claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute."""
+
+    claim: Claim
+    verdict: Verdict
+    evidence: Evidence
+    contrasts: tuple[Contrast, ...]
+    outcomes: dict[str, list[float]]
+    runs: dict[str, list[str]]
+    details: dict[str, Any]
+    store: Path
+    computed: int
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better)."""
+        rows = self.evidence.rows()
+        head = f"{'contrast':<34}{'estimate':>10}  {'interval':<22}{'p (Holm)':>9}{'n':>4}  reading"
+        lines = [head, "-" * len(head)]
+        lines += [_line(self.claim, row) for row in rows]
+        lines += [
+            f"{'✓' if check.passed else '✗'} {check.name}: {check.detail}" for check in self.evidence.checks
+        ]
+        return "\n".join(lines)
+
+    def contrast_dataset(self) -> xr.Dataset:
+        """All contrasts with their intervals, on the dim ``contrast``: what the forest plot draws."""
+        import xarray as xr
+
+        rows = [
+            (_contrast_name(self.claim, r["name"], r["contrast"]), _group(r), r) for r in self.evidence.rows()
+        ]
+        for contrast in self.contrasts:
+            interval = paired(contrast.differences, self.claim.alpha)
+            rows.append((contrast.label, contrast.group, interval.to_dict()))
+        columns = {
+            name: ("contrast", np.array([float(row[name]) for *_, row in rows]))
+            for name in ("estimate", "low", "high", "n")
+        }
+        labels, groups = [label for label, *_ in rows], [group for _, group, _ in rows]
+        coords = {"label": ("contrast", np.array(labels)), "group": ("contrast", np.array(groups))}
+        units = {"units": self.claim.outcome, "alpha": self.claim.alpha}
+        return xr.Dataset(columns, {"contrast": np.arange(len(rows)), **coords}, units)
+
+    @cached_property
+    def all_runs(self) -> xr.Dataset:
+        """Every run of the store, on the dim ``run``."""
+        return open_runs(self.store)
+
+    def select(self, *groups: str) -> xr.Dataset:
+        """The runs of some groups, with the group's name as the coordinate ``arm``."""
+        import xarray as xr
+
+        ids = self.all_runs["run_id"].values
+        place = {name: i for i, name in enumerate(ids)}
+        parts = []
+        for group in groups:
+            part = self.all_runs.isel(run=[place[name] for name in self.runs[group]])
+            parts.append(
+                part.assign_coords(arm=("run", np.full(part.sizes["run"], group, dtype=object).astype(str)))
+            )
+        return xr.concat(parts, "run", data_vars="all", coords="minimal", compat="override", join="outer")
+
+    @property
+    def tree(self) -> xr.DataTree:
+        """The whole audit as one tree: runs, tuning, contrasts, controls, decomposition, verdict, provenance."""
+        import xarray as xr
+
+        contrasts = self.contrast_dataset()
+        is_part = np.asarray(contrasts["group"] == "decomposition")
+        groups = {
+            "runs": self.all_runs,
+            "tuning": xr.Dataset(attrs={"searches": json.dumps(self.details)}),
+            "contrasts": contrasts.isel(contrast=~is_part),
+            "controls": xr.Dataset(
+                attrs={"checks": json.dumps([vars(check) for check in self.evidence.checks])}
+            ),
+            "decomposition": contrasts.isel(contrast=is_part),
+            "verdict": xr.Dataset(attrs={"verdict": str(self.verdict), "text": self.verdict.text}),
+            "provenance": xr.Dataset(attrs={**self.provenance, "claim": self.claim.model_dump_json()}),
+        }
+        return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+
+    def probability_of_improvement(self) -> Any:
+        """The share of seeds in which the treatment, as claimed, is better, with its interval."""
+        treatment, baseline = (
+            self.claim.sign * np.array(self.outcomes[arm]) for arm in ("treatment", "baseline")
+        )
+        return probability_of_improvement(treatment, baseline, maximize=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the runs, as plain data."""
+        return {
+            "claim": self.claim.model_dump(mode="json"),
+            "claim_hash": self.claim.digest(),
+            "verdict": {"short": str(self.verdict), **self.verdict.to_dict()},
+            "evidence": self.evidence.to_dict(),
+            "contrasts": [vars(contrast) for contrast in self.contrasts],
+            "outcomes": self.outcomes,
+            "runs": self.runs,
+            "details": self.details,
+            "provenance": self.provenance,
+        }
+
+
+def _line(claim: Claim, row: dict[str, Any]) -> str:
+    name = _contrast_name(claim, row["name"], row["contrast"])
+    span = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
+    numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_holm']:>9.2g}{row['n']:>4}"
+    return f"{name:<34}{numbers}  {row['reading']}"
+
+
+def _contrast_name(claim: Claim, name: str, contrast: str) -> str:
+    return {
+        "total": "as claimed",
+        "without": f"{name}: without it",
+        "given": f"{name}: baseline given it",
+        "removed": f"{name}: what removing it costs",
+    }[contrast]
+
+
+def _group(row: dict[str, Any]) -> str:
+    return "total" if row["contrast"] == "total" else str(row["name"])

@@ -1,0 +1,93 @@
+"""audit: run a claim, intervene on its rivals, and decide. The order of work is the order of the lines below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from alignlab.audit.bench import Bench, Phase
+from alignlab.audit.claim import Claim
+from alignlab.audit.controls import ALL, Control
+from alignlab.audit.evidence import gather
+from alignlab.audit.result import AuditResult
+from alignlab.audit.verdict import decide
+from alignlab.probes.metadata import alignlab_version
+from alignlab.training.sweep import code_hash
+
+
+def audit(
+    claim: Claim,
+    controls: Sequence[Control] | None = None,
+    *,
+    store: str | Path | None = None,
+    workers: int = 1,
+    phase: Phase | None = None,
+) -> AuditResult:
+    """Audit a claim and return verdict, evidence and the runs under them.
+
+    ``controls``: instances, the primary one first; by default those that the claim names. ``store``: where the runs go;
+    runs that are there already are not computed again. By default a folder named by the claim's hash under ``runs``.
+    ``workers``: processes, of one thread each. ``phase``: called as ``phase(what, n)`` for progress, see :class:`Bench`.
+    """
+    store = Path("runs") / f"audit-{claim.digest()}" if store is None else Path(store)
+    chosen = [ALL[name]() for name in claim.controls] if controls is None else list(controls)
+    bench = Bench(claim, store, workers=workers, phase=phase)
+    treatment = bench.outcomes("treatment", claim.treatment)
+    baseline = bench.outcomes("baseline", claim.baseline)
+    findings = [control.apply(bench, treatment, baseline) for control in chosen]
+    samples = [finding.samples for finding in findings if finding.samples is not None]
+    evidence = gather(
+        tuple(treatment - baseline),
+        samples,
+        claim.smallest_effect,
+        alpha=claim.alpha,
+        checks=[check for finding in findings for check in finding.checks],
+        caveats=[*_caveats(bench, chosen), *(caveat for finding in findings for caveat in finding.caveats)],
+    )
+    return AuditResult(
+        claim=claim,
+        verdict=decide(evidence),
+        evidence=evidence,
+        contrasts=tuple(contrast for finding in findings for contrast in finding.contrasts),
+        outcomes={
+            group: [float(v) for v in claim.sign * bench.values(specs)]
+            for group, specs in bench.groups.items()
+        },
+        runs={group: [bench.name(spec) for spec in specs] for group, specs in bench.groups.items()},
+        details={
+            control.name: finding.details
+            for control, finding in zip(chosen, findings, strict=True)
+            if finding.details
+        },
+        store=store,
+        computed=bench.computed,
+        provenance=_provenance(claim),
+    )
+
+
+def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
+    """What a reader must know: diverged runs, missing controls, the scale of the evidence."""
+    claim, notes = bench.claim, []
+    for group, specs in bench.groups.items():
+        diverged = bench.diverged(specs)
+        if diverged and ", lr " not in group:  # that grids reach into divergence is what they are for
+            notes.append(f"{diverged} of {len(specs)} runs of '{group}' diverged and count as untrained")
+    left_out = [name for name in ALL if name not in {control.name for control in controls}]
+    if left_out:
+        notes.append(f"not controlled for: {', '.join(left_out)}")
+    steps = claim.spec(claim.treatment, claim.seeds[0]).steps
+    notes.append(
+        f"shown on {claim.task} with {steps} steps and {len(claim.seeds)} seeds; nothing is said about other settings"
+    )
+    return notes
+
+
+def _provenance(claim: Claim) -> dict[str, str]:
+    return {
+        "claim_hash": claim.digest(),
+        "code_hash": code_hash(),
+        "alignlab_version": alignlab_version(),
+        "torch_version": str(torch.__version__),
+    }

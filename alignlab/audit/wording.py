@@ -1,0 +1,150 @@
+"""The sentences of a verdict, for a scientist: which control, which contrast, its interval, and the m it was
+held to.
+
+Numbers appear as `estimate [low, high]`. Only statements that the intervals bear are made; m is the smallest
+effect that matters, and "explained" never means more than "no advantage above m is left".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alignlab.audit.evidence import Check, ControlEvidence, Evidence
+from alignlab.audit.statistics import Interval
+
+__all__ = [
+    "explained_by",
+    "inconclusive",
+    "invalid",
+    "not_reproduced",
+    "partly_explained",
+    "reversed_under",
+    "supported",
+]
+
+_PHRASES = {
+    "magnitude": ("without its magnitudes", "against a baseline given its magnitudes"),
+    "tuning": ("tuned against tuned", "against the tuned baseline"),
+}
+
+
+def invalid(failed: Sequence[Check]) -> str:
+    """Rule 1: which checks failed."""
+    reasons = [f"{check.name} ({check.detail})" if check.detail else check.name for check in failed]
+    return f"The audit cannot be read, because a validity check failed: {_and(reasons)}."
+
+
+def not_reproduced(e: Evidence) -> str:
+    """Rule 2: worse, too small to matter, absent, or not told from 0."""
+    total, m = f"T = {_span(e.total)}", e.smallest_effect
+    if e.total.high < 0:
+        return f"Not reproduced: as claimed, the treatment does worse than the baseline, {total}."
+    if e.equivalent and e.total.low > 0:
+        return f"Not reproduced: the advantage {total} is real, but less than the m = {m:g} that matters."
+    if e.equivalent:
+        return f"Not reproduced: treatment and baseline are equivalent within m = {m:g}, {total}."
+    text = f"Not reproduced: the advantage {total} is not told from 0."
+    if e.total.high > m:
+        return f"{text} Nor is one above m = {m:g} excluded: {e.total.n} seeds leave it open."
+    return f"{text} One above m = {m:g} is excluded."
+
+
+def explained_by(e: Evidence, found: Sequence[ControlEvidence]) -> str:
+    """Rule 3: what is left without k and against k, and whether the treatment is worse without it."""
+    m = e.smallest_effect
+    left = [
+        f"{_without(c)} it is N = {_span(c.necessity)}, {_given(c)} S = {_span(c.sufficiency)}"
+        for c in found
+        if c.sufficiency is not None
+    ]
+    text = (
+        f"The advantage T = {_span(e.total)} is explained by {_and([c.name for c in found])}: "
+        f"{'; '.join(left)}; no upper bound exceeds m = {m:g}."
+    )
+    worse = [_without(c) for c in found if c.necessity.high < -m]
+    return f"{text} {_sentence(_and(worse))} the treatment is worse than the baseline." if worse else text
+
+
+def reversed_under(e: Evidence, found: Sequence[ControlEvidence]) -> str:
+    """Rule 4: the sign turns without k, yet k alone was not shown to make the advantage."""
+    m = e.smallest_effect
+    worse = [
+        f"{_without(c)} the treatment is worse than the baseline, N = {_span(c.necessity)}" for c in found
+    ]
+    why = [_why_not_sufficient(c, m) for c in found]
+    return (
+        f"The advantage T = {_span(e.total)} turns into its opposite: {_and(worse)} "
+        f"(upper bound below −m = {-m:g}). {_sentence('; '.join(why))}."
+    )
+
+
+def partly_explained(e: Evidence, found: Sequence[ControlEvidence]) -> str:
+    """Rule 5: how much k takes away, and what may be left."""
+    m = e.smallest_effect
+    parts = [f"{c.name} accounts for T − N = {_span(c.removed)} (lower bound above m = {m:g})" for c in found]
+    rest = [
+        f"{_without(c)} N = {_span(c.necessity)} is left"
+        if c.necessity.low > 0
+        else f"{_without(c)} N = {_span(c.necessity)} may be left, and is not told from 0"
+        for c in found
+    ]
+    return f"Of the advantage T = {_span(e.total)}, {_and(parts)}. {_sentence('; '.join(rest))}."
+
+
+def supported(e: Evidence) -> str:
+    """Rule 6: what is left under every control, and where that is less than matters."""
+    m = e.smallest_effect
+    left = [f"{_without(c)} N = {_span(c.necessity)}" for c in e.controls]
+    text = f"The advantage T = {_span(e.total)} stays above 0 under every control: {'; '.join(left)}."
+    small = [_without(c) for c in e.controls if c.necessity.high <= m]
+    return f"{text} {_sentence(_and(small))}, though, no more than m = {m:g} is left." if small else text
+
+
+def inconclusive(e: Evidence, more_seeds: int | None) -> str:
+    """Rule 7: which controls are undecided, and whether seeds would settle it."""
+    m, total = e.smallest_effect, f"T = {_span(e.total)}"
+    if not e.controls:
+        return f"The advantage {total} is reproduced, but no control was run, so its source is unknown."
+    undecided = [_why_undecided(c, m) for c in e.controls if c.necessity.low <= 0]
+    text = f"The advantage {total} is reproduced, but its source is open: {'; '.join(undecided)}."
+    if more_seeds is None:
+        return text
+    return (
+        f"{text} At the observed spread {more_seeds} more seeds would tell an effect of m = {m:g} from none."
+    )
+
+
+def _why_not_sufficient(c: ControlEvidence, m: float) -> str:
+    if c.sufficiency is None:
+        return f"whether {c.name} alone makes the advantage was not measured"
+    if c.sufficiency.low > m:
+        ahead = f"{_given(c)} the treatment stays ahead, S = {_span(c.sufficiency)}"
+        return f"{ahead}, so {c.name} alone does not make the advantage"
+    return f"whether {c.name} alone makes the advantage is open: {_given(c)} S = {_span(c.sufficiency)}"
+
+
+def _why_undecided(c: ControlEvidence, m: float) -> str:
+    text = f"{_without(c)} N = {_span(c.necessity)}"
+    if c.necessity.high > m:
+        return f"{text}, which excludes neither 0 nor more than m = {m:g}"
+    return f"{text}, no more than m = {m:g}, but {_why_not_sufficient(c, m)}"
+
+
+def _without(c: ControlEvidence) -> str:
+    return _PHRASES.get(c.name, (f"without {c.name}", ""))[0]
+
+
+def _given(c: ControlEvidence) -> str:
+    return _PHRASES.get(c.name, ("", f"against a baseline given {c.name}"))[1]
+
+
+def _span(i: Interval) -> str:
+    return f"{i.estimate:+.3g} [{i.low:+.3g}, {i.high:+.3g}]"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,203 @@
+"""The evidence table: made from differences at the right levels, told in rows, kept through JSON."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignlab.audit.evidence import Check, ControlSamples, Evidence, gather
+from alignlab.audit.multiplicity import holm
+from alignlab.audit.statistics import paired, seeds_needed, tost
+from alignlab.audit.verdict import decide
+
+M = 0.1
+
+
+def seeds(mean, n=8, spread=0.02, seed=0):
+    """n differences with exactly this mean and this standard deviation."""
+    d = np.random.default_rng(seed).normal(size=n)
+    return mean + spread * (d - d.mean()) / d.std(ddof=1)
+
+
+def control(name, without, given, seed=1, **changes):
+    sufficiency = None if given is None else seeds(given, seed=seed + 1)
+    return ControlSamples(name, seeds(without, seed=seed), sufficiency, **changes)
+
+
+def test_gather_holds_what_the_statistics_say():
+    total, samples = seeds(1.0), control("magnitude", 0.7, 0.6, detail="per layer")
+    evidence = gather(total, [samples], M, alpha=0.02, checks=[Check("placebo", True)], caveats=["one task"])
+    (found,) = evidence.controls
+    assert evidence.total == paired(total, 0.02)
+    assert evidence.equivalent == tost(total, M, 0.02).equivalent
+    assert (found.name, found.detail) == ("magnitude", "per layer")
+    assert found.necessity == paired(samples.necessity, 0.02)
+    assert found.sufficiency == paired(samples.sufficiency, 0.02)
+    assert found.removed == paired(total - samples.necessity, 0.02)
+    assert (evidence.checks, evidence.caveats) == ((Check("placebo", True),), ("one task",))
+
+
+def test_equivalence_is_tested_at_the_claims_alpha():
+    total = seeds(0.09, spread=0.012)  # TOST p = 0.025
+    assert gather(total, [], M, alpha=0.05).equivalent
+    assert not gather(total, [], M, alpha=0.02).equivalent
+
+
+def test_while_no_control_explains_all_stand_at_bonferronis_level():
+    evidence = gather(
+        seeds(1.0), [control("a", 0.9, 0.9), control("b", 0.5, 0.5), control("c", 0.0, None)], M
+    )
+    assert {c.necessity.alpha for c in evidence.controls} == {0.05 / 3}
+    assert {c.removed.alpha for c in evidence.controls} == {0.05 / 3}
+    assert evidence.total.alpha == 0.05
+
+
+def test_a_control_that_explains_leaves_its_share_of_alpha_to_the_others():
+    evidence = gather(seeds(1.0), [control("a", 0.9, 0.9), control("b", 0.0, 0.0)], M)
+    assert [c.necessity.alpha for c in evidence.controls] == [0.05, 0.025]
+
+
+def test_the_step_down_decides_where_bonferroni_does_not():
+    barely = (
+        M - 1.05 * paired(seeds(0.0, seed=5), 0.05).high
+    )  # upper bound just below m at 0.05, above it at 0.025
+    samples = [
+        ControlSamples("clear", seeds(-0.5), seeds(-0.5)),
+        ControlSamples("barely", seeds(barely, seed=5), seeds(barely, seed=5)),
+    ]
+    assert paired(samples[1].necessity, 0.025).high > M
+    assert decide(gather(seeds(1.0), samples, M)).by == ("clear", "barely")
+    assert decide(gather(seeds(1.0), [samples[1], control("none", 0.9, 0.9)], M)).kind != "explained_by"
+
+
+@pytest.mark.parametrize("truly", [0, 1, 2])
+def test_a_control_that_does_not_explain_is_named_at_most_at_alpha(truly):
+    """Family-wise: of three controls, `truly` explain; for the others no more than m is left only on one side."""
+    rng, wrong, repeats = np.random.default_rng(7), 0, 300
+    for _ in range(repeats):
+        total = rng.normal(1.0, 0.02, 5)
+        samples = [
+            ControlSamples(
+                str(k), rng.normal(-1.0 if k < truly else M, 0.05, 5), rng.normal(-1.0, 0.05, 5), total
+            )
+            for k in range(3)
+        ]
+        verdict = decide(gather(total, samples, M, max_seeds=2))
+        wrong += any(int(name) >= truly for name in verdict.by if verdict.kind == "explained_by")
+    assert 0 < wrong <= 0.05 * repeats
+
+
+def test_seeds_needed_is_asked_of_the_widest_contrast_at_the_controls_level():
+    wide = seeds(0.05, spread=0.3, seed=9)
+    samples = [control("a", 0.2, 0.2), ControlSamples("b", seeds(0.1), wide)]
+    assert gather(seeds(1.0), samples, M).seeds_needed == seeds_needed(wide, M, 0.025)
+    assert gather(seeds(1.0), samples, M, max_seeds=20).seeds_needed is None
+    assert gather(seeds(1.0), [], M).seeds_needed is None
+
+
+def test_controls_with_other_seeds_must_say_what_they_removed():
+    samples = ControlSamples("tuning", seeds(0.0, n=6), seeds(0.0, n=6))
+    with pytest.raises(ValueError, match="'tuning' has 6 seeds and the claim 8"):
+        gather(seeds(1.0), [samples], M)
+    shared = ControlSamples("tuning", seeds(0.0, n=6), seeds(0.0, n=6), removed=seeds(1.0, n=6))
+    assert gather(seeds(1.0), [shared], M).controls[0].removed == paired(shared.removed, 0.05)
+
+
+@pytest.mark.parametrize("m", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_claim_must_say_which_effect_matters(m):
+    with pytest.raises(ValueError, match="smallest_effect"):
+        gather(seeds(1.0), [], m)
+    with pytest.raises(ValueError, match="smallest_effect"):
+        Evidence(paired(seeds(1.0)), False, m)
+
+
+def test_two_controls_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="share a name"):
+        gather(seeds(1.0), [control("a", 0.0, 0.0), control("a", 0.5, 0.5)], M)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def table():
+    samples = [control("b", 0.02, 0.02), control("a", 0.6, None, seed=3)]
+    return gather(seeds(1.0), samples, M, checks=[Check("placebo", True, "0.001")])
+
+
+def test_rows_name_every_contrast_with_the_primary_control_first():
+    rows = table().rows()
+    assert [(row["name"], row["contrast"]) for row in rows] == [
+        ("total", "total"),
+        *[("b", contrast) for contrast in ("without", "given", "removed")],
+        *[("a", contrast) for contrast in ("without", "removed")],
+    ]
+    evidence = table()
+    for row, interval in zip(rows, evidence.intervals(), strict=True):
+        values = (
+            interval.estimate,
+            interval.low,
+            interval.high,
+            interval.p_value,
+            interval.n,
+            interval.alpha,
+        )
+        assert tuple(row[key] for key in ("estimate", "low", "high", "p", "n", "alpha")) == values
+
+
+def test_rows_adjust_p_over_controls_for_each_contrast():
+    rows = table().rows()
+    for contrast in ("without", "given", "removed", "total"):
+        family = [row for row in rows if row["contrast"] == contrast]
+        assert tuple(row["p_holm"] for row in family) == holm([row["p"] for row in family])
+
+
+def test_a_control_called_total_keeps_its_place():
+    evidence = gather(seeds(1.0), [control("a", 0.5, 0.5), control("total", 0.5, 0.5, seed=4)], M)
+    assert [row["name"] for row in evidence.rows()] == ["total", *["a"] * 3, *["total"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "reading"),
+    [
+        (-1.0, 0.02, "worse by more than m"),
+        (1.0, 0.02, "better by more than m"),
+        (0.05, 0.02, "no difference that matters"),
+        (-0.11, 0.02, "worse"),
+        (0.11, 0.02, "better"),
+        (-0.05, 0.1, "not better by more than m"),
+        (0.05, 0.5, "undecided"),
+    ],
+)
+def test_rows_read_an_interval_as_far_as_it_goes(mean, spread, reading):
+    samples = ControlSamples("a", seeds(mean, spread=spread), None)
+    rows = gather(seeds(1.0), [samples], M).rows()
+    assert rows[1]["reading"] == reading
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "reading"),
+    [
+        (0.5, 0.02, "takes away more than m"),
+        (0.1, 0.02, "takes something away"),
+        (-0.1, 0.02, "adds to the advantage"),
+        (0.0, 0.02, "takes away no more than m"),
+        (0.1, 0.5, "undecided"),
+    ],
+)
+def test_rows_read_what_a_control_removes(mean, spread, reading):
+    samples = ControlSamples("a", seeds(0.5), None, removed=seeds(mean, spread=spread))
+    assert gather(seeds(1.0), [samples], M).rows()[2]["reading"] == reading
+
+
+def test_rows_make_a_dataset():
+    evidence = table()
+    dataset = pd.DataFrame(evidence.rows()).to_xarray()
+    assert dataset["estimate"].dtype == np.float64
+    assert dataset["n"].dtype == np.int64
+    assert dataset.sizes["index"] == len(evidence.intervals())
+
+
+def test_evidence_survives_json():
+    for evidence in (table(), gather(seeds(0.3), [], M)):
+        assert Evidence.from_dict(json.loads(json.dumps(evidence.to_dict()))) == evidence

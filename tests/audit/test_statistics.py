@@ -1,0 +1,363 @@
+"""Intervals, p-values, equivalence and power: against scipy and statsmodels, and by what they promise in simulation."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import ttost_paired
+
+from alignlab.audit.resampling import bootstrap_interval, sign_flip_p
+from alignlab.audit.statistics import (
+    Interval,
+    paired,
+    probability_of_improvement,
+    seeds_needed,
+    share,
+    tost,
+)
+
+SAMPLES = [np.random.default_rng(n).normal(0.4, 1.0, n) for n in (2, 3, 5, 8, 13, 19)]
+
+
+def interval(estimate, low, high, se=1.0, **changes):
+    fields = dict(n=10, p_value=0.5, method="t", alpha=0.05) | changes
+    return Interval(estimate, low, high, se, **fields)
+
+
+# --- the paired interval ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", SAMPLES, ids=len)
+@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+def test_below_twenty_seeds_the_interval_is_students(d, alpha):
+    result, reference = paired(d, alpha), scipy.stats.ttest_1samp(d, 0.0)
+    expected = reference.confidence_interval(1 - alpha)
+    assert result.method == "t"
+    assert (result.n, result.alpha) == (len(d), alpha)
+    np.testing.assert_allclose([result.low, result.high], [expected.low, expected.high], rtol=1e-10)
+    np.testing.assert_allclose(
+        [result.estimate, result.se, result.p_value], [d.mean(), scipy.stats.sem(d), reference.pvalue]
+    )
+
+
+@pytest.mark.parametrize("d", SAMPLES, ids=len)
+def test_t_p_value_and_interval_agree_on_zero(d):
+    p = paired(d).p_value
+    for alpha in (p * 0.999, min(p * 1.001, 0.999)):
+        result = paired(d, alpha)
+        assert (p <= alpha) == (result.low > 0 or result.high < 0)
+
+
+def test_from_twenty_seeds_on_whole_runs_are_bootstrapped():
+    d = np.random.default_rng(0).normal(0.4, 1.0, 20)
+    assert paired(d[:19]).method == "t"
+    result = paired(d)
+    assert result.method == "bootstrap-t"
+    assert result.p_value == result.p_sign_flip
+    t = scipy.stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+    np.testing.assert_allclose([result.low, result.high], [t.low, t.high], atol=0.25 * (t.high - t.low))
+
+
+def test_bootstrap_equals_its_naive_twin():
+    d = np.random.default_rng(1).gamma(1.0, size=30)
+    low, high = bootstrap_interval(d, 0.1)
+    rng, mean, t_star = np.random.default_rng(99), d.mean(), []
+    for _ in range(5_000):
+        resample = rng.choice(d, len(d))
+        t_star.append((resample.mean() - mean) / (resample.std(ddof=1) / math.sqrt(len(d))))
+    twin = mean - np.quantile(t_star, [0.95, 0.05]) * scipy.stats.sem(d)
+    np.testing.assert_allclose([low, high], twin, atol=0.05 * (high - low))
+    assert high - mean > 1.3 * (mean - low)  # it sees the skew that Student's interval cannot
+
+
+def test_bootstrap_repeats_and_leaves_numpys_random_state_alone():
+    d = np.random.default_rng(2).normal(size=25)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert paired(d) == paired(d)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("tied", [0.0, 0.1])  # 0.1: rounding gives thirty equal numbers a spread
+def test_too_many_ties_for_a_bootstrap_give_the_t_interval(tied):
+    d = np.full(30, tied)
+    d[0] = 1.0
+    result, expected = paired(d), scipy.stats.ttest_1samp(d, 0.0)
+    assert bootstrap_interval(d, 0.05) is None
+    assert result.method == "t"
+    assert result.p_value == pytest.approx(expected.pvalue)
+    assert result.low == pytest.approx(expected.confidence_interval(0.95).low)
+
+
+@pytest.mark.parametrize("n", [2, 6, 19, 20, 47])
+def test_swapping_the_arms_mirrors_the_interval_and_order_does_not_matter(n):
+    d = np.random.default_rng(n).gamma(2.0, size=n) - 1.5
+    straight, mirrored = paired(d), paired(-d[::-1])
+    np.testing.assert_allclose([mirrored.low, mirrored.high], [-straight.high, -straight.low], rtol=1e-9)
+    assert mirrored.p_sign_flip == straight.p_sign_flip
+    assert mirrored.p_value == pytest.approx(straight.p_value, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 30])
+def test_a_stricter_level_gives_an_interval_that_contains_the_laxer_one(n):
+    d = np.random.default_rng(n).normal(size=n)
+    nested = [paired(d, alpha) for alpha in (0.2, 0.05, 0.01)]
+    assert all(a.low > b.low and a.high < b.high for a, b in itertools.pairwise(nested))
+
+
+@pytest.mark.parametrize(("value", "p"), [(0.25, 0.0), (-1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("n", [2, 5, 30])
+def test_equal_differences_give_a_degenerate_interval(value, p, n):
+    result = paired([value] * n)
+    assert (result.low, result.estimate, result.high, result.se) == (value, value, value, 0.0)
+    assert (result.method, result.p_value) == ("degenerate", p)
+    if value and n < 20:
+        assert result.p_sign_flip == 2.0 ** (1 - n)
+
+
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_fewer_than_two_seeds_are_an_error_that_says_how_many(seeds):
+    with pytest.raises(ValueError, match=rf"{seeds} paired seed.*at least 2"):
+        paired([0.1] * seeds)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("function", [paired, lambda d: tost(d, 1.0)])
+def test_a_difference_that_is_not_finite_is_named(bad, function):
+    with pytest.raises(ValueError, match=rf"pair 2 .* is {bad}"):
+        function([0.1, 0.2, bad, 0.3])
+
+
+def test_wrong_shapes_and_levels_are_errors():
+    with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+        paired(np.ones((2, 2)))
+    for alpha in (0.0, 1.0, -0.1):
+        for d in ([0.1, 0.2], [0.1, 0.1], np.arange(25.0)):
+            with pytest.raises(ValueError, match="alpha"):
+                paired(d, alpha)
+
+
+def coverage(n, draw, truth, repeats, make):
+    rng = np.random.default_rng(2024)
+    bounds = [make(draw(rng, n)) for _ in range(repeats)]
+    return float(np.mean([low <= truth <= high for low, high in bounds]))
+
+
+def test_t_interval_of_five_normal_seeds_covers_what_it_promises():
+    def make(d):
+        return paired(d).low, paired(d).high
+
+    assert coverage(5, lambda rng, n: rng.normal(0.3, 2.0, n), 0.3, 2000, make) == pytest.approx(
+        0.95, abs=0.015
+    )
+
+
+def test_percentile_bootstrap_of_five_seeds_does_not_which_is_why_it_is_not_used():
+    def make(d):
+        means = np.random.default_rng(0).choice(d, (1000, len(d))).mean(axis=1)
+        return np.quantile(means, [0.025, 0.975])
+
+    assert coverage(5, lambda rng, n: rng.normal(size=n), 0.0, 2000, make) == pytest.approx(0.835, abs=0.02)
+
+
+def test_bootstrap_of_twenty_seeds_covers_better_than_the_percentile_one_where_runs_are_skewed():
+    def percentile(d):
+        means = np.random.default_rng(0).choice(d, (1000, len(d))).mean(axis=1)
+        return np.quantile(means, [0.025, 0.975])
+
+    def lognormal(rng, n):
+        return rng.lognormal(size=n)
+
+    truth = math.exp(0.5)
+    ours = coverage(20, lognormal, truth, 400, lambda d: bootstrap_interval(d, 0.05))
+    assert ours > 0.89
+    assert ours > coverage(20, lognormal, truth, 400, percentile) + 0.03
+
+
+# --- sign flips ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 12])
+def test_sign_flip_p_counts_every_pattern(n):
+    d = np.round(np.random.default_rng(n).normal(0.5, 1.0, n), 1)  # rounded, so that sums tie
+    sums = [
+        abs(sum(s * x for s, x in zip(signs, d, strict=True)))
+        for signs in itertools.product((1, -1), repeat=n)
+    ]
+    assert sign_flip_p(d) == pytest.approx(np.mean(np.array(sums) >= abs(d.sum()) - 1e-9), abs=1e-15)
+
+
+def test_sign_flip_p_equals_scipys_permutation_test():
+    d = SAMPLES[3]
+    reference = scipy.stats.permutation_test(
+        (d,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    assert sign_flip_p(d) == pytest.approx(reference.pvalue)
+
+
+def test_sign_flips_of_signed_ranks_are_wilcoxons_test():
+    d = SAMPLES[4]
+    signed_ranks = np.sign(d) * scipy.stats.rankdata(np.abs(d))
+    assert sign_flip_p(signed_ranks) == pytest.approx(scipy.stats.wilcoxon(d, method="exact").pvalue)
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 19])
+def test_sign_flip_p_of_unanimous_seeds_is_the_smallest_there_is(n):
+    assert sign_flip_p(np.arange(1.0, n + 1)) == 2.0 ** (1 - n)
+
+
+def test_counted_and_drawn_sign_flips_agree(monkeypatch):
+    d = np.random.default_rng(5).normal(0.4, 1.0, 19)
+    exact = sign_flip_p(d)
+    monkeypatch.setattr("alignlab.audit.resampling.EXACT_FLIPS", 10)
+    drawn = sign_flip_p(d)
+    assert drawn != exact
+    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 10_000))
+
+
+def test_drawn_sign_flips_never_claim_p_zero():
+    assert sign_flip_p(np.full(40, 1.0)) == pytest.approx(1 / 10_001)
+
+
+# --- the interval as a value --------------------------------------------------------------------------------------
+
+
+def test_an_interval_survives_json():
+    for result in (
+        paired([0.1, 0.3, 0.2]),
+        paired(np.arange(25.0)),
+        probability_of_improvement([1.0], [2.0]),
+    ):
+        assert Interval.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+@pytest.mark.parametrize("bounds", [(math.nan, 0.0, 1.0), (0.5, -math.inf, 1.0), (0.5, 1.0, 0.0)])
+def test_an_interval_that_no_rule_could_read_is_refused(bounds):
+    with pytest.raises(ValueError, match=r"finite|upside down"):
+        interval(*bounds)
+
+
+# --- equivalence --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", SAMPLES, ids=len)
+@pytest.mark.parametrize("margin", [0.1, 0.5, 2.0])
+def test_tost_equals_statsmodels(d, margin):
+    result = tost(d, margin)
+    assert result.p_value == pytest.approx(ttost_paired(d, np.zeros_like(d), -margin, margin)[0], rel=1e-8)
+    assert result.equivalent == (result.p_value <= 0.05)
+    assert result.margin == margin
+
+
+@pytest.mark.parametrize("shift", [-0.3, 0.3, 0.0, 0.2])
+def test_equivalent_means_the_ninety_percent_interval_lies_within_the_margin(shift):
+    d = np.random.default_rng(3).normal(0.0, 0.2, 12) + shift
+    ninety = paired(d, 0.1)
+    edge = max(abs(ninety.low), abs(ninety.high))
+    assert tost(d, edge * 1.0001).equivalent
+    assert not tost(d, edge * 0.9999).equivalent
+
+
+def test_equal_differences_are_equivalent_iff_inside_the_margin():
+    assert tost([0.1] * 4, 0.2).equivalent
+    assert not tost([0.1] * 4, 0.1).equivalent
+    assert not tost([-0.3] * 4, 0.2).equivalent
+
+
+def test_a_margin_must_be_positive():
+    for margin in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="margin"):
+            tost([0.1, 0.2], margin)
+
+
+# --- probability of improvement -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_probability_of_improvement_counts_ties_half(pairs):
+    treatment, baseline = zip(*pairs, strict=True)
+    result = probability_of_improvement(treatment, baseline)
+    wins = sum(1.0 if t < b else 0.5 if t == b else 0.0 for t, b in pairs)
+    assert result.estimate == pytest.approx(wins / len(pairs))
+    expected = proportion_confint(wins, len(pairs), 0.05, method="wilson")
+    np.testing.assert_allclose([result.low, result.high], expected, atol=1e-12)
+    flipped = probability_of_improvement(treatment, baseline, maximize=True)
+    assert flipped.estimate == pytest.approx(1 - result.estimate)
+    assert flipped.p_value == pytest.approx(result.p_value)
+
+
+def test_probability_of_improvement_has_the_sign_tests_p():
+    treatment, baseline = np.zeros(9), np.array([1, 1, 1, 1, 1, 1, 1, -1, 0])
+    expected = scipy.stats.binomtest(7, 8).pvalue
+    assert probability_of_improvement(treatment, baseline).p_value == pytest.approx(expected)
+    assert probability_of_improvement([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
+
+
+def test_a_diverged_run_loses_and_two_tie():
+    inf = math.inf
+    assert probability_of_improvement([1.0, inf, inf], [inf, 1.0, inf]).estimate == 0.5
+    assert probability_of_improvement([1.0], [inf]).estimate == 1.0
+
+
+def test_probability_of_improvement_names_what_is_wrong():
+    with pytest.raises(ValueError, match="pair 1 holds a NaN"):
+        probability_of_improvement([1.0, math.nan], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"\(2,\) and baseline \(3,\)"):
+        probability_of_improvement([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+# --- shares and seeds ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"), [(4.01, 2 / 4.01), (4.0, None), (-4.01, -2 / 4.01), (0.0, None)]
+)
+def test_a_share_needs_a_total_beyond_four_standard_errors(total, expected):
+    part = interval(2.0, 1.0, 3.0)
+    assert share(part, interval(total, total - 2, total + 2)) == (expected and pytest.approx(expected))
+
+
+def test_a_share_of_nothing_is_none_even_without_spread():
+    assert share(interval(1.0, 0.0, 2.0), interval(0.0, 0.0, 0.0, se=0.0)) is None
+    assert share(interval(1.0, 0.0, 2.0), interval(2.0, 2.0, 2.0, se=0.0)) == 0.5
+
+
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("target", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+def test_seeds_needed_agrees_with_the_noncentral_t(n, target, alpha):
+    d = np.random.default_rng(n).normal(5.0, 1.0, n)
+    expected = TTestPower().solve_power(target / d.std(ddof=1), alpha=alpha, power=0.8)
+    assert seeds_needed(d, target, alpha) == pytest.approx(expected, rel=0.03, abs=2.0)
+
+
+def test_seeds_needed_depends_on_the_spread_and_not_on_the_observed_effect():
+    d = np.random.default_rng(4).normal(size=6)
+    assert seeds_needed(d, 0.5) == seeds_needed(d + 100, 0.5)
+    assert seeds_needed(2 * d, 0.5) > 2 * seeds_needed(d, 0.5)
+
+
+def test_seeds_needed_gives_up_beyond_its_limit_and_not_before():
+    d = np.random.default_rng(4).normal(size=6)
+    needed = seeds_needed(d, 0.5)
+    assert seeds_needed(d, 0.5, max_n=needed) == needed
+    assert seeds_needed(d, 0.5, max_n=needed - 1) is None
+
+
+def test_no_spread_needs_the_two_seeds_that_an_interval_needs():
+    assert seeds_needed([0.1, 0.1, 0.1], 0.01) == 2
+
+
+@pytest.mark.parametrize("changes", [{"target": 0.0}, {"power": 1.0}, {"alpha": 0.0}, {"max_n": 1}])
+def test_seeds_needed_refuses_senseless_questions(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        seeds_needed([0.1, 0.2], **({"target": 0.1} | changes))
+    with pytest.raises(ValueError, match="nan"):
+        seeds_needed([0.1, math.nan], 0.1)
