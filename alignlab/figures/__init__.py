@@ -1,0 +1,54 @@
+"""Figures of what was recorded: each function takes a dataset and returns a matplotlib Figure, on screen or off.
+
+Nothing here opens a window or leaves pyplot state behind; `save` writes to disk. matplotlib is imported when the first
+of these names is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignlab.figures.angle import angles
+    from alignlab.figures.audits import audit_figures, run_figures
+    from alignlab.figures.evidence import forest
+    from alignlab.figures.gain import gains
+    from alignlab.figures.learning import learning_curves
+    from alignlab.figures.saving import save
+    from alignlab.figures.spectrum import spectra
+    from alignlab.figures.tuning import loss_against_lr
+
+__all__ = [
+    "angles",
+    "audit_figures",
+    "forest",
+    "gains",
+    "learning_curves",
+    "loss_against_lr",
+    "run_figures",
+    "save",
+    "spectra",
+]
+
+_HOMES = {
+    "angles": "angle",
+    "audit_figures": "audits",
+    "forest": "evidence",
+    "gains": "gain",
+    "learning_curves": "learning",
+    "loss_against_lr": "tuning",
+    "run_figures": "audits",
+    "save": "saving",
+    "spectra": "spectrum",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

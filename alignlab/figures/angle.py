@@ -1,0 +1,92 @@
+"""Angles over training: how far a rule's teaching signal points away from backprop's, layer by layer.
+
+The figure of Lillicrap et al. 2016 (doi:10.1038/ncomms13276, fig. 2c): at 90° the rule's gradient is as good as a
+random direction, below it the step descends the true loss. The band around 90° is what chance alone would give.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignlab.figures import contents, groups, lines, style
+from alignlab.measures.chance import chance_band
+from alignlab.measures.quantities import QUANTITIES
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ANGLES = ("gradient_angle", "delta_angle", "local_angle", "weight_angle", "update_angle")
+
+
+def angles(
+    dataset: xr.Dataset, quantity: str = "gradient_angle", *, hue: str = "layer", col: str | None = None
+) -> Figure:
+    """An angle over training, one line for each level of `hue`, with the chance band around 90°.
+
+    Args:
+        dataset: one run or several (data contract); several are averaged over seeds only.
+        quantity: gradient_angle, delta_angle, local_angle, weight_angle or update_angle; in degrees.
+        hue: `"layer"` or a coordinate of the runs (`"rule"`, `"lr"`, `"seed"`, ...), told apart by colour.
+        col: another of these, told apart by panel.
+
+    The band holds 95 % of the angles to a random direction in as many dimensions as the two vectors have:
+    fan_in · fan_out for gradients, weights and updates, fan_out for delta_angle and fan_in for local_angle (there for
+    one sample, so that it is too wide for their means). Where a panel shows several layers it is the smallest one's.
+
+    Raises:
+        ValueError: for a quantity that is no such angle or was not recorded, and for an unknown hue or col.
+    """
+    if quantity not in ANGLES:
+        raise ValueError(f"{quantity!r} is no angle with a chance level; choose from {', '.join(ANGLES)}")
+    contents.need(dataset, quantity)
+    data = contents.as_runs(dataset)
+    panels = groups.panels(data, hue, col, layered=True)
+    with style.styled():
+        figure, axes, used = style.wrapped(len(panels))
+        drawn = lines.draw_panels(used, panels, quantity, hue, layered=True, log=False)
+        bands = [_draw_chance(ax, panel.data, quantity) for ax, panel in zip(used, panels, strict=True)]
+        lines.label_axes(axes, quantity, log=False)
+        _limit(used[0], drawn)
+        entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | _legend(bands)
+        return style.finish(
+            figure, groups.context(data, hue, col), entries, hue, lines.note(drawn, log=False)
+        )
+
+
+def dimensions(data: xr.Dataset, quantity: str) -> int:
+    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer."""
+    for name in ("fan_in", "fan_out"):
+        if name not in data.coords:
+            raise ValueError(f"the dataset's layers have no {name!r}, without which there is no chance band")
+    fan_in, fan_out = data["fan_in"].values.astype(float), data["fan_out"].values.astype(float)
+    return int(np.nanmin({"delta_angle": fan_out, "local_angle": fan_in}.get(quantity, fan_in * fan_out)))
+
+
+def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str) -> float:
+    """Draw the band and the line at the null value behind the curves; returns the half width in degrees."""
+    low, high = chance_band(dimensions(data, quantity))
+    axes.axhspan(low, high, color=style.SHADE, linewidth=0, zorder=0.5, label="_chance band")
+    axes.axhline(
+        QUANTITIES[quantity].null or 90.0, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance"
+    )
+    return (high - low) / 2
+
+
+def _limit(axes: Axes, drawn: list[lines.Curve]) -> None:
+    """From 0° (backprop's own direction) to beyond 90°, to 180° only where some angle is well above it."""
+    obtuse = max(np.nanmax(curve.runs) for curve in drawn) > 110
+    axes.set_ylim(*(-5, 185) if obtuse else (-3, 123))
+    axes.set_yticks(range(0, 181 if obtuse else 121, 30))
+
+
+def _legend(bands: list[float]) -> dict[str, Artist]:
+    from matplotlib.patches import Patch
+
+    least, most = f"±{min(bands):.2g}°", f"±{max(bands):.2g}°"
+    width = most if least == most else f"{least} to {most}"
+    return lines.reference_entry("chance (90°)") | {f"95 % of chance ({width})": Patch(color=style.SHADE)}

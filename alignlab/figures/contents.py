@@ -1,0 +1,94 @@
+"""What a dataset of runs holds, in the form that figures read: one error for what is missing, one shape for all runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_OF_LAYERS = ("layer", "kind", "fan_in", "fan_out")
+_EVALUATED = ("train_", "validation_", "test_")
+_REPLICATES = ("seed", "order")  # settings that make another replicate of a run, not another condition
+
+
+def need(dataset: xr.Dataset, *names: str) -> None:
+    """Raise one error that says which variable is missing or empty, what records it, and what the dataset holds."""
+    for name in names:
+        if name not in dataset:
+            held = ", ".join(sorted(map(str, dataset.data_vars))) or "nothing"
+            raise ValueError(f"the dataset has no {name!r}: {recorder_of(name)} records it. It holds {held}")
+        if not np.isfinite(dataset[name].values).any():
+            raise ValueError(f"{name!r} has no finite value in this dataset; {recorder_of(name)} records it")
+
+
+def need_outcome(dataset: xr.Dataset, name: str) -> None:
+    """`need`, for a variable that has one value a step and none of its own for each layer."""
+    need(dataset, name)
+    if surplus := set(dataset[name].dims) - {"run", "step"}:
+        raise ValueError(
+            f"{name!r} is no outcome of a run: it has a value for each {', '.join(map(str, surplus))}"
+        )
+
+
+def recorder_of(name: str) -> str:
+    """Who records a variable, in words.
+
+    >>> recorder_of("feedback_gain"), recorder_of("train_loss")
+    ('the probe EffectiveLR', 'the evaluation of alignlab.training')
+    """
+    from alignlab import probes
+
+    if name.startswith(_EVALUATED):
+        return "the evaluation of alignlab.training"
+    for probe in vars(probes).values():
+        if isinstance(probe, type) and issubclass(probe, probes.Probe) and name in probe.quantities:
+            return f"the probe {probe.__name__}"
+    return "no probe of alignlab"
+
+
+def as_runs(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the dim `run`, and on it every coordinate that describes a run.
+
+    Where runs were trained from specs that differ in a field which is no coordinate yet (hidden, rule_args, ...), that
+    field becomes one; the attr `differing` lists them.
+    """
+    kept = (*_OF_LAYERS, "step", "mode")
+    scalars = {str(name): c.item() for name, c in dataset.coords.items() if not c.ndim and name not in kept}
+    runs = dataset.drop_vars(list(scalars))
+    runs = runs if "run" in runs.dims else runs.expand_dims("run")
+    scalars.pop("run", None)
+    runs = runs.assign_coords({name: ("run", [value] * runs.sizes["run"]) for name, value in scalars.items()})
+    fields = {name: column for name, column in _differing(runs).items() if name not in runs.variables}
+    return runs.assign_coords(fields).assign_attrs(differing=list(fields))
+
+
+def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
+    """The fields in which the runs' specs (YAML texts, a coordinate where runs differ) are not all the same."""
+    if "spec" not in runs.coords:
+        return {}
+    import yaml
+
+    texts = runs["spec"].values.tolist()
+    parsed: dict[str, Any] = {text: yaml.safe_load(text) for text in dict.fromkeys(texts)}
+    specs = [parsed[text] if isinstance(parsed[text], dict) else {} for text in texts]
+    columns = {name: [str(spec.get(name, "")) for spec in specs] for spec in specs for name in spec}
+    return {
+        name: ("run", column)
+        for name, column in columns.items()
+        if name not in _REPLICATES and len(set(column)) > 1
+    }
+
+
+def values(data: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
+    """The variable as float64 with the dims ("run", *dims), and NaN for all that is not finite.
+
+    A dim of length 1 that was selected away comes back, or goes.
+    """
+    array = data[name].astype(np.float64)
+    for dim in set(dims) - set(array.dims):
+        array = array.expand_dims(dim)
+    surplus = set(array.dims) - {"run", *dims}
+    return array.squeeze([*surplus]).transpose("run", *dims).where(np.isfinite)

@@ -1,0 +1,58 @@
+"""Feedback gain and effective learning rate: how loud a rule speaks, layer by layer.
+
+A rule that seems to learn faster may only take longer steps. The gain ‖G_rule‖ / ‖G_bp‖ says how much longer its
+gradient is than backprop's on the same activations, the effective learning rate what it then trains with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignlab.figures import contents, groups, lines, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+COLUMNS = ("feedback_gain", "effective_lr")
+
+
+def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) -> Figure:
+    """Feedback gain (left, 1 = as loud as backprop) and effective learning rate (right) over training, log axes.
+
+    Args:
+        dataset: one run or several (data contract) with feedback_gain and effective_lr, both dimensionless.
+        hue: `"layer"` or a coordinate of the runs, told apart by colour.
+        col: another of these; each of its levels is a row of the two panels.
+
+    The right panels mark the nominal learning rates, where backprop's effective rates lie.
+
+    Raises:
+        ValueError: if a variable was not recorded, and for an unknown hue or col.
+    """
+    contents.need(dataset, *COLUMNS)
+    data = contents.as_runs(dataset)
+    panels = groups.panels(data, hue, col, layered=True)
+    with style.styled():
+        figure, axes = style.grid(len(panels), 2, 3.4, 2.7 if len(panels) == 1 else 2.2, sharey="col")
+        rates = np.unique(data["lr"].values) if "lr" in data.coords else np.array([])
+        drawn = []
+        for column, name, references in zip(axes.T, COLUMNS, (np.ones(1), rates), strict=True):
+            curves = lines.draw_panels(column, panels, name, hue, layered=True, log=True)
+            lines.fit(list(column), curves, True, references)
+            lines.label_axes(column[:, None], name, log=True)
+            drawn += curves
+        for (left, right), panel in zip(axes, panels, strict=True):
+            left.axhline(1, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_unit gain")
+            for rate in np.unique(panel.data["lr"].values) if len(rates) else ():
+                right.axhline(
+                    rate, color=style.REFERENCE, linewidth=1, linestyle=":", zorder=0.6, label="_nominal"
+                )
+        entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | lines.reference_entry(
+            "gain 1: as loud as backprop"
+        )
+        if "lr" in data.coords:
+            entries |= lines.reference_entry("nominal learning rate", ":")
+        return style.finish(figure, groups.context(data, hue, col), entries, hue, lines.note(drawn, log=True))

@@ -1,0 +1,121 @@
+"""Which runs of a dataset belong to one line and which panels they need.
+
+Runs are averaged only over replicates (seeds). Where the runs behind one line differ in a condition (task, rule, arm,
+control, learning rate, a setting of their specs) that neither hue nor col tells apart, the figure gets a panel for each
+value, so that no line ever mixes conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from alignlab.figures.style import broken, level_text
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+CONDITIONS = ("task", "rule", "arm", "control", "lr", "optimizer", "feedback_init")
+MOST_PANELS = 40
+_SELF_EVIDENT = ("layer", "task", "rule")  # levels that can be read without the name of their coordinate
+_NOTHING = ("", "none")
+
+
+class Panel(NamedTuple):
+    """One axes' share of a dataset: a title, and the runs (and layers) shown there."""
+
+    title: str
+    data: xr.Dataset
+
+
+def conditions(data: xr.Dataset) -> list[str]:
+    """The coordinates of the runs in which replicates agree."""
+    return [key for key in (*CONDITIONS, *data.attrs.get("differing", ())) if key in data.coords]
+
+
+def levels(data: xr.Dataset, key: str) -> list[Hashable]:
+    """The values of a coordinate: layers in network order, others sorted, backprop (the control) first."""
+    if key not in data.coords or (key != "layer" and data[key].dims != ("run",)):
+        known = sorted(
+            {"layer", *(str(name) for name, coord in data.coords.items() if coord.dims == ("run",))}
+        )
+        raise ValueError(
+            f"cannot split by {key!r}: choose one of these runs' coordinates, {', '.join(known)}"
+        )
+    found = list(dict.fromkeys(np.atleast_1d(data[key].values).tolist()))
+    return found if key == "layer" else sorted(found, key=lambda level: (level != "bp", level))
+
+
+def select(data: xr.Dataset, key: str, level: Hashable) -> xr.Dataset:
+    """The part of the dataset where the coordinate `key` has this value."""
+    if key == "layer":
+        return data.sel(layer=[level]) if "layer" in data.dims else data
+    return data.isel(run=np.flatnonzero(data[key].values == level))
+
+
+def panels(
+    data: xr.Dataset, hue: str | None, col: str | None, layered: bool, on_axis: tuple[str, ...] = ()
+) -> list[Panel]:
+    """Split into panels by `col`, and by every condition that would otherwise be mixed within one line.
+
+    `on_axis` names the conditions that the figure itself tells apart (the learning rate along its x axis).
+    """
+    if not layered and "layer" in (hue, col):
+        raise ValueError(
+            "this outcome belongs to a run, not to its layers: take a hue and col other than 'layer'"
+        )
+    keys = [] if col is None else [col]
+    known = [key for key in (hue, col, *on_axis) if key not in (None, "layer")]
+    for key in (*known, "layer") if layered else known:
+        levels(data, str(key))
+    for condition in conditions(data):
+        if condition not in known and _varies(data, condition, known):
+            keys.append(condition)
+            known.append(condition)
+    if layered and "layer" not in (hue, col):
+        keys.append("layer")
+    found = list(_split(data, keys))
+    if len(found) > MOST_PANELS:
+        raise ValueError(
+            f"these runs need {len(found)} panels, one for each {' × '.join(keys)}; select fewer of them first, "
+            f"for example dataset.isel(run=dataset['rule'].values == 'bp') or dataset.sel(layer=['...'])"
+        )
+    return found
+
+
+def _varies(data: xr.Dataset, condition: str, known: list[str]) -> bool:
+    """Whether runs that agree in all the `known` coordinates differ in this one."""
+    rows = set(zip(*(data[key].values.tolist() for key in (*known, condition)), strict=True))
+    return len(rows) > len({row[:-1] for row in rows})
+
+
+def _split(data: xr.Dataset, keys: list[str]) -> Iterator[Panel]:
+    """A panel for each combination of levels that some run has; titles leave out what all panels share."""
+    every = [levels(data, key) for key in keys]
+    for combination in product(*every):
+        part, words = data, []
+        for key, level, several in zip(keys, combination, every, strict=True):
+            part = select(part, key, level)
+            words += [named(key, level)] if len(several) > 1 else []
+        if part.sizes["run"]:
+            yield Panel(broken(" · ".join(words)), part)
+
+
+def named(key: str, level: Hashable) -> str:
+    """A level as a title says it."""
+    return str(level) if key in _SELF_EVIDENT else f"{key.replace('_', ' ')} {level_text(level)}"
+
+
+def context(data: xr.Dataset, *shown: str | None) -> str:
+    """What all the runs have in common and nothing else in the figure says: task, rule, learning rate, layer, seeds."""
+    keys = [key for key in (*conditions(data), "layer", "seed") if key in data.coords and key not in shown]
+    if "arm" in keys and "rule" in data.coords and (data["arm"].values == data["rule"].values).all():
+        keys.remove("arm")  # an arm that is named by its rule says nothing more
+    alike = {key: found[0] for key in keys if len(found := levels(data, key)) == 1}
+    parts = [named(key, level) for key, level in alike.items() if level not in _NOTHING]
+    if "seed" in keys and "seed" not in alike:
+        parts.append(f"{len(levels(data, 'seed'))} seeds")
+    return " · ".join(parts)

@@ -1,0 +1,56 @@
+"""Writing figures to disk, each file whole or not at all and the same bytes for the same figure."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignlab.figures.style import RC
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(
+    figure: Figure, path_without_suffix: str | os.PathLike[str], formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Write the figure once a format, each file whole or not at all, and return the paths.
+
+    A file is written beside its target under a temporary name, flushed to disk, then moved over it. The same figure
+    gives the same bytes: no date is written. Formats are matplotlib's: png, svg, pdf, ...
+
+    Raises:
+        ValueError: for a format that matplotlib cannot write.
+    """
+    import matplotlib
+
+    base = Path(path_without_suffix)
+    known = figure.canvas.get_supported_filetypes()
+    for suffix in formats:
+        if suffix not in known:
+            raise ValueError(f"cannot write a figure as {suffix!r}; choose from {', '.join(sorted(known))}")
+    base.parent.mkdir(parents=True, exist_ok=True)
+    paths = [base.with_name(f"{base.name}.{suffix}") for suffix in formats]
+    with matplotlib.rc_context(RC):
+        for path, suffix in zip(paths, formats, strict=True):
+            _write(figure, path, suffix)
+    return paths
+
+
+def _write(figure: Figure, path: Path, suffix: str) -> None:
+    """One format through a temporary file in the same folder."""
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            figure.savefig(file, format=suffix, metadata=metadata)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

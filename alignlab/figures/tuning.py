@@ -1,0 +1,258 @@
+"""Final outcome against learning rate: is a rule better, or only better tuned at the rate that was chosen?
+
+Two rules may only be compared each at its own optimum, and an optimum on the edge of the grid is none: the best rate
+may lie beyond it. So every curve's optimum carries a star, and one on the edge an unmissable flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures.learning import is_log
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+ROW = 10  # points between the rows above the frame
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One rule's outcome at each learning rate (R,): mean and interval of the runs that finished, and counts."""
+
+    level: Hashable
+    lrs: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    finished: np.ndarray
+    diverged: np.ndarray
+    best: int | None
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether the optimum is the grid's first or last learning rate."""
+        return self.best in (0, len(self.lrs) - 1)
+
+
+def loss_against_lr(
+    dataset: xr.Dataset, outcome: str = "validation_loss", *, hue: str = "rule", col: str | None = None
+) -> Figure:
+    """Final outcome against learning rate, one curve for each level of `hue`, with each curve's optimum.
+
+    Args:
+        dataset: several runs (data contract) with the coordinate `lr`.
+        outcome: a variable with one value a step; its last value counts. Lowest is best, for an accuracy highest.
+        hue: a coordinate of the runs, told apart by colour.
+        col: another of these, told apart by panel.
+
+    Points are means of the runs that finished (geometric on a log axis), bars 95 % t-intervals where at least two did.
+    Triangles above the frame count the runs that diverged; a learning rate at which any did is no candidate for
+    the optimum. Runs that crashed, still go on or have no value are left out, and the note below
+    says how many.
+
+    Raises:
+        ValueError: if the outcome or the learning rates are missing, and for an unknown hue or col.
+    """
+    contents.need_outcome(dataset, outcome)
+    data = contents.as_runs(dataset)
+    panels = groups.panels(data, hue, col, layered=False, on_axis=("lr",))
+    log = is_log(data, outcome)
+    found = [sweeps(panel.data, outcome, hue, log) for panel in panels]
+    if not any(sweep.finished.any() for several in found for sweep in several):
+        raise ValueError(f"no run finished with a final {outcome!r}: there is nothing to compare")
+    order = list(dict.fromkeys(level for panel in panels for level in groups.levels(panel.data, hue)))
+    look = style.looks(order)
+    with style.styled():
+        figure, axes, used = style.wrapped(len(panels))
+        most = max(_rows_above(several) for several in found)
+        figure.set_figheight(figure.get_figheight() + len(axes) * most * ROW / 72)
+        for ax, panel, several in zip(used, panels, found, strict=True):
+            _draw_panel(ax, several, look)
+            ax.set_title(panel.title, loc="left", pad=6 + ROW * _rows_above(several))
+        _fit(used, [sweep for several in found for sweep in several], log)
+        for ax in style.bottoms(axes):
+            ax.set_xlabel(style.axis_label("learning_rate"))
+        for ax in axes[:, 0]:
+            ax.set_ylabel(style.axis_label(outcome, f"final {outcome.replace('_', ' ')}"))
+        entries = _legend(panels, hue, found)
+        return style.finish(
+            figure, groups.context(data, hue, col, "lr", "layer"), entries, hue, _note(data, found, log)
+        )
+
+
+def sweeps(data: xr.Dataset, outcome: str, hue: str, log: bool) -> list[Sweep]:
+    """One sweep for each level of `hue`; its optimum is among the learning rates at which no run diverged."""
+    final, status = final_values(data, outcome), _status(data)
+    found = []
+    for level in groups.levels(data, hue):
+        mine = data[hue].values == level
+        lrs = np.unique(data["lr"].values[mine])
+        at = [mine & (data["lr"].values == lr) for lr in lrs]
+        tables = [final[here & (status == "finished") & np.isfinite(final)] for here in at]
+        points = [
+            lines.mean_and_interval(t[:, None], log) if len(t) else (np.full(1, np.nan),) * 3 for t in tables
+        ]
+        mean, low, high = np.array(points)[:, :, 0].T
+        diverged = np.array([np.sum(here & (status == "diverged")) for here in at])
+        best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
+        found.append(Sweep(level, lrs, mean, low, high, np.array([len(t) for t in tables]), diverged, best))
+    return found
+
+
+def final_values(data: xr.Dataset, outcome: str) -> np.ndarray:
+    """Each run's last finite value (R,), NaN for a run that has none."""
+    table = contents.values(data, outcome, ("step",)).values
+    last = table.shape[1] - 1 - np.isfinite(table)[:, ::-1].argmax(axis=1)
+    return np.asarray(table[np.arange(len(table)), last])
+
+
+def _status(data: xr.Dataset) -> np.ndarray:
+    return np.asarray(
+        data["status"].values if "status" in data.coords else np.full(data.sizes["run"], "finished")
+    )
+
+
+def _optimum(mean: np.ndarray, highest: bool) -> int | None:
+    if not np.isfinite(mean).any():
+        return None
+    return int(np.nanargmax(mean) if highest else np.nanargmin(mean))
+
+
+def _fit(axes: list[Axes], every: list[Sweep], log: bool) -> None:
+    """Limits for all means, with room at the ends for the optima's labels."""
+    ends = np.concatenate([end for sweep in every for end in (sweep.low, sweep.high)])
+    bottom, top = scales.limits(np.concatenate([sweep.mean for sweep in every]), ends, log)
+    for ax in axes:
+        ax.set_yscale("log" if log else "linear")
+        ax.set_ylim(bottom / (top / bottom) ** 0.15 if log else bottom - 0.15 * (top - bottom), top)
+        if log:
+            scales.log_axis(ax)
+
+
+def _draw_panel(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look]) -> None:
+    """Means with their intervals, then optima and what diverged."""
+    for sweep in found:
+        own = look[sweep.level]
+        line = axes.errorbar(
+            sweep.lrs, sweep.mean, np.nan_to_num([sweep.mean - sweep.low, sweep.high - sweep.mean]),
+            **own._asdict(), markeredgecolor="white", markeredgewidth=0.5, elinewidth=1, capsize=2.5,
+        )  # fmt: skip
+        line.lines[0].set_label(style.level_text(sweep.level))
+    _lr_axis(axes, np.unique(np.concatenate([sweep.lrs for sweep in found])))
+    _draw_optima(axes, found, look)
+    _draw_diverged(axes, [sweep for sweep in found if sweep.diverged.any()], look)
+
+
+def _lr_axis(axes: Axes, lrs: np.ndarray) -> None:
+    """A log axis with its ticks at the learning rates of the grid, while these are few."""
+    axes.set_xscale("log")
+    axes.set_xlim(*scales.limits(lrs, np.array([]), log=True))
+    scales.log_axis(axes, "x")
+    if len(lrs) <= 6:
+        axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        axes.set_xticks([], minor=True)
+
+
+def _draw_optima(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look]) -> None:
+    """A star at each optimum, hollow and red on the grid's edge, and the learning rate under the lowest star there."""
+    labelled = set()
+    for sweep in sorted((s for s in found if s.best is not None), key=lambda s: float(s.mean[s.best])):
+        lr, value, edge = float(sweep.lrs[sweep.best]), float(sweep.mean[sweep.best]), sweep.on_edge
+        axes.plot(
+            lr, value, "*", markersize=13, zorder=5, label="_optimum", clip_on=False,
+            color="white" if edge else look[sweep.level].color, markeredgecolor=style.ALERT if edge else "black",
+            markeredgewidth=1.4 if edge else 0.7,
+        )  # fmt: skip
+        if lr not in labelled:
+            _label_optimum(axes, lr, value, edge, alignment=_outwards(sweep) if edge else "center")
+        labelled.add(lr)
+
+
+def _outwards(sweep: Sweep) -> str:
+    """How to align a label at the grid's edge so that it stays within the frame."""
+    if len(sweep.lrs) == 1:
+        return "center"
+    return "left" if sweep.best == 0 else "right"
+
+
+def _label_optimum(axes: Axes, lr: float, value: float, edge: bool, alignment: Any) -> None:
+    from matplotlib.patheffects import withStroke
+
+    shift = {"left": -6, "right": 6}.get(alignment, 0)
+    axes.annotate(
+        f"{lr:g}\n(edge)" if edge else f"{lr:g}", (lr, value), (shift, -9), textcoords="offset points", va="top",
+        ha=alignment, color=style.ALERT if edge else "black", weight="bold" if edge else "normal", fontsize=8,
+        zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
+
+
+def _rows_above(found: list[Sweep]) -> int:
+    return sum(bool(sweep.diverged.any()) for sweep in found)
+
+
+def _draw_diverged(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look]) -> None:
+    """Above the frame a row for each rule that diverged: a triangle and "diverged/all" at each such learning rate."""
+    from matplotlib.transforms import ScaledTranslation
+
+    for row, sweep in enumerate(found):
+        up, color = 6 + ROW * row, look[sweep.level].color
+        across = axes.get_xaxis_transform()
+        raised = across + ScaledTranslation(0, up / 72, axes.figure.dpi_scale_trans)
+        for i in np.flatnonzero(sweep.diverged):
+            lr, lost = sweep.lrs[i], sweep.diverged[i]
+            triangle: dict[str, Any] = {
+                "marker": "^",
+                "color": color,
+                "markersize": 5.5,
+                "label": "_diverged",
+            }
+            axes.plot([lr], [1], transform=raised, clip_on=False, **triangle)
+            axes.annotate(
+                f"{lost}/{lost + sweep.finished[i]}", (lr, 1), (5, up), xycoords=across, textcoords="offset points",
+                va="center", fontsize=7.5, annotation_clip=False,
+            )  # fmt: skip
+
+
+def _legend(panels: list[groups.Panel], hue: str, found: list[list[Sweep]]) -> dict[str, Artist]:
+    """The levels, then what stars and triangles mean, each only where there is one."""
+    from matplotlib.lines import Line2D
+
+    every = [sweep for several in found for sweep in several]
+    star: dict[str, Any] = {"marker": "*", "linestyle": "", "markersize": 11, "color": "white"}
+    entries = lines.legend_entries(panels, hue, (sweep.level for sweep in every))
+    if any(sweep.best is not None and not sweep.on_edge for sweep in every):
+        entries["optimum"] = Line2D(
+            [], [], **star | {"color": "0.6"}, markeredgecolor="black", markeredgewidth=0.7
+        )
+    if any(sweep.on_edge for sweep in every):
+        text = "optimum on the grid's edge:\nextend the grid"
+        entries[text] = Line2D([], [], **star, markeredgecolor=style.ALERT, markeredgewidth=1.4)
+    if any(sweep.diverged.any() for sweep in every):
+        entries["diverged / all runs"] = Line2D(
+            [], [], color=style.REFERENCE, marker="^", linestyle="", markersize=5.5
+        )
+    return entries
+
+
+def _note(data: xr.Dataset, found: list[list[Sweep]], log: bool) -> str:
+    counts = sorted({int(n) for several in found for sweep in several for n in sweep.finished if n})
+    parts = []
+    if counts and counts[-1] > 1:
+        number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        parts.append(
+            f"Points: {'geometric ' if log else ''}mean of {number} finished runs; bars: 95 % t-interval."
+        )
+    counted = sum(int(sweep.finished.sum() + sweep.diverged.sum()) for several in found for sweep in several)
+    if left_out := data.sizes["run"] - counted:
+        parts.append(f"{left_out} run{'s' if left_out > 1 else ''} without a final value left out.")
+    return " ".join(parts)

@@ -1,0 +1,177 @@
+"""Angles over training: what is drawn is what was recorded, and chance is where it belongs."""
+
+import numpy as np
+import pytest
+from figure_reading import labels, legend, line, marks, panels, same
+
+from alignlab import figures
+from alignlab.figures.lines import mean_and_interval
+from alignlab.measures.chance import chance_band
+from alignlab.measures.quantities import QUANTITIES
+from alignlab.testing.synthetic import synthetic_run, synthetic_runs
+
+ANGLES = ("gradient_angle", "delta_angle", "local_angle", "weight_angle", "update_angle")
+
+
+@pytest.mark.parametrize("quantity", ANGLES)
+def test_axes_name_the_angle_its_symbol_and_degrees(run, quantity):
+    (axes,) = panels(figures.angles(run, quantity))
+    label = axes.get_ylabel()
+    assert quantity.replace("_", " ") in label
+    assert QUANTITIES[quantity].symbol in label
+    assert "[°]" in label
+    assert axes.get_xlabel() == "optimizer step"
+
+
+def test_one_line_a_layer_shows_exactly_what_was_recorded(run):
+    (axes,) = panels(figures.angles(run))
+    assert labels(axes) == ["fc1", "fc2", "fc3"]
+    for layer in labels(axes):
+        recorded = run["gradient_angle"].sel(layer=layer).dropna("step")
+        drawn = line(axes, layer)
+        assert same(drawn.get_xdata(), recorded.step)
+        assert same(drawn.get_ydata(), recorded)
+
+
+def test_legend_names_each_layer_and_chance(run):
+    assert legend(figures.angles(run))[:4] == ["fc1", "fc2", "fc3", "chance (90°)"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "layer", "entries"),
+    [
+        ("gradient_angle", "fc1", 64 * 32),
+        ("weight_angle", "fc3", 32 * 10),
+        ("delta_angle", "fc1", 32),
+        ("local_angle", "fc1", 64),
+    ],
+)
+def test_chance_band_is_that_of_the_layers_own_dimension(run, quantity, layer, entries):
+    figure = figures.angles(run.sel(layer=[layer]), quantity)
+    (band,) = marks(panels(figure)[0], "_chance band")
+    low, high = chance_band(entries)
+    box = band.get_bbox()
+    assert (box.y0, box.y1) == pytest.approx((low, high))
+    assert legend(figure)[-1] == f"95 % of chance (±{90 - low:.2g}°)"
+    (middle,) = marks(panels(figure)[0], "_chance")
+    assert list(middle.get_ydata()) == [90, 90]
+
+
+def test_chance_band_of_several_layers_is_the_widest(run):
+    (band,) = marks(panels(figures.angles(run))[0], "_chance band")
+    assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+
+
+def test_chance_band_knows_layers_that_only_some_runs_have(run):
+    shapes = run.expand_dims("run").drop_vars("fan_in")
+    shapes = shapes.assign_coords(fan_in=(("run", "layer"), [[64.0, np.nan, 32.0]]))
+    (band,) = marks(panels(figures.angles(shapes))[0], "_chance band")
+    assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+
+
+def test_frame_reaches_180_degrees_only_for_obtuse_angles(run):
+    assert panels(figures.angles(run))[0].get_ylim()[1] < 130
+    obtuse = run.assign(gradient_angle=180 - run["gradient_angle"])
+    assert panels(figures.angles(obtuse))[0].get_ylim()[1] >= 180
+
+
+def test_several_rules_get_a_panel_each_so_that_no_line_mixes_them(runs):
+    axes = panels(figures.angles(runs))
+    assert [ax.get_title(loc="left") for ax in axes] == ["bp", "fa", "sign_sync"]
+    assert all(labels(ax) == ["fc1", "fc2", "fc3"] for ax in axes)
+
+
+def test_a_line_is_the_mean_over_seeds_with_its_t_interval(runs):
+    axes = panels(figures.angles(runs, hue="rule", col="layer"))[1]
+    table = runs["gradient_angle"].sel(layer="fc2").isel(run=runs.rule.values == "fa").dropna("step")
+    mean, low, high = mean_and_interval(table.values.astype(np.float64), log=False)
+    assert same(line(axes, "fa").get_ydata(), mean)
+    (band,) = (
+        b for b in axes.collections if np.array_equal(b.get_facecolor()[0, :3], line_color(axes, "fa"))
+    )
+    vertices = band.get_paths()[0].vertices
+    assert set(np.round(low, 6)) | set(np.round(high, 6)) <= set(np.round(vertices[:, 1], 6))
+
+
+def line_color(axes, label):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(line(axes, label).get_color())
+
+
+def test_two_seeds_are_drawn_singly():
+    two = synthetic_runs(("fa",), range(2), steps=50)
+    (axes,) = panels(figures.angles(two))
+    thin = [artist for artist in axes.lines if artist.get_label() == "_fc1"]
+    assert labels(axes) == []
+    for artist, seed in zip(thin, range(2), strict=True):
+        recorded = two["gradient_angle"].isel(run=two.seed.values == seed).sel(layer="fc1").dropna("step")
+        assert same(artist.get_ydata(), recorded.values[0])
+
+
+def test_an_angle_that_is_not_defined_leaves_a_gap_and_other_steps_none(run):
+    gap = run.copy(deep=True)
+    at = int(np.flatnonzero(run.step.values == 50)[0])
+    gap["gradient_angle"].values[at, 0] = np.nan
+    (axes,) = panels(figures.angles(gap))
+    first, second = line(axes, "fc1"), line(axes, "fc2")
+    assert list(first.get_xdata()[np.isnan(first.get_ydata())]) == [50]
+    assert np.isfinite(second.get_ydata()).all()
+    assert set(run.step.values[run.step.values % 5 != 0]).isdisjoint(second.get_xdata())
+
+
+def test_the_mean_ends_where_a_seed_diverged_and_the_others_go_on_singly(with_divergence):
+    axes = panels(figures.angles(with_divergence, hue="rule", col="layer"))[0]
+    mean = line(axes, "fa")
+    assert mean.get_xdata()[np.isfinite(mean.get_ydata())].max() == 50
+    alone = [artist for artist in axes.lines if artist.get_label() == "_fa"]
+    assert len(alone) == 3
+    assert all(artist.get_xdata()[np.isfinite(artist.get_ydata())].max() == 95 for artist in alone)
+    (cross,) = marks(axes, "_diverged")
+    assert list(cross.get_xdata()) == [50]
+
+
+def test_levels_differ_in_colour_and_line_and_marker():
+    many = synthetic_run(layers=12, steps=20)
+    (axes,) = panels(figures.angles(many))
+    assert len(labels(axes)) == 12
+    drawn = [line(axes, name) for name in labels(axes)]
+    assert len({(str(a.get_color()), str(a._dash_pattern), a.get_marker()) for a in drawn}) == 12
+    assert (
+        len({(str(a._dash_pattern), a.get_marker()) for a in drawn}) == 12
+    )  # so a grey print tells them apart
+
+
+def test_one_layer_that_was_selected_away_is_drawn_as_well(run):
+    (axes,) = panels(figures.angles(run.sel(layer="fc1")))
+    assert same(line(axes, "fc1").get_ydata(), run["gradient_angle"].sel(layer="fc1").dropna("step"))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (
+            lambda d: d.drop_vars("gradient_angle"),
+            {},
+            "no 'gradient_angle': the probe GradientAngle records it",
+        ),
+        (
+            lambda d: d.drop_vars("weight_angle"),
+            {"quantity": "weight_angle"},
+            "the probe WeightAngle records it",
+        ),
+        (
+            lambda d: d.drop_vars("update_angle"),
+            {"quantity": "update_angle"},
+            "the probe EffectiveLR records it",
+        ),
+        (lambda d: d.assign(gradient_angle=d.gradient_angle * np.nan), {}, "no finite value"),
+        (lambda d: d, {"quantity": "weight_norm"}, "'weight_norm' is no angle"),
+        (lambda d: d, {"hue": "colour"}, "cannot split by 'colour': choose one of"),
+        (lambda d: d, {"col": "fan_in"}, "cannot split by 'fan_in'"),
+        (lambda d: d.drop_vars("fan_in"), {}, "no 'fan_in'"),
+    ],
+)
+def test_what_is_missing_is_one_error_that_names_it(run, change, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        figures.angles(change(run), **arguments)

@@ -1,0 +1,77 @@
+"""Feedback gain and effective learning rate, side by side on log axes."""
+
+import numpy as np
+import pytest
+from figure_reading import labels, legend, line, marks, panels, same
+
+from alignlab import figures
+from alignlab.figures.lines import mean_and_interval
+from alignlab.measures.quantities import QUANTITIES
+from alignlab.testing.synthetic import synthetic_run
+
+
+def test_gain_and_effective_rate_stand_side_by_side_on_log_axes(run):
+    left, right = panels(figures.gains(run))
+    assert left.get_yscale() == right.get_yscale() == "log"
+    assert QUANTITIES["feedback_gain"].symbol in left.get_ylabel()
+    assert QUANTITIES["effective_lr"].symbol in right.get_ylabel()
+    assert left.get_xlabel() == right.get_xlabel() == "optimizer step"
+
+
+def test_lines_show_exactly_what_was_recorded(run):
+    for axes, name in zip(panels(figures.gains(run)), ("feedback_gain", "effective_lr"), strict=True):
+        assert labels(axes) == ["fc1", "fc2", "fc3"]
+        for layer in labels(axes):
+            assert same(line(axes, layer).get_ydata(), run[name].sel(layer=layer).dropna("step"))
+
+
+def test_gain_one_and_the_nominal_rate_are_marked_and_within_the_frame(run):
+    figure = figures.gains(run)
+    left, right = panels(figure)
+    for axes, label, value in ((left, "_unit gain", 1), (right, "_nominal", 0.05)):
+        (mark,) = marks(axes, label)
+        assert list(mark.get_ydata()) == [value, value]
+        assert axes.get_ylim()[0] < value < axes.get_ylim()[1]
+    assert legend(figure) == ["fc1", "fc2", "fc3", "gain 1: as loud as backprop", "nominal learning rate"]
+
+
+def test_means_over_seeds_are_geometric(runs):
+    axes = panels(figures.gains(runs, hue="rule", col="layer"))[0]
+    table = runs["feedback_gain"].sel(layer="fc1").isel(run=runs.rule.values == "sign_sync").dropna("step")
+    assert same(
+        line(axes, "sign_sync").get_ydata(), mean_and_interval(table.values.astype(np.float64), log=True)[0]
+    )
+    assert line(axes, "sign_sync").get_ydata() == pytest.approx(
+        np.exp(np.log(table.values).mean(axis=0)), rel=1e-5
+    )
+
+
+def test_each_level_of_col_is_a_row(runs):
+    figure = figures.gains(runs, col="rule")
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == [
+        "bp",
+        "bp",
+        "fa",
+        "fa",
+        "sign_sync",
+        "sign_sync",
+    ]
+
+
+def test_constant_gain_is_not_blown_up_to_noise():
+    left, _ = panels(figures.gains(synthetic_run("bp")))
+    low, high = left.get_ylim()
+    assert high / low >= 4
+
+
+def test_a_gain_of_zero_is_left_out_of_the_log_axis(run):
+    silent = run.copy(deep=True)
+    silent["feedback_gain"].values[:, 0] = 0
+    left, _ = panels(figures.gains(silent))
+    assert labels(left) == ["fc2", "fc3"]
+
+
+@pytest.mark.parametrize("name", ["feedback_gain", "effective_lr"])
+def test_a_missing_variable_is_named_with_its_probe(run, name):
+    with pytest.raises(ValueError, match=f"no '{name}': the probe EffectiveLR records it"):
+        figures.gains(run.drop_vars(name))

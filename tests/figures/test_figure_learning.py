@@ -1,0 +1,131 @@
+"""Learning curves: no line mixes conditions, no mean flatters what diverged."""
+
+import numpy as np
+import pytest
+from figure_reading import labels, legend, line, marks, panels, same
+
+from alignlab import figures
+from alignlab.figures.lines import mean_and_interval
+from alignlab.measures.quantities import QUANTITIES
+from alignlab.testing.synthetic import synthetic_runs
+
+
+def test_one_line_a_rule_and_a_log_axis_for_a_loss(runs):
+    figure = figures.learning_curves(runs)
+    (axes,) = panels(figure)
+    assert labels(axes) == legend(figure) == ["bp", "fa", "sign_sync"]
+    assert axes.get_yscale() == "log"
+    assert axes.get_xlabel() == "optimizer step"
+    assert axes.get_ylabel() == f"train loss {QUANTITIES['train_loss'].symbol}"
+
+
+def test_accuracies_are_linear_and_their_mean_arithmetic(runs):
+    (axes,) = panels(figures.learning_curves(runs, "validation_accuracy"))
+    assert axes.get_yscale() == "linear"
+    table = runs["validation_accuracy"].isel(run=runs.rule.values == "fa").dropna("step").values
+    assert line(axes, "fa").get_ydata() == pytest.approx(table.mean(axis=0), rel=1e-5)
+
+
+def test_curves_hold_evaluations_and_no_other_step(runs):
+    (axes,) = panels(figures.learning_curves(runs))
+    table = runs["train_loss"].isel(run=runs.rule.values == "bp").dropna("step")
+    drawn = line(axes, "bp")
+    assert same(drawn.get_xdata(), table.step)
+    assert same(drawn.get_ydata(), mean_and_interval(table.values.astype(np.float64), log=True)[0])
+
+
+def test_a_single_run_shows_its_own_values(run):
+    (axes,) = panels(figures.learning_curves(run))
+    assert labels(axes) == ["fa"]
+    assert same(line(axes, "fa").get_ydata(), run["train_loss"].dropna("step"))
+
+
+def test_t_interval_matches_the_textbook():
+    mean, low, high = mean_and_interval(np.array([[1.0], [2.0], [3.0], [6.0]]), log=False)
+    assert mean == pytest.approx(3.0)
+    assert high - mean == pytest.approx(3.182446 * 2.160247 / 2, rel=1e-6)  # t(.975, 3) · s / √4
+    assert mean - low == pytest.approx(high - mean)
+
+
+def test_different_learning_rates_get_panels_of_their_own():
+    sweep = synthetic_runs(("bp", "fa"), range(3), (0.01, 0.1), steps=40, layers=1)
+    assert [axes.get_title(loc="left") for axes in panels(figures.learning_curves(sweep))] == [
+        "lr 0.01",
+        "lr 0.1",
+    ]
+
+
+def test_specs_that_differ_in_more_than_the_seed_are_not_averaged(runs):
+    fa = runs.isel(run=runs.rule.values == "fa")
+    specs = [f"hidden: [{width}]\nseed: {seed}\n" for seed, width in enumerate((32, 32, 64, 64))]
+    figure = figures.learning_curves(fa.assign_coords(spec=("run", specs)))
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == ["hidden [32]", "hidden [64]"]
+
+
+def test_specs_that_differ_in_the_seed_alone_are(runs):
+    fa = runs.isel(run=runs.rule.values == "fa")
+    specs = [f"hidden: [32]\nseed: {seed}\norder: {seed}\n" for seed in range(4)]
+    seeds = fa.assign_coords(spec=("run", specs))
+    assert len(panels(figures.learning_curves(seeds))) == 1
+    assert len(panels(figures.learning_curves(seeds.drop_vars("seed")))) == 1
+
+
+def test_a_condition_that_the_hue_fixes_needs_no_panel(runs):
+    arms = np.where(
+        runs.rule.values == "bp", "baseline", "treatment " + runs.rule.values.astype(object)
+    ).astype(str)
+    assert len(panels(figures.learning_curves(runs.assign_coords(arm=("run", arms))))) == 1
+
+
+def test_what_diverged_leaves_the_frame_and_squeezes_nothing():
+    both = synthetic_runs(("bp", "sign_sync"), range(3), (0.3,), steps=100, layers=1)
+    both["train_loss"] = both["train_loss"] * 1.0
+    lost = both.rule.values == "sign_sync"
+    both["train_loss"].values[lost] *= np.where(both.step.values > 20, 1e30, 1)
+    (axes,) = panels(figures.learning_curves(both))
+    top = axes.get_ylim()[1]
+    assert top < 100
+    crosses = marks(axes, "_diverged")
+    assert len(crosses) == 3
+    assert all(cross.get_ydata()[0] <= top for cross in crosses)
+
+
+def test_a_promoted_scalar_coordinate_serves_all_runs(runs):
+    shared = runs.drop_vars("task").assign_coords(task="xor")
+    assert "xor" in figures.learning_curves(shared).get_suptitle()
+
+
+def test_the_title_says_what_all_runs_share(runs):
+    assert figures.learning_curves(runs).get_suptitle() == "mnist_small · lr 0.05 · 4 seeds"
+    named = runs.assign_coords(arm=("run", runs.rule.values), control=("run", ["none"] * runs.sizes["run"]))
+    assert figures.learning_curves(named).get_suptitle() == "mnist_small · lr 0.05 · 4 seeds"
+    one = named.isel(run=0).assign_coords(arm="baseline")
+    assert figures.learning_curves(one).get_suptitle() == "mnist_small · arm baseline · lr 0.05 · seed 0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"outcome": "top5"}, "no 'top5': no probe of alignlab records it"),
+        ({"outcome": "gradient_angle"}, "no outcome of a run: it has a value for each layer"),
+        ({"hue": "layer"}, "not to its layers"),
+        ({"col": "nothing"}, "cannot split by 'nothing'"),
+    ],
+)
+def test_a_wrong_request_is_one_error(runs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        figures.learning_curves(runs, **arguments)
+
+
+def test_a_missing_outcome_is_named_with_what_records_it(runs):
+    with pytest.raises(ValueError, match=r"no .train_loss.: the evaluation of alignlab\.training records it"):
+        figures.learning_curves(runs.drop_vars("train_loss"))
+    with pytest.raises(ValueError, match="no 'loss': the probe Loss records it"):
+        figures.learning_curves(runs.drop_vars("loss"), "loss")
+
+
+def test_too_many_panels_are_refused_with_a_way_out():
+    lrs = np.geomspace(0.001, 0.01, 41)
+    many = synthetic_runs(("bp",), (0,), lrs, steps=1, layers=1)
+    with pytest.raises(ValueError, match=r"need 41 panels, one for each lr; select fewer of them first"):
+        figures.learning_curves(many)

@@ -1,0 +1,115 @@
+"""What every figure has in common, drawn for short and long, small and large, single and many runs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from figure_reading import assert_readable, panels
+
+from alignlab import figures
+from alignlab.testing.synthetic import synthetic_audit, synthetic_run, synthetic_runs
+
+LONG = [f"encoder.blocks.{i}.attention.output_projection.dense" for i in range(6)]
+
+
+def long_names():
+    return synthetic_run(layers=LONG, steps=3000)
+
+
+def six_layers():
+    return synthetic_runs(("bp", "fa", "sign_sync"), range(3), layers=LONG, steps=60)
+
+
+def one_step():
+    return synthetic_run(steps=1)
+
+
+def wide_sweep():
+    return synthetic_runs(
+        ("bp", "fa", "sign_sync"), range(2), (0.003, 0.01, 0.03, 0.1, 3.0), steps=30, layers=1
+    )
+
+
+def two_tasks():
+    sweep = wide_sweep()
+    return sweep.assign_coords(task=("run", np.where(sweep.seed.values == 0, "xor", "mnist_small")))
+
+
+def many_rules():
+    rules = ("bp", "fa", "dfa", "ifa", "usf", "brsf", "frsf", "rerandomised", "sign_sync", "weight_mirror")
+    return synthetic_runs(rules, range(2), steps=30, layers=1)
+
+
+def long_labels():
+    audit = synthetic_audit()
+    words = [f"{label}, {'at length and ' * 4}explained" for label in audit["label"].values]
+    return audit.assign_coords(label=("contrast", words))
+
+
+FIGURES = {
+    "angles of one run": lambda: figures.angles(synthetic_run()),
+    "angles with long names": lambda: figures.angles(long_names()),
+    "angles by rule in panels with long names": lambda: figures.angles(six_layers(), hue="rule"),
+    "angles by layer in panels of rules": lambda: figures.angles(six_layers(), col="rule"),
+    "angles at one step": lambda: figures.angles(one_step()),
+    "angles of one layer": lambda: figures.angles(synthetic_run(layers=1)),
+    "gains with long names": lambda: figures.gains(long_names()),
+    "gains in rows": lambda: figures.gains(six_layers(), hue="layer", col="rule"),
+    "gains at one step": lambda: figures.gains(one_step()),
+    "spectra with long names": lambda: figures.spectra(long_names()),
+    "spectra of rules": lambda: figures.spectra(six_layers(), layer=LONG[1]),
+    "spectra of backprop": lambda: figures.spectra(synthetic_run("bp")),
+    "spectra at one step": lambda: figures.spectra(one_step()),
+    "learning curves of many rules": lambda: figures.learning_curves(many_rules()),
+    "learning curves in panels": lambda: figures.learning_curves(wide_sweep()),
+    "learning curves by rate": lambda: figures.learning_curves(wide_sweep(), "validation_accuracy", hue="lr"),
+    "learning curve at one step": lambda: figures.learning_curves(one_step()),
+    "loss against rate": lambda: figures.loss_against_lr(wide_sweep()),
+    "loss against rate for two tasks": lambda: figures.loss_against_lr(two_tasks()),
+    "accuracy against one rate": lambda: figures.loss_against_lr(many_rules(), "validation_accuracy"),
+    "forest": lambda: figures.forest(synthetic_audit()),
+    "forest with long labels and title": lambda: figures.forest(long_labels(), title="a long claim " * 20),
+    "forest of one contrast": lambda: figures.forest(synthetic_audit().isel(contrast=[0])),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_text_is_on_the_canvas_and_nothing_overlaps(name):
+    figure = FIGURES[name]()
+    assert_readable(figure)
+    for axes in panels(figure):
+        assert axes.get_xlabel() or axes.get_ylabel() or len(panels(figure)) > 2
+    assert len(figure.legends) == 1
+
+
+def test_no_figure_is_left_open_in_pyplot():
+    from matplotlib import pyplot
+
+    for name in ("angles of one run", "spectra at one step", "forest", "loss against rate"):
+        FIGURES[name]()
+    assert pyplot.get_fignums() == []
+
+
+def test_figures_need_no_display_and_importing_them_no_matplotlib(tmp_path):
+    program = (
+        "import sys, alignlab.figures as figures\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "from alignlab.testing.synthetic import synthetic_run\n"
+        "figures.save(figures.learning_curves(synthetic_run(steps=5)), 'curves', ['png'])\n"
+    )
+    environment = {
+        "PATH": "",
+        "MPLBACKEND": "tkagg",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": ":".join(filter(None, sys.path)),
+    }
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_the_package_names_what_it_has():
+    assert set(figures.__all__) <= set(dir(figures))
+    assert all(callable(getattr(figures, name)) for name in figures.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'pie'"):
+        _ = figures.pie

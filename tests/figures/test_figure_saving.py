@@ -1,0 +1,74 @@
+"""Figures on disk: whole or not there, and the same bytes each time."""
+
+import os
+import stat
+
+import matplotlib
+import pytest
+
+from alignlab import figures
+
+
+@pytest.fixture(scope="module")
+def figure():
+    from alignlab.testing.synthetic import synthetic_run
+
+    return figures.learning_curves(synthetic_run(steps=20, layers=1))
+
+
+def test_a_figure_is_written_as_png_and_svg_in_a_new_folder(figure, tmp_path):
+    paths = figures.save(figure, tmp_path / "a" / "curves.v2")
+    assert [path.name for path in paths] == ["curves.v2.png", "curves.v2.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in paths[1].read_bytes()
+    assert stat.S_IMODE(paths[0].stat().st_mode) & 0o444 == 0o444
+
+
+def test_the_same_figure_gives_the_same_bytes(figure, tmp_path):
+    one, other = (figures.save(figure, tmp_path / name) for name in ("one", "other"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(figure, tmp_path, monkeypatch):
+    (tmp_path / "curves.png").write_bytes(b"old")
+
+    def full(file, **_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        figures.save(figure, tmp_path / "curves", ["png"])
+    assert os.listdir(tmp_path) == ["curves.png"]
+    assert (tmp_path / "curves.png").read_bytes() == b"old"
+
+
+def test_a_file_gets_its_name_in_one_step_when_it_is_whole(figure, tmp_path, monkeypatch):
+    (tmp_path / "curves.png").write_bytes(b"old")
+
+    def stopped(temporary, target):
+        with open(temporary, "rb") as file:
+            assert file.read().endswith(b"IEND\xaeB`\x82")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        figures.save(figure, tmp_path / "curves", ["png"])
+    assert os.listdir(tmp_path) == ["curves.png"]
+    assert (tmp_path / "curves.png").read_bytes() == b"old"
+
+
+def test_an_unknown_format_is_an_error_before_anything_is_written(figure, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot write a figure as 'docx'; choose from .*png"):
+        figures.save(figure, tmp_path / "x" / "curves", ["png", "docx"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_drawing_and_saving_leave_the_users_settings_alone(figure, run, tmp_path):
+    with matplotlib.rc_context({"font.size": 31, "axes.facecolor": "red", "svg.hashsalt": "mine"}):
+        before = dict(matplotlib.rcParams)
+        drawn = figures.learning_curves(run)
+        figures.save(drawn, tmp_path / "curves", ["svg"])
+        assert dict(matplotlib.rcParams) == before
+        assert drawn.axes[0].yaxis.label.get_size() == 9
+        assert drawn.axes[0].get_facecolor() == (1, 1, 1, 1)

@@ -1,0 +1,123 @@
+"""Outcome against learning rate: means, optima, edges of the grid, diverged runs."""
+
+import numpy as np
+import pytest
+from figure_reading import labels, legend, line, marks, panels
+
+from alignlab import figures
+from alignlab.figures.lines import mean_and_interval
+from alignlab.figures.tuning import final_values, sweeps
+from alignlab.measures.quantities import QUANTITIES
+
+
+def test_one_curve_a_rule_over_a_log_axis_of_the_grids_own_rates(sweep):
+    figure = figures.loss_against_lr(sweep)
+    (axes,) = panels(figure)
+    assert labels(axes) == legend(figure)[:2] == ["bp", "sign_sync"]
+    assert axes.get_xscale() == "log"
+    assert list(axes.get_xticks()) == [0.001, 0.01, 0.1, 0.3, 1.0]
+    assert axes.get_xlabel() == f"learning rate {QUANTITIES['learning_rate'].symbol}"
+    assert QUANTITIES["validation_loss"].symbol in axes.get_ylabel()
+
+
+def test_points_are_means_of_the_last_values_with_t_intervals(sweep):
+    (axes,) = panels(figures.loss_against_lr(sweep))
+    last = sweep["validation_loss"].dropna("step", how="all").isel(step=-1).values.astype(np.float64)
+    bars = next(c for c in axes.containers if c.lines[0].get_label() == "bp")
+    for i, lr in enumerate((0.001, 0.01, 0.1, 0.3, 1.0)):
+        here = last[(sweep.rule.values == "bp") & (sweep.lr.values == lr)]
+        mean, low, high = mean_and_interval(here[:, None], log=True)
+        assert line(axes, "bp").get_ydata()[i] == pytest.approx(float(mean[0]))
+        segment = bars.lines[2][0].get_segments()[i][:, 1]
+        assert segment == pytest.approx([float(low[0]), float(high[0])])
+
+
+def test_the_last_finite_value_is_the_final_one(sweep):
+    early = sweep.isel(run=[0]).copy(deep=True)
+    recorded = early["validation_loss"].values[0]
+    at = np.flatnonzero(np.isfinite(recorded))
+    recorded[at[-1]] = np.nan
+    assert final_values(early, "validation_loss") == pytest.approx([recorded[at[-2]]])
+
+
+def test_each_optimum_has_a_star_at_the_lowest_mean(sweep):
+    (axes,) = panels(figures.loss_against_lr(sweep))
+    stars = {(float(s.get_xdata()[0]), float(s.get_ydata()[0])) for s in marks(axes, "_optimum")}
+    expected = set()
+    for rule in ("bp", "sign_sync"):
+        drawn = line(axes, rule)
+        best = int(np.nanargmin(drawn.get_ydata()))
+        expected.add((float(drawn.get_xdata()[best]), float(drawn.get_ydata()[best])))
+    assert stars == expected
+    assert {text.get_text() for text in axes.texts} >= {f"{lr:g}" for lr, _ in expected}
+
+
+def test_the_best_accuracy_is_the_highest(sweep):
+    (axes,) = panels(figures.loss_against_lr(sweep, "validation_accuracy"))
+    for rule in ("bp", "sign_sync"):
+        best = np.nanmax(line(axes, rule).get_ydata())
+        assert best in [star.get_ydata()[0] for star in marks(axes, "_optimum")]
+
+
+def test_an_optimum_on_the_grids_edge_is_flagged(sweep):
+    short = sweep.isel(run=sweep.lr.values <= 0.01)
+    figure = figures.loss_against_lr(short)
+    (axes,) = panels(figure)
+    assert [text.get_text() for text in axes.texts] == ["0.01\n(edge)"]
+    assert "optimum on the grid's edge:\nextend the grid" in legend(figure)
+    assert "optimum" not in legend(figure)
+    assert "optimum on the grid's edge:\nextend the grid" not in legend(figures.loss_against_lr(sweep))
+
+
+def test_both_ends_of_the_grid_are_edges(sweep):
+    bp = sweep.isel(run=sweep.rule.values == "bp")
+    for lrs, edge in (((0.001, 0.01), True), ((0.3, 1.0), True), ((0.001, 0.3, 1.0), False), ((0.1,), True)):
+        (found,) = sweeps(bp.isel(run=np.isin(bp.lr.values, lrs)), "validation_loss", "rule", log=True)
+        assert found.on_edge is edge
+
+
+def test_diverged_runs_are_counted_above_the_frame_and_in_no_mean(sweep):
+    figure = figures.loss_against_lr(sweep)
+    (axes,) = panels(figure)
+    triangles = marks(axes, "_diverged")
+    assert [float(t.get_xdata()[0]) for t in triangles] == [0.3, 1.0]
+    assert [text.get_text() for text in axes.texts].count("3/3") == 2
+    assert np.isnan(line(axes, "sign_sync").get_ydata()[3:]).all()
+    assert "diverged / all runs" in legend(figure)
+
+
+def test_a_rate_at_which_a_run_diverged_is_no_optimum(sweep):
+    status = sweep.status.values.astype("U8")
+    bp = sweep.isel(run=sweep.rule.values == "bp")
+    best = sweeps(bp, "validation_loss", "rule", log=True)[0]
+    lost = (sweep.rule.values == "bp") & (sweep.lr.values == best.lrs[best.best]) & (sweep.seed.values == 0)
+    status[lost] = "diverged"
+    changed = sweep.assign_coords(status=("run", status)).isel(run=sweep.rule.values == "bp")
+    (found,) = sweeps(changed, "validation_loss", "rule", log=True)
+    assert found.best != best.best
+    assert found.diverged[best.best] == 1
+    assert found.finished[best.best] == 2
+    assert np.isfinite(found.mean[best.best])
+
+
+def test_unfinished_runs_are_left_out_and_counted(sweep):
+    status = sweep.status.values.astype("U8")
+    status[[0, 1]] = "crashed", "running"
+    figure = figures.loss_against_lr(sweep.assign_coords(status=("run", status)))
+    assert "2 runs without a final value left out" in figure._supxlabel.get_text()
+
+
+def test_tasks_get_panels_but_rates_do_not(sweep):
+    tasks = np.where(sweep.seed.values == 0, "xor", "mnist_small")
+    figure = figures.loss_against_lr(sweep.assign_coords(task=("run", tasks)))
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == ["mnist_small", "xor"]
+
+
+def test_nothing_to_compare_is_an_error(sweep):
+    lost = sweep.assign_coords(status=("run", ["diverged"] * sweep.sizes["run"]))
+    with pytest.raises(ValueError, match="no run finished with a final 'validation_loss'"):
+        figures.loss_against_lr(lost)
+    with pytest.raises(ValueError, match="cannot split by 'lr'"):
+        figures.loss_against_lr(sweep.drop_vars("lr"))
+    with pytest.raises(ValueError, match="no 'validation_loss'"):
+        figures.loss_against_lr(sweep.drop_vars("validation_loss"))

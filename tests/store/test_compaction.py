@@ -1,0 +1,276 @@
+"""A compaction opens as its segments do, never stands in for segments that changed, and is whole or not there."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from alignlab.store import Segments, StoreError, atomic, compact, open_runs, record, zarrs
+
+
+@pytest.fixture(scope="module")
+def template(make_run, tmp_path_factory):
+    """Runs that differ in everything in which runs can differ, and their compaction."""
+    path = tmp_path_factory.mktemp("template") / "store"
+    segments = Segments(path)
+    segments.append(make_run("a", steps=[0, 1], seed=1, status="running", attrs={"nesterov": True}))
+    segments.append(make_run("a", steps=[2, 3], seed=1, attrs={"nesterov": True}))
+    segments.append(
+        make_run("b", steps=[0, 5], seed=2, layers=("conv", "fc2"), beta=0.5, attrs={"spec": "x: 1\n"})
+    )
+    other = make_run("c", steps=[3], seed=3, modes=5).assign_coords(fan_in=("layer", [8, 9]))
+    other["loss"].attrs = {"method": None, "limit": float("inf")}
+    segments.append(other)
+    both = xr.concat([make_run("d", seed=4), make_run("e", seed=5)], dim="run").assign(
+        flag=("layer", [True, False])
+    )
+    segments.append(both, "population")
+    compact(path)
+    return path
+
+
+@pytest.fixture
+def compacted(template, tmp_path):
+    """A store of five runs with its compaction."""
+    return shutil.copytree(template, tmp_path / "store")
+
+
+@pytest.fixture
+def store(compacted):
+    """The same store without a compaction."""
+    shutil.rmtree(compacted / "compact.zarr")
+    return compacted
+
+
+def test_a_compacted_store_opens_as_before(store):
+    before = open_runs(store)
+    files = sorted(store.iterdir())
+    path = compact(store)
+    assert path == store / "compact.zarr"
+    assert sorted(store.iterdir()) == sorted([*files, path])
+    xr.testing.assert_identical(open_runs(store), before)
+    xr.testing.assert_identical(open_runs(path), before)
+    assert {k: v.dtype for k, v in open_runs(store).variables.items()} == {
+        k: v.dtype for k, v in before.variables.items()
+    }
+
+
+def test_a_single_run_is_compacted_without_the_dim_run(make_run, tmp_path):
+    Segments(tmp_path).append(make_run())
+    before = open_runs(tmp_path)
+    xr.testing.assert_identical(open_runs(compact(tmp_path, tmp_path / "out" / "run.zarr")), before)
+    assert not (tmp_path / "compact.zarr").exists()
+
+
+def test_a_run_without_steps_is_compacted(make_run, tmp_path):
+    Segments(tmp_path).append(make_run(steps=[], status="crashed"))
+    before = open_runs(tmp_path)
+    xr.testing.assert_identical(open_runs(compact(tmp_path)), before)
+
+
+def test_xarray_reads_a_compaction_by_itself(store):
+    before = open_runs(store)
+    with xr.open_zarr(compact(store), chunks=None, consolidated=True) as zarr:
+        assert zarr.chunks == {}
+        xr.testing.assert_equal(zarr.load(), before)
+
+
+def test_compacting_again_writes_nothing(store):
+    path = compact(store)
+    stamp = (path / "zarr.json").stat().st_ino
+    assert compact(store) == compact(path) == path
+    assert (path / "zarr.json").stat().st_ino == stamp
+
+
+def test_only_runs_with_new_segments_are_read_from_segments(compacted, make_run, tmp_path, monkeypatch):
+    Segments(compacted).append(make_run("f", steps=[7], seed=6))
+    Segments(compacted).append(make_run("a", steps=[4], seed=1, status="crashed", attrs={"nesterov": True}))
+    plain = shutil.copytree(compacted, tmp_path / "plain")
+    shutil.rmtree(plain / "compact.zarr")
+    expected = open_runs(plain)
+    read, names = Segments.read_record, []
+    monkeypatch.setattr(
+        Segments, "read_record", lambda self, n, *args: names.append(n) or read(self, n, *args)
+    )
+    joined = open_runs(compacted)
+    xr.testing.assert_identical(joined, expected)
+    assert joined.status.values.tolist()[0] == "crashed"
+    assert sorted(names) == ["a-000000", "a-000001", "a-000002", "f-000000"]
+
+
+def test_new_segments_are_compacted_at_the_next_call(compacted, make_run):
+    Segments(compacted).append(make_run("f", seed=6))
+    before = open_runs(compacted)
+    xr.testing.assert_identical(open_runs(compact(compacted)), before)
+    assert [p.name for p in compacted.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_rewritten_segment_is_read_and_not_what_was_compacted(compacted, make_run):
+    segments = Segments(compacted)
+    segments.file("c-000000").unlink()
+    segments.append(make_run("c", seed=9))
+    assert open_runs(compacted).sel(run=2).seed.item() == 9
+    assert open_runs(compact(compacted)).sel(run=2).seed.item() == 9
+
+
+def test_a_copied_store_still_uses_its_compaction(compacted, monkeypatch):
+    before = open_runs(compacted)
+    for path in compacted.glob("*.nc"):
+        os.utime(path, (1, 1))
+    read, whole = Segments.read_record, []
+    monkeypatch.setattr(
+        Segments, "read_record", lambda self, n, only=None: whole.append(only) or read(self, n, only)
+    )
+    xr.testing.assert_identical(open_runs(compacted), before)
+    assert whole == [()] * 5
+
+
+def test_segments_that_went_missing_are_an_error(compacted):
+    for name in ("a-000000", "c-000000"):
+        Segments(compacted).file(name).unlink()
+    for attempt in (open_runs, compact):
+        with pytest.raises(
+            StoreError, match=r"'a-000000' and 1 more; put them back, or move the compaction away"
+        ):
+            attempt(compacted)
+
+
+def test_a_compaction_alone_is_a_store(store):
+    before = open_runs(store)
+    compact(store)
+    for path in store.glob("*.nc"):
+        path.unlink()
+    xr.testing.assert_identical(open_runs(store), before)
+    assert compact(store) == store / "compact.zarr"
+    xr.testing.assert_identical(open_runs(compact(store, store.parent / "copy.zarr")), before)
+
+
+def test_a_compaction_and_another_store_open_as_a_list(store, make_run, tmp_path):
+    path = compact(store, tmp_path / "old.zarr")
+    Segments(tmp_path / "more").append(make_run("f", seed=6, attrs={"nesterov": True}))
+    Segments(store).append(make_run("f", seed=6, attrs={"nesterov": True}))
+    xr.testing.assert_identical(open_runs([path, tmp_path / "more"]), open_runs(store))
+
+
+def test_something_else_in_the_way_is_left_alone(store, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    (tmp_path / "file").touch()
+    for name in ("mine", "file"):
+        with pytest.raises(StoreError, match=f"{name} exists and is no compaction; choose another out"):
+            compact(store, tmp_path / name)
+    assert (tmp_path / "mine" / "notes").exists()
+    foreign = tmp_path / "foreign.zarr"
+    xr.Dataset({"x": ("y", [1])}).to_zarr(foreign, zarr_format=3, consolidated=False)
+    for attempt in (lambda: compact(store, foreign), lambda: open_runs(foreign)):
+        with pytest.raises(StoreError, match=r"foreign\.zarr: damaged, or no compaction of alignlab"):
+            attempt()
+
+
+def test_nothing_to_compact_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match="no such folder"):
+        compact(tmp_path / "missing")
+    with pytest.raises(StoreError, match="no segments"):
+        compact(tmp_path)
+
+
+def test_an_unwritable_out_is_one_clear_line(store, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="a file lies in the way"):
+        compact(store, tmp_path / "file" / "out.zarr")
+
+
+def test_a_full_disk_leaves_the_old_compaction(compacted, make_run, monkeypatch):
+    path = compacted / "compact.zarr"
+    old = open_runs(path)
+    Segments(compacted).append(make_run("f", seed=6))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left on device; free some space"):
+            compact(compacted)
+    xr.testing.assert_identical(open_runs(path), old)
+    assert [p.name for p in compacted.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_compaction_that_cannot_be_named_leaves_the_old_one(compacted, make_run, monkeypatch):
+    path = compacted / "compact.zarr"
+    old = open_runs(path)
+    Segments(compacted).append(make_run("f", seed=6))
+    replace = os.replace
+
+    def failing(source, target):
+        if str(source).endswith(".tmp") and not str(source).endswith(".old.tmp"):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "replace", failing)
+        with pytest.raises(StoreError, match="Input/output error"):
+            compact(compacted)
+    xr.testing.assert_identical(open_runs(path), old)
+    assert [p.name for p in compacted.iterdir() if p.name.startswith(".")] == []
+
+
+def test_the_leftover_of_a_dead_compaction_is_swept(store, make_run):
+    left = store / f".compact.zarr.0123456789ab{atomic.SUFFIX}"
+    left.mkdir()
+    (left / "zarr.json").write_text("half")
+    os.utime(left, (time.time() - 3600,) * 2)
+    assert open_runs(store).sizes["run"] == 5
+    Segments(store).append(make_run("f", seed=6))
+    assert not left.exists()
+
+
+def test_a_lost_chunk_is_found(compacted):
+    path = compacted / "compact.zarr"
+    chunks = [file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json"]
+    assert len(chunks) > 20
+    for chunk in chunks:
+        content = chunk.read_bytes()
+        name = chunk.relative_to(path).parts[0]
+        chunk.unlink()
+        with pytest.raises(StoreError, match=f"values of '{name}'.*compact again"):
+            open_runs(path)
+        chunk.write_bytes(content)
+    assert open_runs(path).sizes["run"] == 5
+
+
+def test_a_changed_chunk_is_found(compacted):
+    path = compacted / "compact.zarr"
+    rng = np.random.default_rng(0)
+    for chunk in path.rglob("c/*"):
+        if chunk.is_file():
+            content = bytearray(chunk.read_bytes())
+            content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+            before = chunk.read_bytes()
+            chunk.write_bytes(content)
+            with pytest.raises(StoreError, match="damaged"):
+                open_runs(path)
+            chunk.write_bytes(before)
+
+
+def test_a_newer_compaction_is_refused_with_the_way_out(store, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr(record, "SCHEMA_VERSION", 2)
+        compact(store)
+    with pytest.raises(StoreError, match=r"compact\.zarr: it has schema 2.*upgrade alignlab"):
+        open_runs(store)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (5,), (200, 1000, 4, 64), (200, 10**6), (1, 1, 3, 10**7), (10**7, 2)]
+)
+def test_chunks_have_at_most_four_mebibytes_and_no_less_than_one_where_there_are(shape):
+    chunks = zarrs.chunks(shape, 4)
+    size = 4 * np.prod(chunks, dtype=int)
+    assert len(chunks) == len(shape)
+    assert size <= zarrs.CHUNK_BYTES
+    assert all(chunk <= max(n, 1) for chunk, n in zip(chunks, shape, strict=True))
+    assert size >= min(1 << 20, 4 * np.prod(shape, dtype=int))

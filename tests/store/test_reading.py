@@ -1,0 +1,313 @@
+"""`open_runs` gives every value that was appended, where it belongs, and nothing else."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from alignlab.store import Segments, StoreError, check, open_runs, record
+
+
+def cells(dataset):
+    """Naive twin of joining: every value of a dataset of one run under (variable, run_id, step, layer, mode)."""
+    run_id, found = dataset.run_id.item(), {}
+    for name, variable in dataset.data_vars.items():
+        axes = [dataset[dim].values.tolist() for dim in variable.dims]
+        for labels, value in zip(itertools.product(*axes), variable.values.ravel(), strict=True):
+            found[name, run_id, labels] = value
+    return found
+
+
+def all_cells(joined):
+    if "run" not in joined.dims:
+        return cells(joined)
+    return {
+        key: value for i in range(joined.sizes["run"]) for key, value in cells(joined.isel(run=i)).items()
+    }
+
+
+def assert_holds(joined, expected):
+    """`joined` has exactly the `expected` cells; all others are NaN."""
+    found = all_cells(joined)
+    assert set(expected) <= set(found)
+    for key, value in found.items():
+        np.testing.assert_equal(float(value), float(expected.get(key, np.nan)), err_msg=str(key))
+
+
+def append_all(path, *datasets):
+    segments = Segments(path)
+    for dataset in datasets:
+        segments.append(dataset)
+    return path
+
+
+def test_one_run_has_no_dim_run_and_scalars(make_run, tmp_path):
+    run = open_runs(append_all(tmp_path, make_run()))
+    assert dict(run.sizes) == {"step": 3, "layer": 2, "mode": 3}
+    assert run.status.item() == "finished"
+    assert run.lr.dims == ()
+    xr.testing.assert_identical(run, make_run().assign_attrs(schema_version=1))
+    check(run)
+
+
+def test_segments_of_one_run_follow_each_other(make_run, tmp_path):
+    parts = [make_run(steps=[10 * i, 10 * i + 5], seed=0, status="running") for i in range(11)]
+    parts[-1] = parts[-1].assign_coords(status="finished")
+    run = open_runs(append_all(tmp_path, *parts))
+    xr.testing.assert_equal(
+        run.drop_vars(["status", "last_step"]),
+        xr.concat([part.drop_vars(["status", "last_step"]) for part in parts], dim="step"),
+    )
+    assert (run.status.item(), run.last_step.item()) == ("finished", 105)
+
+
+def test_a_run_without_a_last_word_reads_as_running(make_run, tmp_path):
+    parts = [make_run(steps=[i], seed=0, status="running") for i in range(2)]
+    run = open_runs(append_all(tmp_path, *parts))
+    assert (run.status.item(), run.last_step.item()) == ("running", 1)
+
+
+def test_more_than_a_million_segments_stay_in_order(make_run, tmp_path):
+    segments = Segments(tmp_path)
+    segments.append(make_run(steps=[0], status="running"))
+    segments.file("run-000000").rename(segments.file("run-999999"))
+    segments.append(make_run(steps=[1]))
+    assert segments.names() == ["run-1000000", "run-999999"]
+    assert open_runs(tmp_path).status.item() == "finished"
+
+
+def test_numbered_segments_follow_by_number_whatever_the_clock_says(make_run, tmp_path, monkeypatch):
+    for now, status in ((2_000, "running"), (1_000, "finished")):
+        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        append_all(tmp_path, make_run(steps=[0, 1], status=status).assign(loss=("step", [float(now)] * 2)))
+    run = open_runs(tmp_path)
+    assert run.status.item() == "finished"
+    assert run.loss.values.tolist() == [1_000.0, 1_000.0]
+
+
+def test_named_segments_of_one_run_follow_in_the_order_of_writing(make_run, tmp_path):
+    segments = Segments(tmp_path)
+    segments.append(make_run(steps=[0, 1], status="running"), "z")
+    segments.append(make_run(steps=[2, 3], status="running"))
+    segments.append(make_run(steps=[4, 5], status="crashed"), "a")
+    run = open_runs(tmp_path)
+    assert run.step.values.tolist() == [0, 1, 2, 3, 4, 5]
+    assert run.status.item() == "crashed"
+
+
+def test_a_resumed_run_tells_what_the_later_segment_says(make_run, tmp_path):
+    first = make_run(steps=[0, 10, 20, 30], seed=3, status="running")
+    second = make_run(steps=[10, 20, 25], seed=3).assign(loss=("step", [7.0, np.nan, 9.0]))
+    expected = cells(first.sel(step=[0, 10, 20])) | cells(second)
+    run = open_runs(append_all(tmp_path, first, second))
+    assert_holds(run, expected)
+    assert run.step.values.tolist() == [0, 10, 20, 25]  # step 30 was of the attempt that was given up
+    assert np.isnan(run.loss.sel(step=20))
+    check(run)
+
+
+def test_a_later_segment_may_add_variables_at_the_same_steps(make_run, tmp_path):
+    first = make_run(steps=[0, 10, 20], status="running")
+    second = first[["loss"]].rename(loss="test_loss").isel(step=[0, 2]).assign_coords(status="finished")
+    run = open_runs(append_all(tmp_path, first, second))
+    assert_holds(run, cells(first) | cells(second))
+
+
+def test_different_runs_are_joined_by_what_they_have(make_run, tmp_path):
+    runs = [
+        make_run("b", steps=[0, 10, 20], layers=("fc1", "fc2"), modes=2, seed=1),
+        make_run("a", steps=[5, 10], layers=("conv", "fc2"), modes=4, seed=2, lr=0.5, status="diverged"),
+        make_run("c", steps=[20], layers=("fc2",), seed=3)
+        .drop_vars("gradient_angle")
+        .assign(mine=("layer", [1.5])),
+        make_run("d", steps=[0], seed=4)[["loss"]],
+    ]
+    joined = open_runs(append_all(tmp_path, *runs))
+    expected = {key: value for run in runs for key, value in cells(run).items()}
+    assert_holds(joined, expected)
+    assert joined.run_id.values.tolist() == ["a", "b", "c", "d"]
+    assert joined.step.values.tolist() == [0, 5, 10, 20]
+    assert joined.layer.values.tolist() == ["conv", "fc2", "fc1"]  # as they first come
+    assert joined.seed.values.tolist() == [2, 1, 3, 4]
+    assert joined.seed.dtype == np.int64
+    assert joined.status.sel(run=0).item() == "diverged"
+    assert joined.gradient_angle.dims == ("run", "step", "layer")
+    assert joined.gradient_angle.dtype == np.float32
+    assert joined.gradient_angle.attrs == {"units": "degree"}
+    check(joined)
+
+
+def test_whole_numbers_stay_whole_unless_there_are_gaps(make_run, tmp_path):
+    append_all(tmp_path / "same", make_run("a"), make_run("b"))
+    append_all(tmp_path / "gaps", make_run("a"), make_run("b", steps=[0, 10]))
+    assert open_runs(tmp_path / "same").samples_seen.dtype == np.int64
+    assert open_runs(tmp_path / "gaps").samples_seen.dtype == np.float64
+
+
+def test_what_layers_share_over_runs_stays_on_layer(make_run, tmp_path):
+    append_all(tmp_path / "same", make_run("a"), make_run("b", layers=("fc1",)))
+    same = open_runs(tmp_path / "same")
+    assert same.fan_in.dims == same.kind.dims == ("layer",)
+    assert (same.fan_in.dtype, same.fan_in.values.tolist()) == (np.int64, [4, 5])
+    append_all(tmp_path / "other", make_run("a"), make_run("b").assign_coords(fan_in=("layer", [4, 99])))
+    other = open_runs(tmp_path / "other")
+    assert other.fan_in.dims == ("run", "layer")
+    assert other.fan_in.values.tolist() == [[4, 5], [4, 99]]
+    check(other)
+
+
+def test_scalars_that_only_some_runs_have_are_empty_elsewhere(make_run, tmp_path):
+    joined = open_runs(append_all(tmp_path, make_run("a", beta=0.9, depth=3, note="x"), make_run("b")))
+    np.testing.assert_array_equal(joined.beta, [0.9, np.nan])
+    np.testing.assert_array_equal(joined.depth, [3, np.nan])
+    assert joined.note.values.tolist() == ["x", ""]
+
+
+def test_attributes_that_differ_become_coordinates_and_none_is_lost(make_run, tmp_path):
+    runs = [
+        make_run("a", attrs={"torch_version": "2.6", "same": [1, 2], "nesterov": True, "nan": float("nan")}),
+        make_run("b", attrs={"torch_version": "2.7", "same": [1, 2], "rule": "fa!", "nan": float("nan")}),
+    ]
+    runs[1].spectrum_real.attrs["method"] = "arnoldi"
+    joined = open_runs(append_all(tmp_path, *runs))
+    np.testing.assert_equal(
+        joined.attrs, {"schema_version": 1, "device": "cpu", "same": [1, 2], "nan": float("nan")}
+    )
+    assert joined.torch_version.values.tolist() == ["2.6", "2.7"]
+    assert joined.nesterov.values.tolist() == ["true", ""]
+    assert joined.attr_rule.values.tolist() == ["", "fa!"]
+    assert joined.spectrum_real_method.values.tolist() == ["exact", "arnoldi"]
+    assert "method" not in joined.spectrum_real.attrs
+    check(joined)
+
+
+def test_an_attribute_that_differs_gets_a_name_that_a_coordinate_may_have(make_run, tmp_path):
+    runs = [make_run(run_id, attrs={"git commit/branch": run_id}) for run_id in "ab"]
+    joined = open_runs(append_all(tmp_path, *runs))
+    assert joined.git_commit_branch.values.tolist() == ["a", "b"]
+    check(joined)
+
+
+def test_true_and_one_are_different_attributes(make_run, tmp_path):
+    joined = open_runs(
+        append_all(tmp_path, make_run("a", attrs={"flag": True}), make_run("b", attrs={"flag": 1}))
+    )
+    assert joined.flag.values.tolist() == ["true", "1"]
+
+
+def test_a_run_without_a_variable_has_no_say_on_its_attributes(make_run, tmp_path):
+    joined = open_runs(append_all(tmp_path, make_run("a"), make_run("b")[["loss"]]))
+    assert joined.spectrum_real.attrs == {"method": "exact"}
+
+
+def test_a_segment_of_many_runs_is_read_as_those_runs(make_run, tmp_path):
+    runs = [make_run(run_id, seed=i, lr=0.1 * i, last_step=20 - 10 * i) for i, run_id in enumerate("ba")]
+    runs = [run.drop_vars("samples_seen").where(run.step <= run.last_step) for run in runs]
+    both = xr.concat(runs, dim="run")
+    Segments(tmp_path).append(both, "population")
+    joined = open_runs(tmp_path)
+    assert_holds(joined, {key: value for run in runs for key, value in cells(run).items()})
+    assert joined.run_id.values.tolist() == ["a", "b"]
+    assert joined.lr.values.tolist() == [0.1, 0.0]
+    assert joined.rule.dims == ("run",)  # also where it was a scalar
+    check(joined)
+
+
+def test_a_population_goes_on_in_segments(make_run, tmp_path):
+    def population(steps, status):
+        return xr.concat([make_run(run_id, steps=steps, status=status) for run_id in "ab"], dim="run")
+
+    segments = Segments(tmp_path)
+    segments.append(population([0, 1], "running"), "flush-0")
+    segments.append(population([2, 3], "finished"), "flush-1")
+    joined = open_runs(tmp_path)
+    assert dict(joined.sizes) == {"run": 2, "step": 4, "layer": 2, "mode": 3}
+    assert joined.status.values.tolist() == ["finished", "finished"]
+    assert joined.loss.notnull().all()
+
+
+def test_two_runs_under_one_run_id_are_refused(make_run, tmp_path):
+    append_all(tmp_path, make_run(seed=0), make_run(seed=1))
+    with pytest.raises(
+        StoreError, match=r"'run' is two runs: seed is 0 in .*000000\.nc and 1 in .*000001\.nc; give"
+    ):
+        open_runs(tmp_path)
+
+
+def test_one_name_for_two_kinds_of_variable_is_refused(make_run, tmp_path):
+    append_all(
+        tmp_path, make_run("a").assign(mine=("step", [1, 2, 3])), make_run("b").assign(mine=("layer", [1, 2]))
+    )
+    with pytest.raises(StoreError, match=r"'mine' has dims \('step',\).*\('layer',\).*separately"):
+        open_runs(tmp_path)
+
+
+def test_a_list_of_stores_is_opened_as_one(make_run, tmp_path):
+    append_all(tmp_path / "x", make_run("a", seed=1), make_run("c", seed=2))
+    append_all(tmp_path / "y", make_run("b", seed=3))
+    joined = open_runs([tmp_path / "x", str(tmp_path / "y"), tmp_path / "x"])
+    assert joined.run_id.values.tolist() == ["a", "b", "c"]
+    assert joined.seed.values.tolist() == [1, 3, 2]
+    append_all(tmp_path / "z", make_run("b", seed=3))
+    with pytest.raises(StoreError, match=r"run 'b' is in .*y and in .*z"):
+        open_runs([tmp_path / "x", tmp_path / "y", tmp_path / "z"])
+
+
+def test_no_store_is_an_error_that_says_what_to_do(make_run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    append_all(tmp_path / "sweep" / "first", make_run())
+    cases = {
+        tmp_path / "missing": "missing: there is no such folder",
+        tmp_path / "file": "file: it is a file; give the folder",
+        tmp_path / "empty": "died before its first flush",
+        tmp_path / "sweep": "in its folders first: open one of them",
+    }
+    for path, message in cases.items():
+        with pytest.raises(StoreError, match=message):
+            open_runs(path)
+    with pytest.raises(StoreError, match="the list of paths is empty"):
+        open_runs([])
+
+
+def test_a_damaged_segment_is_named_with_the_way_out(make_run, tmp_path):
+    append_all(tmp_path, make_run("a"), make_run("b"))
+    path = Segments(tmp_path).file("b-000000")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StoreError, match=r"b-000000\.nc: damaged.*move it out of the folder") as error:
+        open_runs(tmp_path)
+    assert "\n" not in str(error.value)
+    path.unlink()
+    assert open_runs(tmp_path).run_id.item() == "a"
+
+
+def test_a_newer_segment_is_named_with_the_way_out(make_run, tmp_path, monkeypatch):
+    append_all(tmp_path, make_run("a"))
+    with monkeypatch.context() as newer:
+        newer.setattr(record, "SCHEMA_VERSION", 2)
+        append_all(tmp_path, make_run("b"))
+    with pytest.raises(
+        StoreError, match=r"b-000000\.nc: it has schema 2, this alignlab reads up to 1; upgrade"
+    ):
+        open_runs(tmp_path)
+
+
+def test_other_files_in_the_folder_do_not_disturb(make_run, tmp_path):
+    append_all(tmp_path, make_run())
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".run-000001.nc.0123456789ab.tmp").write_bytes(b"half a segment")
+    (tmp_path / ".hidden.nc").write_bytes(b"not one of ours")
+    assert open_runs(tmp_path).run_id.item() == "run"
+
+
+def test_importing_the_store_is_light():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, alignlab.store; print({'xarray', 'h5py', 'zarr', 'pandas', 'dask'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
