@@ -1,0 +1,69 @@
+"""Floor 0: what is measured, as pure functions on tensors with any leading run dimensions.
+
+No model, no hook, no dataset: only tensors in, tensors out. Every function states its formula, shapes, units and
+source; ``alignlab.testing.naive`` holds a slow twin of each.
+"""
+
+from alignlab.measures.angles import (
+    angle,
+    angle_from_products,
+    cosine,
+    delta_angle,
+    gradient_angle,
+    gradient_products,
+    local_angle,
+    weight_angle,
+)
+from alignlab.measures.chance import chance_band, chance_std
+from alignlab.measures.quantities import QUANTITIES, Quantity
+from alignlab.measures.spectra import (
+    Spectrum,
+    descent_fraction,
+    descent_fraction_from_signals,
+    feedback_spectrum,
+)
+from alignlab.measures.steps import (
+    angular_update,
+    applied_gain,
+    effective_lr,
+    feedback_gain,
+    frobenius,
+    gain_from_products,
+    projected_lr,
+    projected_lr_from_products,
+    relative_update,
+    update_angle,
+    update_angle_from_products,
+    update_products,
+)
+
+__all__ = [
+    "QUANTITIES",
+    "Quantity",
+    "Spectrum",
+    "angle",
+    "angle_from_products",
+    "angular_update",
+    "applied_gain",
+    "chance_band",
+    "chance_std",
+    "cosine",
+    "delta_angle",
+    "descent_fraction",
+    "descent_fraction_from_signals",
+    "effective_lr",
+    "feedback_gain",
+    "feedback_spectrum",
+    "frobenius",
+    "gain_from_products",
+    "gradient_angle",
+    "gradient_products",
+    "local_angle",
+    "projected_lr",
+    "projected_lr_from_products",
+    "relative_update",
+    "update_angle",
+    "update_angle_from_products",
+    "update_products",
+    "weight_angle",
+]

@@ -1,0 +1,106 @@
+"""Arithmetic shared by all measures: wide reductions, and inner products that keep small angles.
+
+Half-precision inputs are computed in float32 and every sum is accumulated in float64, so that a measure's
+error is the rounding of its inputs and of the matrix products, not of its sums. Angles follow Kahan ("How
+futile are mindless assessments of roundoff", 2006): the arccosine of a rounded cosine is blind below 0.02°, a
+difference of vectors is not. Measures never enter the autograd graph and ignore autocast.
+
+Shapes: ``...`` are run dimensions; a vector is the last dimension, a matrix the last two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors outside the graph, in their common dtype, which is float32 at least.
+
+    Raises:
+        TypeError: a tensor is complex, boolean or of integers.
+    """
+    dtype = torch.float32
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise TypeError(f"measures need real floating-point tensors, got {tensor.dtype}; use .float()")
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.detach().to(dtype) for tensor in tensors)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The accumulator's dtype: float64, or float32 on devices that have no float64 (MPS)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the dtype of its operands, also inside an autocast region (which would round to half)."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    with torch.autocast(device_type=a.device.type, enabled=False):
+        return a @ b
+
+
+def _last(dims: int) -> tuple[int, ...]:
+    return tuple(range(-dims, 0))
+
+
+def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
+    """⟨a, b⟩ over the last ``dims`` dimensions: a row in the operands' dtype, the rows' sum in float64."""
+    product = a * b
+    if dims > 1:
+        product = product.sum(-1)  # torch sums pairwise; a wide sum here would copy the matrix to float64
+    return product.sum(dim=_last(max(dims - 1, 1)), dtype=wide_dtype(a))
+
+
+def norm(x: Tensor, dims: int) -> Tensor:
+    """‖x‖ over the last ``dims`` dimensions, squared and summed in float64."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=_last(dims), dtype=wide_dtype(x))
+    return length
+
+
+def unit(x: Tensor, dims: int) -> Tensor:
+    """x / ‖x‖; NaN where ‖x‖ is 0 or not finite in x's dtype, since such a vector has no direction."""
+    length = norm(x, dims).to(x.dtype)
+    length = length.where((length > 0) & length.isfinite(), torch.nan)
+    return x / length[(..., *[None] * dims)]
+
+
+def balance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x / s, s) of matrices (..., n, m), with s (...) a power of two next to the largest |x|, in float64.
+
+    Squares of what it returns neither under- nor overflow (float32 squares vanish below 1e-19, and signals do get
+    that small), and dividing by a power of two is exact.
+    """
+    size = torch.linalg.vector_norm(x, dim=(-2, -1))
+    if x.device.type == "cpu" and bool(size.log().abs().max() < 27):  # e^±27 is about 1e±12; NaN is not <
+        return x, torch.ones_like(size, dtype=wide_dtype(x))  # elsewhere the question would synchronise
+    largest = torch.maximum(x.amax((-2, -1)), -x.amin((-2, -1))).to(wide_dtype(x))
+    scale = torch.exp2(torch.frexp(largest).exponent.to(largest.dtype))
+    return x / scale[..., None, None].to(x.dtype), scale
+
+
+def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, NaN where the denominator is 0: the ratio is undefined there, not infinite."""
+    return numerator / denominator.where(denominator != 0, torch.nan)
+
+
+def inner_products(a: Tensor, b: Tensor, metric: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(⟨a,Ma⟩, ⟨a,Mb⟩, ⟨b,Mb⟩) of matrices (..., n, m) under a symmetric metric M, applied twice.
+
+    The second application goes to the residual r = b − c·a, c = ⟨a,Mb⟩/⟨a,Ma⟩, and
+    ⟨b,Mb⟩ = c²⟨a,Ma⟩ + 2c⟨a,Mr⟩ + ⟨r,Mr⟩ is put together in float64. So the Gram determinant, which holds the
+    squared sine of the angle, is ⟨a,Ma⟩⟨r,Mr⟩ − ⟨a,Mr⟩² and carries the float32 rounding of r, not that of b:
+    angles down to about 1e-6 degrees survive.
+    """
+    lifted = metric(a)
+    n11, n12 = inner(lifted, a, 2).clamp(min=0), inner(lifted, b, 2)
+    c = torch.where(n11 == 0, 0.0, n12 / n11).to(a.dtype)  # a zero a leaves r = b; NaN passes
+    residual = b - c[..., None, None] * a
+    nrr = inner(metric(residual), residual, 2)
+    wide_c = c.to(n11.dtype)
+    n1r = n12 - wide_c * n11
+    n22 = wide_c.square() * n11 + 2 * wide_c * n1r + nrr
+    return n11, n12, n22.clamp(min=0)  # rounding can leave a vanishing square just below zero

@@ -1,0 +1,255 @@
+"""The spectrum of forward times feedback weight, W Bᵀ, and how many errors it sends downhill.
+
+Feedback learning descends where eᵀ W Bᵀ e > 0: the signal handed down is then within 90° of backprop's
+(Lillicrap et al. 2016). The eigenvalues of W Bᵀ say along which directions, those of its symmetric part
+(W Bᵀ + B Wᵀ)/2 whether for every error; ``descent_fraction`` asks the errors that really occur. With B = W, as in
+backprop, all are real and ≥ 0: the control.
+
+Shapes: ``W_oi``, ``B_oi`` (..., out, in), ``e_no`` (..., N, out); ``...`` are run dimensions. For direct rules
+pass the product of the forward weights above the layer as W and the direct feedback as B, both (n_error, out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignlab.measures._numerics import balance, inner, matmul, norm, unit, wide_dtype, widen
+from alignlab.measures.iterative import arnoldi, one_thread, symmetric_density
+
+ZERO = 1e-10  # an eigenvalue below this share of the largest modulus is rounding, not a mode
+ZERO_ITERATIVE = 1e-5  # the same where products are rounded to float32
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Of W Bᵀ: eigenvalues (..., mode) by descending modulus, and summaries (...); float64, on the CPU.
+
+    Exact, there are ``out`` modes, those beyond min(out, in) exact zeros; by Arnoldi there are k, NaN where one
+    did not converge. ``positive_fraction`` is the share of Re λ > 0 among the nonzero modes listed,
+    ``symmetric_positive_fraction`` that of positive ones among all nonzero eigenvalues of the symmetric part.
+    ``method`` is "exact", "exact+lanczos" or "arnoldi+lanczos" (modes + symmetric part) and ``parameters`` holds
+    its settings, all of them numbers.
+    """
+
+    real: Tensor
+    imag: Tensor
+    positive_fraction: Tensor
+    symmetric_min: Tensor
+    symmetric_max: Tensor
+    symmetric_positive_fraction: Tensor
+    trace: Tensor
+    method: str
+    parameters: dict[str, float]
+
+
+def feedback_spectrum(
+    W: Tensor,
+    B: Tensor,
+    *,
+    exact_limit: int = 1024,
+    k: int = 32,
+    probes: int = 8,
+    steps: int = 80,
+    seed: int = 0,
+) -> Spectrum:
+    """The spectrum of W Bᵀ (out, out) and of its symmetric part.
+
+    Exact, in float64 and on one thread, while the matrix to decompose is no larger than ``exact_limit``: for the
+    modes min(out, in), since W Bᵀ and Bᵀ W share their nonzero eigenvalues; for the symmetric part
+    min(out, 2·in), which bounds its rank. Beyond, the ``k`` largest modes by Arnoldi, and the symmetric part's
+    edges and density by stochastic Lanczos (``probes``, ``steps``, ``seed``; see ``iterative``: Lanczos edges
+    lie inside the true ones). The trace Σ W∘B is always exact. A run whose weights are not finite has NaN for
+    everything. Args: ``W``, ``B`` (..., out, in).
+
+    Raises:
+        ValueError: W and B differ in shape.
+
+    >>> W, B = torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([1.0, -1.0]))
+    >>> spectrum = feedback_spectrum(W, B)
+    >>> spectrum.real, spectrum.symmetric_min.item(), spectrum.positive_fraction.item(), spectrum.method
+    (tensor([ 2., -1.], dtype=torch.float64), -1.0, 0.5, 'exact')
+    """
+    if W.shape != B.shape or W.dim() < 2:
+        raise ValueError(f"W {tuple(W.shape)} and B {tuple(B.shape)} must share one shape (..., out, in)")
+    W, B = widen(W, B)
+    n_out, n_in = W.shape[-2:]
+    settings = _Settings(n_out, n_in, exact_limit, k, probes, steps, seed)
+    runs = zip(W.reshape(-1, n_out, n_in), B.reshape(-1, n_out, n_in), strict=True)
+    with one_thread():
+        found = [_one_run(w, b, settings) for w, b in runs]
+    modes = torch.stack([run.modes for run in found]).reshape(*W.shape[:-2], -1)
+    summaries = torch.stack([run.summaries for run in found]).reshape(*W.shape[:-2], 4)
+    parameters = settings.reported
+    if settings.arnoldi:
+        parameters["converged"] = min(run.converged for run in found)
+    if settings.lanczos:
+        parameters["edge_residual"] = max(run.edge_residual for run in found)
+    positive, low, high, symmetric_positive = summaries.unbind(-1)
+    return Spectrum(
+        real=modes.real,
+        imag=modes.imag,
+        positive_fraction=positive,
+        symmetric_min=low,
+        symmetric_max=high,
+        symmetric_positive_fraction=symmetric_positive,
+        trace=inner(W, B, 2).cpu().to(torch.float64),
+        method=settings.method,
+        parameters=parameters,
+    )
+
+
+def descent_fraction(e: Tensor, W: Tensor, B: Tensor) -> Tensor:
+    """The share of errors e, the rows of (..., N, out), with eᵀ W Bᵀ e = (e W)·(e B) > 0; shape (...).
+
+    W Bᵀ is not formed. Zero errors have no direction and are left out; NaN where all are. Backprop gives 1. Args:
+    ``W``, ``B`` (..., out, in). Source: Lillicrap et al. 2016, the condition of their theorem.
+
+    >>> e = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> descent_fraction(e, torch.eye(2), torch.diag(torch.tensor([1.0, -1.0])))
+    tensor(0.5000, dtype=torch.float64)
+    """
+    e, W, B = widen(e, W, B)
+    # only signs are asked for: with unit rows and balanced weights no product underflows
+    rows = _unit_or_zero(e)
+    return _share_descending(matmul(rows, balance(W)[0]), matmul(rows, balance(B)[0]), norm(e, 1) != 0)
+
+
+def descent_fraction_from_signals(by_weight: Tensor, by_feedback: Tensor) -> Tensor:
+    """``descent_fraction`` from the signals e W and e B (..., N, in) that are at hand; NaN where all are zero.
+
+    A sample is left out where W hands down nothing: there is no descent for the feedback to agree with.
+
+    >>> descent_fraction_from_signals(torch.eye(2), torch.tensor([[2.0, 0.0], [1.0, -1.0]]))
+    tensor(0.5000, dtype=torch.float64)
+    """
+    by_weight, by_feedback = widen(by_weight, by_feedback)
+    counted = norm(by_weight, 1) != 0
+    return _share_descending(_unit_or_zero(by_weight), _unit_or_zero(by_feedback), counted)
+
+
+def exact_modes(W: Tensor, B: Tensor) -> Tensor:
+    """All eigenvalues of W Bᵀ by descending modulus, (out,) complex128, from its smaller side; the rest are zeros."""
+    W, B = W.cpu().to(torch.float64), B.cpu().to(torch.float64)
+    product = W @ B.mT if W.shape[0] <= W.shape[1] else B.mT @ W
+    values = torch.linalg.eigvals(product)
+    values = values[values.abs().argsort(descending=True, stable=True)]
+    return torch.cat([values, values.new_zeros(W.shape[0] - len(values))])
+
+
+def exact_symmetric(W: Tensor, B: Tensor) -> Tensor:
+    """All eigenvalues of (W Bᵀ + B Wᵀ)/2, (out,) float64 ascending; those within rounding of 0 are exactly 0."""
+    n_out = W.shape[0]
+    W, B = compress(W.cpu().to(torch.float64), B.cpu().to(torch.float64))
+    product = W @ B.mT
+    values = torch.linalg.eigvalsh((product + product.mT) / 2)
+    rounding = n_out * torch.finfo(values.dtype).eps * values.abs().max()
+    values = values.where(values.abs() > rounding, 0.0)
+    return torch.cat([values, values.new_zeros(n_out - len(values))]).sort().values
+
+
+def compress(W: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """W and B as (min(out, 2·in), in), with a symmetric part that has lost nothing but zero eigenvalues.
+
+    [W B] = Q R with orthonormal columns in Q, so W Bᵀ = Q (R_W R_Bᵀ) Qᵀ.
+    """
+    n_out, n_in = W.shape
+    if n_out <= 2 * n_in:
+        return W, B
+    R = torch.linalg.qr(torch.cat([W, B], dim=1), mode="r").R
+    return R[:, :n_in], R[:, n_in:]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to decompose layers of one size."""
+
+    n_out: int
+    n_in: int
+    exact_limit: int
+    k: int
+    probes: int
+    steps: int
+    seed: int
+
+    @property
+    def largest_exact(self) -> int:
+        return max(self.exact_limit, self.k + 2)  # Arnoldi finds at most two fewer than all
+
+    @property
+    def arnoldi(self) -> bool:
+        return min(self.n_out, self.n_in) > self.largest_exact
+
+    @property
+    def lanczos(self) -> bool:
+        return min(self.n_out, 2 * self.n_in) > self.largest_exact
+
+    @property
+    def method(self) -> str:
+        if not self.lanczos:
+            return "exact"
+        return "arnoldi+lanczos" if self.arnoldi else "exact+lanczos"
+
+    @property
+    def reported(self) -> dict[str, float]:
+        """The settings that had a part in the result."""
+        names = ["exact_limit", *["k"] * self.arnoldi, *["probes", "steps", "seed"] * self.lanczos]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run's modes, and its (positive fraction, symmetric min, max, positive fraction)."""
+
+    modes: Tensor
+    summaries: Tensor
+    converged: int = 0
+    edge_residual: float = 0.0
+
+
+def _one_run(W: Tensor, B: Tensor, settings: _Settings) -> _Run:
+    if not bool(W.isfinite().all() & B.isfinite().all()):
+        nan = torch.tensor(complex(torch.nan, torch.nan), dtype=torch.complex128)
+        return _Run(nan.repeat(settings.k if settings.arnoldi else settings.n_out), nan.real.repeat(4))
+    if settings.arnoldi:
+        modes, converged = arnoldi(W, B, settings.k, settings.seed)
+        positive = _positive_fraction(modes, ZERO_ITERATIVE)
+    else:
+        modes, converged = exact_modes(W, B), settings.n_out
+        positive = _positive_fraction(modes, ZERO)
+    symmetric, residual = (_lanczos_summary if settings.lanczos else _exact_summary)(W, B, settings)
+    return _Run(modes, torch.stack([positive, *symmetric]), converged, residual)
+
+
+def _exact_summary(W: Tensor, B: Tensor, settings: _Settings) -> tuple[list[Tensor], float]:
+    values = exact_symmetric(W, B)
+    return [values[0], values[-1], _positive_fraction(values, ZERO)], 0.0
+
+
+def _lanczos_summary(W: Tensor, B: Tensor, settings: _Settings) -> tuple[list[Tensor], float]:
+    W, B = compress(W, B)  # a cluster of zeros converges slowly, and half of it would count as negative
+    density = symmetric_density(W, B, settings.probes, settings.steps, settings.seed)
+    low, high = density.edges
+    if W.shape[0] < settings.n_out:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    return [low, high, density.positive_fraction(ZERO_ITERATIVE)], density.residual
+
+
+def _positive_fraction(values: Tensor, zero: float) -> Tensor:
+    """The share of values with positive real part among those that are not 0 relative to the largest modulus."""
+    values = values[values.real.isfinite()]  # what Arnoldi did not find has no sign
+    modulus = values.abs()
+    bound = zero * (modulus.max() if len(values) else 0.0)
+    return (values.real > bound).sum().double() / (modulus > bound).sum()
+
+
+def _unit_or_zero(x: Tensor) -> Tensor:
+    return torch.where((norm(x, 1) != 0)[..., None], unit(x, 1), 0.0)
+
+
+def _share_descending(by_weight: Tensor, by_feedback: Tensor, counted: Tensor) -> Tensor:
+    agreement = (by_weight * by_feedback).sum(-1, dtype=wide_dtype(by_weight))
+    share = (agreement > 0).sum(-1).to(agreement.dtype) / counted.sum(-1)
+    return share.where(agreement.isfinite().all(-1), torch.nan)

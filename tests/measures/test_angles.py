@@ -1,0 +1,201 @@
+"""Angles at their edges: zero, parallel, opposite, tiny, huge and broken vectors, and what may not leak in."""
+
+import math
+
+import pytest
+import torch
+
+from alignlab import measures
+from alignlab.measures import angles
+
+GRAM, EXPLICIT = (8, 30, 20), (60, 12, 10)  # (N, in, out) below and above the crossover
+
+
+def signals(shape=GRAM, seed=0, dtype=torch.float32):
+    n, n_in, n_out = shape
+    generator = torch.Generator().manual_seed(seed)
+    sizes = ((n, n_out), (n, n_out), (n, n_in))
+    return [torch.randn(*size, generator=generator, dtype=dtype) for size in sizes]
+
+
+def rotated(shape, degrees, seed=0):
+    """Two float64 error signals whose gradients are exactly ``degrees`` apart, and the input."""
+    delta, other, h = signals(shape, seed, torch.float64)
+    G, G_other = delta.mT @ h, other.mT @ h
+    other = other - (G * G_other).sum() / (G * G).sum() * delta
+    other = other * G.norm() / (other.mT @ h).norm()
+    turn = math.radians(degrees)
+    return delta, math.cos(turn) * delta + math.sin(turn) * other, h
+
+
+@pytest.mark.parametrize("shape", [GRAM, EXPLICIT])
+@pytest.mark.parametrize("factor", [1.0, 3.7, 1e-3, 1e4])
+def test_parallel_gradients_are_at_zero_and_opposite_ones_at_180(shape, factor):
+    delta, _, h = signals(shape)
+    assert measures.gradient_angle(delta, factor * delta, h).item() < 1e-4
+    assert measures.gradient_angle(delta, -factor * delta, h).item() > 180 - 1e-4
+
+
+@pytest.mark.parametrize("shape", [GRAM, EXPLICIT])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("degrees", [1e-3, 0.01, 1.0, 45.0, 90.0, 135.0, 179.0, 179.999])
+def test_small_and_large_gradient_angles_are_resolved(shape, dtype, degrees):
+    delta, other, h = (x.to(dtype) for x in rotated(shape, degrees))
+    assert measures.gradient_angle(delta, other, h).item() == pytest.approx(degrees, abs=5e-5)
+
+
+@pytest.mark.parametrize("degrees", [1e-4, 1e-2, 30.0, 90.0, 150.0, 179.9999])
+def test_angle_of_vectors_keeps_its_digits_near_0_and_180(degrees):
+    turn = math.radians(degrees)
+    a = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    b = torch.tensor([math.cos(turn), math.sin(turn)], dtype=torch.float64)
+    assert measures.angle(a, b).item() == pytest.approx(degrees, abs=1e-11)
+    assert measures.angle(a.float(), b.float()).item() == pytest.approx(degrees, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_vector_is_at_zero_to_itself_and_at_180_to_its_opposite(dtype):
+    x = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(measures.angle(x, x), torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(measures.angle(x, -x), torch.full((5,), 180.0, dtype=torch.float64))
+
+
+def test_zero_vector_has_no_angle():
+    zero, one = torch.zeros(3, 2), torch.ones(3, 2)
+    assert measures.angle(zero, one).isnan().all()
+    assert measures.angle(one, zero).isnan().all()
+    assert measures.cosine(zero, zero).isnan().all()
+    assert measures.weight_angle(zero, one).isnan()
+
+
+@pytest.mark.parametrize("shape", [GRAM, EXPLICIT, (1, 1, 1)])
+def test_zero_gradient_has_no_angle(shape):
+    delta, _, h = signals(shape)
+    for rule, bp in ((torch.zeros_like(delta), delta), (delta, torch.zeros_like(delta))):
+        assert measures.gradient_angle(rule, bp, h).isnan()
+    n11, n12, n22 = measures.gradient_products(torch.zeros_like(delta), delta, h)
+    assert (n11.item(), n12.item()) == (0, 0)
+    assert n22.item() == pytest.approx(((delta.mT @ h) ** 2).sum().item(), rel=1e-5)
+
+
+def test_gradients_that_cancel_over_the_batch_have_no_angle_although_no_delta_is_zero():
+    delta, h = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    assert measures.gradient_angle(delta, torch.ones(2, 1), h).isnan()
+    assert measures.delta_angle(delta, torch.ones(2, 1))[2] == 0
+
+
+def test_samples_without_an_angle_are_left_out_and_counted():
+    rule, bp, _ = signals((5, 4, 3))
+    rule[0], bp[3] = 0, 0
+    mean, std, zeros = measures.delta_angle(rule, bp)
+    known = measures.angle(rule, bp)[[1, 2, 4]]
+    assert mean.item() == pytest.approx(known.mean().item())
+    assert std.item() == pytest.approx(known.std(correction=0).item())
+    assert zeros.item() == pytest.approx(0.4)
+
+
+def test_a_batch_of_zero_signals_has_zero_fraction_one():
+    mean, std, zeros = measures.delta_angle(torch.zeros(4, 3), torch.ones(4, 3))
+    assert mean.isnan()
+    assert std.isnan()
+    assert zeros == 1
+
+
+def test_a_broken_sample_shows_instead_of_being_left_out():
+    rule, bp, h = signals()
+    rule[2, 0] = torch.nan
+    assert measures.delta_angle(rule, bp)[0].isnan()
+    assert measures.gradient_angle(rule, bp, h).isnan()
+
+
+def test_local_angle_is_zero_where_the_feedback_is_the_weight():
+    delta, _, _ = signals()
+    W = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
+    mean, std, zeros = measures.local_angle(delta, W, W)
+    assert (mean.item(), std.item(), zeros.item()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [GRAM, EXPLICIT])
+@pytest.mark.parametrize(
+    "scales", [(1e-25, 1.0, 1.0), (1.0, 1e-25, 1.0), (1e-15, 1e-22, 1e-3), (1e18, 1e3, 1.0)]
+)
+def test_vanishing_and_exploding_signals_keep_their_angle(shape, scales):
+    rule, bp, h = signals(shape)
+    expected = measures.gradient_angle(rule.double(), bp.double(), h.double()).item()
+    scaled = [x * scale for x, scale in zip((rule, bp, h), scales, strict=True)]
+    assert measures.gradient_angle(*scaled).item() == pytest.approx(expected, abs=1e-3)
+    assert measures.delta_angle(*scaled[:2])[0].item() == pytest.approx(
+        measures.delta_angle(rule, bp)[0].item(), abs=1e-3
+    )
+
+
+def test_tiny_inputs_keep_the_gram_form_exact():
+    rule, bp, h = signals(GRAM)
+    expected = measures.gradient_angle(rule, bp, h).item()
+    assert measures.gradient_angle(rule, bp, h * 1e-22).item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_float64_signals_beyond_float32_keep_their_products():
+    rule, bp, h = signals(GRAM, dtype=torch.float64)
+    n11, n12, n22 = measures.gradient_products(rule, bp, h)
+    tiny = measures.gradient_products(rule * 1e-60, bp, h)
+    assert tiny[0].item() == pytest.approx(n11.item() * 1e-120, rel=1e-9)
+    assert tiny[1].item() == pytest.approx(n12.item() * 1e-60, rel=1e-9)
+    assert tiny[2].item() == pytest.approx(n22.item(), rel=1e-9)
+
+
+def test_vectors_too_long_for_float32_have_no_angle_rather_than_a_wrong_one():
+    a = torch.full((100,), 3e38)
+    assert measures.angle(a, torch.ones(100)).isnan()
+
+
+@pytest.mark.parametrize(("n", "form"), [(17, "gram"), (18, "explicit")])
+def test_the_cheaper_form_is_chosen_by_count(monkeypatch, n, form):
+    made = []
+    monkeypatch.setattr(angles, "matmul", lambda a, b: made.append(tuple((a @ b).shape)) or a @ b)
+    measures.gradient_products(*signals((n, 30, 20)))
+    assert made == {"gram": [(n, n), (n, 20), (n, 20)], "explicit": [(20, 30), (20, 30)]}[form]
+
+
+def test_measures_stay_out_of_the_graph():
+    rule, bp, h = (x.requires_grad_() for x in signals())
+    results = [
+        *measures.gradient_products(rule, bp, h),
+        *measures.delta_angle(rule, bp),
+        measures.angle(rule, bp),
+    ]
+    assert not any(x.requires_grad for x in results)
+
+
+def test_autocast_does_not_round_a_measure():
+    rule, bp, h = signals()
+    expected = measures.gradient_angle(rule, bp, h)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(measures.gradient_angle(rule, bp, h), expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "bp", "h", "message"),
+    [
+        (torch.ones(3, 2), torch.ones(4, 2), torch.ones(4, 5), "3 error rows, 4 input rows"),
+        (torch.ones(4, 2), torch.ones(4, 3), torch.ones(4, 5), "differ in width"),
+        (torch.ones(0, 2), torch.ones(0, 2), torch.ones(0, 5), "empty batch"),
+    ],
+)
+def test_signals_that_do_not_fit_together_are_named(rule, bp, h, message):
+    with pytest.raises(ValueError, match=message):
+        measures.gradient_products(rule, bp, h)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="int64"):
+        measures.angle(torch.ones(3, dtype=torch.int64), torch.ones(3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_gives_the_cpu_angles():
+    for shape in (GRAM, EXPLICIT):
+        inputs = signals(shape)
+        on_gpu = measures.gradient_angle(*(x.cuda() for x in inputs))
+        assert on_gpu.item() == pytest.approx(measures.gradient_angle(*inputs).item(), abs=1e-3)

@@ -1,0 +1,64 @@
+"""The chance band against closed forms, integration and seeded sampling."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from alignlab.measures import chance_band, chance_std
+from alignlab.testing import naive
+
+
+def test_in_two_dimensions_the_angle_is_uniform():
+    assert chance_band(2, 0.95) == pytest.approx((4.5, 175.5))
+    assert chance_std(2) == pytest.approx(180 / math.sqrt(12))
+
+
+def test_in_three_dimensions_the_cosine_is_uniform():
+    assert chance_band(3, 0.9)[0] == pytest.approx(math.degrees(math.acos(0.9)))
+
+
+def test_in_one_dimension_the_angle_is_zero_or_180():
+    assert chance_band(1) == (0, 180)
+    assert chance_std(1) == pytest.approx(90)
+
+
+@pytest.mark.parametrize("n", [10**4, 784 * 512, 10**9])
+def test_in_many_dimensions_the_angle_is_normal(n):
+    low, high = chance_band(n)
+    half = math.degrees(1.959964 / math.sqrt(n))
+    assert 90 - low == pytest.approx(half, rel=1e-3)
+    assert high - 90 == pytest.approx(half, rel=1e-3)
+    assert chance_std(n) == pytest.approx(math.degrees(1 / math.sqrt(n)), rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 24, 101])
+def test_band_and_spread_are_those_of_the_density(n):
+    def density(angle):
+        return math.sin(math.radians(angle)) ** (n - 2)
+
+    total = quad(density, 0, 180)[0]
+    low, high = chance_band(n, 0.8)
+    assert quad(density, low, high)[0] / total == pytest.approx(0.8)
+    variance = quad(lambda angle: (angle - 90) ** 2 * density(angle), 0, 180)[0] / total
+    assert chance_std(n) == pytest.approx(math.sqrt(variance))
+
+
+def test_random_directions_fall_where_the_band_says():
+    angles = naive.random_angles(12, samples=2000, seed=0)
+    low, high = chance_band(12, 0.9)
+    assert np.mean((low < angles) & (angles < high)) == pytest.approx(0.9, abs=0.03)
+    assert angles.std() == pytest.approx(chance_std(12), rel=0.06)
+
+
+@pytest.mark.parametrize("coverage", [0, 1, -0.5, 95])
+def test_a_coverage_that_is_no_probability_is_refused(coverage):
+    with pytest.raises(ValueError, match="coverage"):
+        chance_band(10, coverage)
+
+
+@pytest.mark.parametrize("function", [chance_band, chance_std])
+def test_less_than_one_dimension_is_refused(function):
+    with pytest.raises(ValueError, match="at least 1"):
+        function(0)
