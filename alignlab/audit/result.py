@@ -65,7 +65,11 @@ class AuditResult:
         labels, groups = [label for label, *_ in rows], [group for _, group, _ in rows]
         coords = {"label": ("contrast", np.array(labels)), "group": ("contrast", np.array(groups))}
         units = {"units": self.claim.outcome, "alpha": self.claim.alpha}
-        return xr.Dataset(columns, {"contrast": np.arange(len(rows)), **coords}, units)
+        dataset = xr.Dataset(columns, {"contrast": np.arange(len(rows)), **coords}, units)
+        dataset["estimate"].attrs["long_name"] = (
+            f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
+        )
+        return dataset
 
     @cached_property
     def all_runs(self) -> xr.Dataset:

@@ -1,0 +1,71 @@
+"""alignlab finds out why a learning rule wins: probes, figures and interventional audits for PyTorch training runs.
+
+>>> import alignlab as al
+>>> sorted(al.rules.RULES)[:3]
+['bp', 'brsf', 'dfa']
+
+Attach probes to any training run (:class:`Recorder`), draw what was recorded (:mod:`alignlab.figures`), and audit a claim
+about why a method wins (:func:`audit`). Names are loaded when first used, so importing alignlab is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# floor by floor: the public name and the module that has it
+_PUBLIC = {
+    "alignlab.rules": ("convert", "revert"),
+    "alignlab.store": ("open_runs", "compact"),
+    "alignlab.probes": (
+        "Recorder",
+        "Probe",
+        "GradientAngle",
+        "WeightAngle",
+        "FeedbackSpectrum",
+        "EffectiveLR",
+        "Loss",
+        "every",
+        "log_spaced",
+    ),
+    "alignlab.training": ("RunSpec", "Graft", "train"),
+    "alignlab.audit": ("Arm", "Claim", "controls", "Verdict"),
+}
+_MODULES = ("measures", "rules", "store", "probes", "training", "audit", "figures", "testing")
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [  # noqa: RUF022 — grouped by floor
+    "measures", "rules", "convert", "revert", "store", "open_runs", "compact", "probes", "Recorder", "Probe",
+    "GradientAngle", "WeightAngle", "FeedbackSpectrum", "EffectiveLR", "Loss", "every", "log_spaced",
+    "training", "RunSpec", "Graft", "train", "Arm", "Claim", "audit", "controls", "Verdict", "figures",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from alignlab import audit, figures, measures, probes, rules, store, training
+    from alignlab.audit import Arm, Claim, Verdict, controls
+    from alignlab.probes import (
+        EffectiveLR,
+        FeedbackSpectrum,
+        GradientAngle,
+        Loss,
+        Probe,
+        Recorder,
+        WeightAngle,
+        every,
+        log_spaced,
+    )
+    from alignlab.rules import convert, revert
+    from alignlab.store import compact, open_runs
+    from alignlab.training import Graft, RunSpec, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"alignlab.{name}")
+    raise AttributeError(f"module 'alignlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,260 @@
+"""The command line: run a spec, audit a claim, draw a store, find the data. One clear line and exit code 2 on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alignlab.audit import AuditResult
+
+app = typer.Typer(
+    name="alignlab",
+    help="Find out why a learning rule wins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(
+    help="The data sets: what is here, where, and how to get the rest.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for store, figures and result.", show_default=False)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Seed (audit: the first of the claim's seeds).", show_default=False),
+]
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="A run's spec, a YAML file.")],
+    out: Out = None,
+    seed: Seed = None,
+) -> None:
+    """Train one run from a spec, record it and draw it.
+
+    Example: alignlab run fa.yaml --out out/fa --seed 3    with fa.yaml holding:  {task: mnist_small, rule: fa, steps: 500}
+    """
+    from alignlab.store import Segments, open_runs
+    from alignlab.training.loop import train
+    from alignlab.training.spec import RunSpec, SpecError
+    from alignlab.training.sweep import cell_name
+
+    if not spec.is_file():
+        raise SpecError(f"no spec at {spec}: expected a YAML file")
+    made = RunSpec.from_yaml(spec)
+    made = made if seed is None else made.changed(seed=seed)
+    folder = out or Path("out") / spec.stem
+    segments, name = Segments(folder / "store").prepare(), cell_name(made)
+    if segments.has(name):
+        typer.echo("nothing to compute: the run is in the store")
+    else:
+        with _progress()(f"{made.rule} on {made.task}", made.steps) as notify:
+            segments.append(train(made, progress=notify).assign_coords(run_id=name), name=name)
+    made.to_yaml(folder / "spec.yaml")
+    finished = segments.read(name)
+    for quantity in ("train_loss", "validation_loss", "test_loss", "test_accuracy"):
+        if quantity in finished:
+            typer.echo(f"{quantity:<16} {float(finished[quantity].dropna('step')[-1]):.4g}")
+    typer.echo(f"status           {finished['status'].item()}")
+    _draw_runs(open_runs(folder / "store"), folder / "figures")
+
+
+@app.command()
+def audit(
+    claim: Annotated[
+        str, typer.Argument(metavar="NAME|CLAIM.yaml", help="A named analysis, or a claim as YAML.")
+    ],
+    out: Out = None,
+    seed: Seed = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes to run on.")] = os.cpu_count()
+    or 1,
+) -> None:
+    """Audit a claim about why a method wins: table, verdict, figures.
+
+    Example: alignlab audit sign_sync --out out/sign_sync
+    """
+    from alignlab import gallery
+    from alignlab.audit import audit as run_audit
+
+    name, found = gallery.claim(claim)
+    if seed is not None:
+        found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
+    folder = out or Path("out") / name
+    typer.echo(f"{found.statement}\n  {found.source}\n")
+    result = run_audit(found, store=folder / "store", workers=workers, phase=_progress())
+    _write_result(result, folder)
+    _report(result, folder)
+
+
+@app.command()
+def figures(
+    store: Annotated[Path, typer.Argument(help="A folder that runs were recorded to.")], out: Out = None
+) -> None:
+    """Draw everything that a store's content allows.
+
+    Example: alignlab figures runs/fa --out figures/fa
+    """
+    from alignlab.store import open_runs
+
+    _draw_runs(open_runs(store), out or Path("figures") / store.resolve().name)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets: where they are, or that they are not here.
+
+    Example: alignlab data list
+    """
+    from alignlab.training import datafiles
+
+    for row in datafiles.describe():
+        typer.echo(f"{row.name:<14} {row.status:<12} {row.size:>10}  {row.where}")
+
+
+@data_app.command("path")
+def data_path(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
+    """Print the folder of a data set.
+
+    Example: alignlab data path mnist
+    """
+    from alignlab.training import datafiles
+    from alignlab.training.errors import DataError
+
+    found = datafiles.locate(name)
+    if found is None:
+        raise DataError(f"{name} is not on this machine: alignlab data fetch {name}, or set ALIGNLAB_DATA")
+    typer.echo(found)
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="A data set.")], out: Out = None) -> None:
+    """Download a data set, checked, from the public mirrors.
+
+    Example: alignlab data fetch fashion_mnist
+    """
+    from alignlab.training import datafiles
+
+    typer.echo(datafiles.fetch(name, folder=out))
+
+
+def main() -> None:
+    """The entry point: turns every expected error into one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("\nstopped; what was finished is stored, the same command goes on from there", err=True)
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's own complaints about the command line
+        if usage is None and not _expected(error):
+            raise
+        sys.exit(_fail(str(error) if usage is None else usage()))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"alignlab: error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _expected(error: BaseException) -> bool:
+    """Whether the user can do something about it; anything else is a bug and keeps its traceback."""
+    from alignlab.gallery import GalleryError
+    from alignlab.store import ContractError, StoreError
+    from alignlab.training.errors import DataError
+    from alignlab.training.spec import SpecError
+    from alignlab.training.sweep import SweepError
+
+    kinds = (GalleryError, ContractError, StoreError, DataError, SpecError, SweepError, OSError)
+    return isinstance(error, kinds) or (isinstance(error, ValueError) and "unknown data set" in str(error))
+
+
+def _progress() -> Callable[[str, int], Any]:
+    """A phase that shows a bar on a terminal, and a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+
+    @contextmanager
+    def phase(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not total:
+            yield lambda n: None
+            return
+        columns = (
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bar:
+            if not console.is_terminal:
+                console.print(f"{what}: {total}", highlight=False)
+            task = bar.add_task(what, total=total)
+            yield lambda n: bar.advance(task, n)
+
+    return phase
+
+
+def _draw_runs(runs: Any, folder: Path) -> None:
+    from alignlab.figures import run_figures, save
+
+    for name, figure in run_figures(runs).items():
+        save(figure, folder / name)
+    typer.echo(f"figures in {folder}")
+
+
+def _write_result(result: AuditResult, folder: Path) -> None:
+    from alignlab.figures import audit_figures, save
+
+    for name, figure in audit_figures(result).items():
+        save(figure, folder / "figures" / name)
+    _write(folder / "result.json", json.dumps(result.to_dict(), indent=1))
+    _write(folder / "table.txt", f"{_summary(result)}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def _summary(result: AuditResult) -> str:
+    caveats = "".join(f"\n  caveat: {caveat}" for caveat in result.verdict.caveats)
+    return f"{result.table()}\n\nverdict: {result.verdict}\n  {result.verdict.text}{caveats}"
+
+
+def _report(result: AuditResult, folder: Path) -> None:
+    claim = result.claim
+    typer.echo(
+        f"Differences in {claim.outcome}, seed by seed; > 0 means that the treatment ({claim.treatment.label}) is better,"
+    )
+    typer.echo(f"and nothing below {claim.smallest_effect:g} matters.\n")
+    typer.echo(_summary(result))
+    runs = sum(map(len, result.runs.values()))
+    if result.computed:
+        typer.echo(
+            f"\n{result.computed} of {runs} runs computed, the others were in the store. Everything is in {folder}"
+        )
+    else:
+        typer.echo(f"\nnothing to compute: all {runs} runs were in the store. Everything is in {folder}")
+
+
+if __name__ == "__main__":
+    main()

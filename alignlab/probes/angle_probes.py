@@ -1,0 +1,47 @@
+"""Probes of direction: does the rule's gradient point where backprop's does, and does B point where W does?"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from alignlab import measures
+from alignlab.probes.observation import LayerObservation
+from alignlab.probes.probe import Probe
+
+
+class GradientAngle(Probe):
+    """∠(G_rule, G_bp) of the whole minibatch, and the angles of the single samples' errors.
+
+    Records ``gradient_angle``; ``delta_angle``, ``delta_angle_std``, ``zero_fraction`` (Lillicrap et al. 2016); and
+    ``local_angle``, which isolates this layer's feedback from all above. Degrees. Under a layerwise rule the last layer's
+    angle is 0 by construction. ``local_angle`` is absent where nothing below the layer learns.
+    """
+
+    quantities = ("gradient_angle", "delta_angle", "delta_angle_std", "zero_fraction", "local_angle")
+
+    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
+        mean, std, zeros = measures.delta_angle(*layer.deltas)
+        found = {
+            "gradient_angle": measures.angle_from_products(*layer.products),
+            "delta_angle": mean,
+            "delta_angle_std": std,
+            "zero_fraction": zeros,
+        }
+        if layer.carried is not None and not layer.direct:
+            found["local_angle"] = measures.delta_angle(*layer.carried)[0]
+        return found
+
+
+class WeightAngle(Probe):
+    """∠(B, W) in degrees and ‖B‖, for layers whose feedback is in use.
+
+    Under a direct rule W is the product of the forward weights above the layer.
+    """
+
+    quantities = ("weight_angle", "feedback_norm")
+
+    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
+        if layer.matrices is None:
+            return {}
+        W, B = layer.matrices
+        return {"weight_angle": measures.weight_angle(B, W), "feedback_norm": measures.frobenius(B)}

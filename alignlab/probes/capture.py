@@ -1,0 +1,194 @@
+"""Capture: what each layer's teaching signal was, and what backprop's would have been, from one forward pass and one graph.
+
+While armed, a forward hook on each layer keeps its input and asks the graph to report the error that arrives at its output
+(``delta_rule``). A tap on the model's output meets the output's own error before, and asks autograd, re-entrantly, for the
+true errors ``delta_bp`` at the same places, with every converted layer switched to its own W. No parameter gradient is
+formed on that way, so nothing reaches ``.grad``. Under backprop the two are one and the second pass is saved.
+
+Signals are taken from graph *nodes*: in-place nonlinearities may overwrite the tensors, they cannot change the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from alignlab.probes import selftest
+from alignlab.probes.arrivals import Arrivals, learns
+from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
+from alignlab.probes.errors import ProbeError
+from alignlab.probes.hooks import Hook, depends_on_tap, nodes_of, reached, signal_edge, tapped
+from alignlab.probes.truth import asking, errors_at, somebody_asks
+from alignlab.probes.uses import Use, used_feedback
+from alignlab.rules.credit import Credit
+from alignlab.rules.layers import FeedbackLayer
+
+Placed = list[tuple[Use, GradientEdge]]
+
+
+class Capture:
+    """Collects the :class:`Use`\\ s of ``layers`` (by name) between :meth:`arm` and :meth:`take`."""
+
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        self.model, self.layers = unwrapped(model), layers
+        self.arrivals = Arrivals(layers)
+        self.passes: frozenset[int] = frozenset()  # the backward passes behind what was last taken
+        self._fresh: Placed = []  # the uses of the forward pass that runs
+        self._count = 0
+        self._proven = (
+            False  # whether the signals of one step were found to come from the model's output alone
+        )
+        self._handles: list[Any] = []
+        self._credits: list[Credit] = []
+        self._is_backprop = self._is_direct = False
+
+    def arm(self) -> None:
+        """Start to listen."""
+        if self._handles:
+            return
+        hold_eager()
+        rules = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
+        self._credits = list({id(m.credit): m.credit for m in rules}.values())
+        self._is_backprop = not any(m.rule.uses_feedback for m in rules)
+        self._is_direct = any(m.rule.direct for m in rules)
+        for name, layer in self.layers.items():
+            hook = Hook(partial(self._on_layer, name))
+            self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
+            if learns(layer):
+                weight: Any = layer.weight
+                self._handles.append(
+                    weight.register_hook(lambda gradient, name=name: self.arrivals.land(name))
+                )
+        if not self._is_backprop:
+            self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
+            self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
+
+    def disarm(self) -> None:
+        """Stop listening and drop what was not taken."""
+        if self._handles:
+            release_eager()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._fresh = []
+        self.arrivals.clear()
+
+    def take(self) -> dict[str, list[Use]]:
+        """The uses of each layer whose errors had a part in the gradients, in forward order; layers without are left out.
+
+        Raises :class:`ProbeError` where a layer learnt without its signals being known.
+        """
+        taken, self.passes, learnt = self.arrivals.take()
+        self._fresh, self._count = [], 0
+        for name, use in ((name, use) for name, uses in taken.items() for use in uses):
+            self._complete(name, use)
+        self._check_seen(taken, learnt)
+        if taken and not self._is_backprop:
+            self._proven = self._proven or selftest.check_paths(taken)
+        return taken
+
+    def _complete(self, name: str, use: Use) -> None:
+        if use.h._version != use.version:
+            raise ProbeError(
+                f"the input of layer {name!r} was overwritten in place after it was used, so its gradient cannot be "
+                "measured. Give each micro-batch a tensor of its own"
+            )
+        if self._is_backprop:
+            use.delta_bp = use.delta_rule
+        elif use.delta_bp is None:
+            raise ProbeError(
+                f"layer {name!r} got its error signal without the model's output getting one, so its true gradient is "
+                "unknown. Call the model that the recorder watches (not its parts), and use_reentrant=False in checkpoints"
+            )
+
+    def _check_seen(self, taken: dict[str, list[Use]], learnt: frozenset[str]) -> None:
+        known = {id(self.layers[name].weight) for name in taken}
+        for name in self.layers:
+            if name in learnt and id(self.layers[name].weight) not in known:
+                raise ProbeError(
+                    f"layer {name!r} learns, but no call of it was seen: its weight is used without it, as inside "
+                    "nn.MultiheadAttention (leave it out with layers=), or it runs in an activation checkpoint without "
+                    "use_reentrant=False"
+                )
+
+    def _on_start(self, model: nn.Module, args: Any) -> None:
+        self._fresh = []  # of a forward pass that did not reach its end
+
+    def _on_layer(self, name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self.arrivals.closed or not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        if not self._is_backprop and torch._C._current_graph_task_id() != -1:
+            return  # a checkpoint computes the layer again; its first call was seen
+        x = args[0] if args else kwargs["input"]
+        edge = signal_edge(output)
+        use = Use(
+            layer, x.detach(), used_feedback(layer), x.requires_grad, output.shape, self._count, x._version
+        )
+        self._count += 1
+        self._listen(name, use, edge)
+        if not self._is_backprop:
+            if self._is_direct:
+                use.below = reached(nodes_of(x), {edge.node: other for other, edge in self._fresh})
+            self._fresh.append((use, edge))
+
+    def _listen(self, name: str, use: Use, edge: GradientEdge) -> None:
+        node, slot = edge.node, edge.output_nr
+
+        def arrived(grads: Sequence[Tensor | None]) -> None:
+            error = grads[slot]
+            if error is not None and not somebody_asks(self._credits) and self.arrivals.counts():
+                self.arrivals.reach(name, use, error.detach().reshape(use.shape))
+
+        if isinstance(use.layer, FeedbackLayer) and use.layer.rule.direct:
+            # the gate on the output receives nothing; what it *passes on* is the rule's signal
+            use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
+        else:
+            use.handles.append(node.register_prehook(arrived))
+
+    def _on_output(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        fresh, self._fresh = self._fresh, []
+        if not fresh:
+            return None
+        if depends_on_tap(nodes_of((args, kwargs)), self):
+            raise ProbeError(
+                f"{type(model).__name__} is called on its own output, and the errors of the calls cannot be told apart. "
+                "Put the loop into a module and give that to the recorder"
+            )
+        last = reached(nodes_of(output), {edge.node: use for use, edge in fresh})
+        for use in last:
+            use.feeds_output, use.feeds_alone = True, len(last) == 1
+        if self._is_direct:
+            for use, _ in fresh:
+                use.feedback = used_feedback(use.layer)  # drawn when the first pass ended
+        return tapped(output, self, partial(self._on_error, fresh))
+
+    def _on_error(self, fresh: Placed, below: GradientEdge, error: Tensor) -> None:
+        """The output's error has arrived: ask for the true errors of the layers, before their own arrive."""
+        if somebody_asks(self._credits) or not self.arrivals.counts():
+            return
+        with asking(self._credits, true=True) as switch:
+            asked = self._ask("delta_bp", fresh, below, error)
+        if not switch.seen and not all(use.feeds_output for use in asked):
+            raise ProbeError(
+                "the layers' backward pass did not look at the switch to the true weights, so that every angle would be a "
+                "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"
+            )
+        if self._is_direct:
+            for use in asked:
+                use.note("error", self.arrivals.current, error.detach())
+        elif not self._proven:
+            with asking(self._credits, true=False):
+                self._ask("expected", fresh, below, error)
+
+    def _ask(self, kind: str, fresh: Placed, below: GradientEdge, error: Tensor) -> list[Use]:
+        """Note the errors that ``error`` at the output causes; return the uses that one reaches."""
+        signals = errors_at([edge for _, edge in fresh], below, error)
+        found = [(use, signal) for (use, _), signal in zip(fresh, signals, strict=True) if signal is not None]
+        for use, signal in found:
+            use.note(kind, self.arrivals.current, signal.reshape(use.shape))
+        return [use for use, _ in found]

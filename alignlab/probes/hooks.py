@@ -1,0 +1,123 @@
+"""How the probes listen: hooks that stay behind when a model is copied, a tap on its outputs, walks in the graph.
+
+A backward pass meets the tap before any layer, with the error that comes from outside the model alone, even where one
+output is computed from another. The tap knows its own place in the graph without holding on to it, so that a forward pass
+that is never differentiated is freed as it would be without a recorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils import _pytree as pytree
+
+from alignlab.rules.functions import ConvFunction, LinearFunction
+
+Found = TypeVar("Found")
+
+
+class Hook:
+    """A callable for a module's hooks. Copies of the module (averaged weights, checkpoints) get one that does nothing."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(_nothing)
+
+    def __reduce__(self) -> Any:
+        return Hook, (_nothing,)
+
+
+def _nothing(*args: Any) -> None:
+    """What the hooks of a copy do."""
+
+
+class Tap(Function):
+    """The identity on a model's output; backward it first reports ``(edge below, error)`` to ``arrived``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, owner: object, arrived: Callable[[GradientEdge, Tensor], None]
+    ) -> Tensor:
+        ctx.owner, ctx.arrived = owner, arrived
+        ctx.set_materialize_grads(False)
+        return output.clone()  # a view could not be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, None, None]:
+        (error,) = errors
+        if error is not None:
+            ctx.arrived(GradientEdge(*ctx.next_functions[0]), error)
+        return error, None, None
+
+
+_TAP: Any = Tap._backward_cls
+_LAYERS: Any = (LinearFunction._backward_cls, ConvFunction._backward_cls)
+
+
+def tapped(output: Any, owner: object, arrived: Callable[[GradientEdge, Tensor], None]) -> Any:
+    """A model's output, a tensor or any nesting of them, with a tap on each tensor that can carry an error."""
+
+    def tap(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.grad_fn is None:
+            return x
+        return Tap.apply(x, owner, arrived)  # type: ignore[no-untyped-call]
+
+    return pytree.tree_map(tap, output)
+
+
+def nodes_of(values: Any) -> list[Any]:
+    """The graph nodes that made the tensors in a nesting."""
+    leaves = pytree.tree_leaves(values)
+    return [x.grad_fn for x in leaves if isinstance(x, Tensor) and x.grad_fn is not None]
+
+
+def reached(nodes: Iterable[Any], ends: Mapping[Any, Found]) -> list[Found]:
+    """Which of the ``ends`` the nodes depend on without another one, or another converted layer, in between."""
+    found = _walk(nodes, lambda node: node in ends or isinstance(node, _LAYERS))
+    return [ends[node] for node in found if node in ends]
+
+
+def depends_on_tap(nodes: Iterable[Any], owner: object) -> bool:
+    """Whether a tap of ``owner`` lies below the nodes."""
+    return any(isinstance(node, _TAP) and node.owner is owner for node in _walk(nodes, lambda node: False))
+
+
+def _walk(nodes: Iterable[Any], stops: Callable[[Any], bool]) -> Iterator[Any]:
+    waiting = list(nodes)
+    seen: set[Any] = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if stops(node):
+            continue
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+
+
+def signal_edge(output: Tensor) -> GradientEdge:
+    """Where the error of a layer's output arrives.
+
+    Some layers return a view of what they computed (three-dimensional input, a single image); an in-place operation that
+    follows would take that view's node out of the graph, so the error is taken at its base, in the base's shape.
+    """
+    base = output._base
+    if (
+        base is not None
+        and base.grad_fn is not None
+        and base.numel() == output.numel()
+        and base.is_contiguous()
+        and output.is_contiguous()
+    ):
+        return get_gradient_edge(base)
+    return get_gradient_edge(output)

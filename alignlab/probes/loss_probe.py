@@ -1,0 +1,119 @@
+"""The loss of each measured step, with no line of the loop changed: read where ``backward()`` is called or from a criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from alignlab.probes.hooks import Hook
+from alignlab.probes.observation import Observation
+from alignlab.probes.probe import Probe
+
+_listeners: list[Callable[[Tensor], None]] = []
+_original = torch.Tensor.backward
+_installed = False
+
+
+def _announced(self: Tensor, *args: Any, **kwargs: Any) -> None:
+    for listener in tuple(_listeners):
+        listener(self)
+    _original(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def _listen(listener: Callable[[Tensor], None]) -> None:
+    global _original, _installed
+    if not _installed:
+        if torch.Tensor.backward is not _announced:
+            _original = torch.Tensor.backward
+        torch.Tensor.backward = _announced  # type: ignore[method-assign]
+        _installed = True
+    _listeners.append(listener)
+
+
+def _stop(listener: Callable[[Tensor], None]) -> None:
+    global _installed
+    if listener in _listeners:
+        _listeners.remove(listener)
+    if (
+        _installed and not _listeners and torch.Tensor.backward is _announced
+    ):  # else somebody has wrapped it meanwhile
+        torch.Tensor.backward = _original  # type: ignore[method-assign]
+        _installed = False
+
+
+class Loss(Probe):
+    """``loss``: the training loss of the step; ``samples_seen``: samples in training forward passes so far, this step included.
+
+    Without an argument the loss is the scalar on which ``.backward()`` is called (several micro-batches: their sum, as
+    their gradients add; without the scale of the recorder's ``grad_scaler``). With ``criterion``, an ``nn.Module``, it is
+    that module's output: use it where ``backward`` is called on something else, a sum with regularisers, say, or where
+    ``torch.autograd.backward`` is called instead. To count the samples it leaves one hook on the model between measured steps.
+    """
+
+    quantities = ("loss", "samples_seen")
+
+    def __init__(self, criterion: nn.Module | None = None) -> None:
+        if criterion is not None and not isinstance(criterion, nn.Module):
+            raise TypeError(
+                f"Loss: criterion is {criterion!r}, expected an nn.Module, or nothing for any loss"
+            )
+        self.criterion = criterion
+        self._values: list[tuple[int, Tensor]] = []  # by the backward pass that they began
+        self._samples = 0
+        self._counter: Any = None
+        self._handles: list[Any] = []
+
+    def attach(self, model: nn.Module) -> None:
+        self._samples = 0
+        self._counter = model.register_forward_pre_hook(Hook(self._count), with_kwargs=True)
+
+    def detach(self) -> None:
+        self._rest()
+        if self._counter is not None:
+            self._counter.remove()
+
+    def prepare(self) -> None:
+        self._rest()
+        if self.criterion is None:
+            _listen(self._hear)
+        else:
+            hook = self.criterion.register_forward_hook(Hook(lambda module, args, value: self._hear(value)))
+            self._handles.append(hook)
+
+    def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
+        found: dict[str, Tensor | float] = {"samples_seen": float(self._samples)}
+        values = [
+            value.reshape(()).double() for backward, value in self._values if backward in observation.passes
+        ]
+        if values:
+            scale = observation.scale if self.criterion is None else None
+            found["loss"] = torch.stack(values).sum() / (1.0 if scale is None else scale.to(values[0].device))
+        self._rest()
+        return found
+
+    def _rest(self) -> None:
+        _stop(self._hear)
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._values = [], []
+
+    def _hear(self, value: Any) -> None:
+        if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+            note: Any = partial(self._note, value.detach().clone())
+            self._handles.append(value.register_hook(note))  # type: ignore[no-untyped-call]
+
+    def _note(self, value: Tensor, gradient: Tensor) -> None:
+        """The value takes part in the backward pass that runs; whether that pass counts is known at the step's end."""
+        self._values.append((torch._C._current_graph_task_id(), value))
+
+    def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled() and model.training:
+            batch = next(
+                (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None
+            )
+            self._samples += 0 if batch is None else batch.shape[0]

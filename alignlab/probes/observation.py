@@ -1,0 +1,151 @@
+"""What a probe sees: every observed layer at one optimizer step, as tensors, with the costly products found once and shared.
+
+Symbols as in the design: h (N, in), delta (N, out), W and B (out, in; convolutions read as (C_out, C_in·k·k)), G = deltaᵀ h.
+A step made of several micro-batches is one batch: their samples are put together, and their gradients add.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from alignlab import measures
+from alignlab.probes.uses import Use, as_matrix, joined
+from alignlab.rules.layers import FeedbackLayer
+
+
+@dataclass(eq=False)
+class LayerObservation:
+    """One layer at one step, detached. ``weight`` is W before the update, ``update`` is ΔW (None if not asked for)."""
+
+    name: str
+    layer: nn.Module
+    uses: list[Use]
+    weight: Tensor
+    update: Tensor | None
+    learning_rate: float
+    above: list[Tensor] | None = (
+        None  # for direct rules: the weights from the next layer to the output, if a plain chain
+    )
+    errors: Tensor | None = None  # for direct rules: the errors at the output, (N, n_error)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the error reaches this layer directly, not through the layer above."""
+        return isinstance(self.layer, FeedbackLayer) and self.layer.rule.direct
+
+    @property
+    def is_linear(self) -> bool:
+        return isinstance(self.layer, nn.Linear)
+
+    @cached_property
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``(h, delta_rule, delta_bp)`` of a linear layer, (N, in), (N, out), (N, out)."""
+        parts = [use.rows() for use in self.uses]
+        h, rule, bp = (joined(list(column)) for column in zip(*parts, strict=True))
+        return h, rule, bp
+
+    @cached_property
+    def deltas(self) -> tuple[Tensor, Tensor]:
+        """``(delta_rule, delta_bp)``, one row a sample."""
+        columns = zip(
+            *((u.samples(_some(u.delta_rule)), u.samples(_some(u.delta_bp))) for u in self.uses), strict=True
+        )
+        rule, bp = (joined(list(column)) for column in columns)
+        return rule, bp
+
+    @cached_property
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """``(G_rule, G_bp)`` formed explicitly, in W's shape (convolutions; linear layers only if asked)."""
+        rule = sum(use.gradient(_some(use.delta_rule)) for use in self.uses)
+        bp = rule if self.same else sum(use.gradient(_some(use.delta_bp)) for use in self.uses)
+        assert isinstance(rule, Tensor)
+        assert isinstance(bp, Tensor)
+        return rule, bp
+
+    @cached_property
+    def same(self) -> bool:
+        """Whether the rule's signals *are* backprop's (the same tensors), so that half the products are known."""
+        return all(use.delta_rule is use.delta_bp for use in self.uses)
+
+    @cached_property
+    def products(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``(‖G_rule‖², ⟨G_rule, G_bp⟩, ‖G_bp‖²)``, float64."""
+        if self.is_linear:
+            h, rule, bp = self.batch
+            return measures.gradient_products(rule, bp, h)
+        rule, bp = (g.flatten() for g in self.gradients)
+        return _inner(rule, rule), _inner(rule, bp), _inner(bp, bp)
+
+    @cached_property
+    def update_product(self) -> Tensor:
+        """⟨ΔW, G_bp⟩, float64."""
+        update = _some(self.update)
+        if self.is_linear:
+            h, _, bp = self.batch
+            return measures.update_products(update, bp, h)
+        return _inner(update.flatten(), self.gradients[1].flatten())
+
+    @cached_property
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        """``(W, B)`` as matrices of one shape; None where feedback plays no part.
+
+        For a direct rule W is the product of the forward weights above, (n_error, out). None for a layer below which
+        nothing learns (its B is never used), and for a direct layer that receives the true error or has no plain chain above.
+        """
+        if self.direct:
+            return self._direct_matrices()
+        if not any(use.reaches_input for use in self.uses):
+            return None
+        feedback = self.uses[-1].feedback
+        W = as_matrix(self.layer, self.weight)
+        return W, W if feedback is None else as_matrix(self.layer, feedback.detach())
+
+    def _direct_matrices(self) -> tuple[Tensor, Tensor] | None:
+        feedback = self.uses[-1].feedback
+        if feedback is None or not self.above:
+            return None
+        product = self.above[0]
+        for weight in self.above[1:]:
+            product = weight @ product
+        return (product, feedback.detach()) if product.shape == feedback.shape else None
+
+    @cached_property
+    def carried(self) -> tuple[Tensor, Tensor] | None:
+        """``(delta_rule B, delta_rule W)`` at the layer's input, one row a sample; direct rules: ``(e B, e W_above)``."""
+        if self.matrices is None:
+            return None
+        if self.direct:
+            W, B = self.matrices
+            return None if self.errors is None else (self.errors @ B, self.errors @ W)
+        used = [(u, _some(u.delta_rule)) for u in self.uses if u.reaches_input]
+        by_w = joined([u.carried(d, self.weight) for u, d in used])
+        if self.uses[-1].feedback is None:
+            return by_w, by_w
+        return joined([u.carried(d, _some(u.feedback)) for u, d in used]), by_w
+
+
+@dataclass(eq=False)
+class Observation:
+    """All observed layers at one step, and the facts of the step."""
+
+    step: int
+    layers: dict[str, LayerObservation]
+    learning_rate: float
+    wall_time: float
+    passes: frozenset[int] = (
+        frozenset()
+    )  # the backward passes that the step was made of, by autograd's numbers
+    scale: Tensor | None = None  # what a ``GradScaler`` multiplied the loss by; the signals are without it
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dtype=torch.float64) if a.device.type != "mps" else (a * b).sum()
+
+
+def _some(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x

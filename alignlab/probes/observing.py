@@ -1,0 +1,90 @@
+"""From what was captured in a step to what probes see: weights, updates, rates, and the layers above a direct one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.probes.observation import LayerObservation
+from alignlab.probes.selection import learning_rates
+from alignlab.probes.uses import MEASURABLE, Use, joined
+
+Taken = Mapping[str, Sequence[Use]]
+
+
+def weights_of(layers: Mapping[str, nn.Module], copy: bool) -> dict[str, Tensor]:
+    """Each layer's weight, outside the graph; ``copy`` it where it will be needed after the update."""
+    weights = {name: layer.weight.detach() for name, layer in layers.items()}  # type: ignore[operator]
+    return {name: weight.clone() for name, weight in weights.items()} if copy else weights
+
+
+def observe(
+    taken: Taken,
+    layers: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    before: Mapping[str, Tensor],
+    updated: bool,
+    complete: bool,
+) -> dict[str, LayerObservation]:
+    """The observation of each layer that was ``taken``.
+
+    ``before``: the weights before the update. ``updated``: whether they have been updated since. ``complete``: whether
+    ``layers`` are all layers that the model has.
+    """
+    rates = learning_rates(optimizer, layers)
+    names = {layer: name for name, layer in layers.items()}
+    found = {}
+    for name, uses in taken.items():
+        layer: Any = layers[name]
+        update = layer.weight.detach() - before[name] if updated else None
+        made = LayerObservation(name, layer, list(uses), before[name], update, rates.get(name, float("nan")))
+        if made.direct and complete:
+            above = _chain_above(uses[-1], [use for others in taken.values() for use in others])
+            if above is not None:
+                made.above = [before[names[use.layer]] for use in above]
+                made.errors = joined([_error_rows(use) for use in uses])
+        found[name] = made
+    return found
+
+
+def unscale(taken: Taken, scale: Tensor) -> None:
+    """Divide all signals by the scale that a ``GradScaler`` put on the loss."""
+    for use in (use for uses in taken.values() for use in uses):
+        assert use.delta_rule is not None
+        assert use.delta_bp is not None
+        same = use.delta_rule is use.delta_bp
+        use.delta_rule = _divided(use.delta_rule, scale)
+        use.delta_bp = use.delta_rule if same else _divided(use.delta_bp, scale)
+
+
+def _divided(signal: Tensor, scale: Tensor) -> Tensor:
+    return signal.to(torch.promote_types(signal.dtype, torch.float32)) / scale.to(signal.device)
+
+
+def observes_all(model: nn.Module, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether no linear or convolutional layer of the model is left out."""
+    observed = set(layers.values())
+    return all(m in observed for m in model.modules() if isinstance(m, MEASURABLE))
+
+
+def _chain_above(use: Use, uses: Sequence[Use]) -> list[Use] | None:
+    """The uses that follow up to the output, if each depends on the one before alone, and all are linear."""
+    chain: list[Use] = []
+    while not use.feeds_output:
+        after = [other for other in uses if use in other.below]
+        if len(after) != 1 or len(after[0].below) != 1 or not after[0].is_linear:
+            return None
+        use = after[0]
+        chain.append(use)
+    return chain if use.feeds_alone else None
+
+
+def _error_rows(use: Use) -> Tensor:
+    """The error at the model's output as rows that a direct layer's B takes: one a position, or one a sample."""
+    assert use.error is not None
+    if use.error.shape[:-1] == use.shape[:-1]:
+        return use.error.reshape(-1, use.error.shape[-1])
+    return use.error.flatten(1)

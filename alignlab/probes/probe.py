@@ -1,0 +1,68 @@
+"""The base of all probes. A probe is a few lines: the names of what it measures, and a function of one layer's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from alignlab.probes.observation import LayerObservation, Observation
+
+
+class Probe:
+    """Measures something at every scheduled step. Subclass it, set ``quantities`` and write :meth:`measure`.
+
+    ``quantities``: the variables that it records. ``needs_update``: whether it reads ΔW, which costs a copy of the weights.
+    """
+
+    quantities: ClassVar[tuple[str, ...]] = ()
+    needs_update: ClassVar[bool] = False
+
+    def attach(self, model: nn.Module) -> None:
+        """Called once when recording starts."""
+
+    def detach(self) -> None:
+        """Called once when recording ends."""
+
+    def due(self, count: int) -> bool:
+        """Whether to measure at the ``count``-th scheduled step (from 0): for probes sparser than their recorder."""
+        return True
+
+    def prepare(self) -> None:
+        """Called before the forward pass of a step that will be measured."""
+
+    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
+        """Values for one layer: scalars, or vectors along ``mode``. Leave out what is not defined there."""
+        return {}
+
+    def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
+        """Values for the whole step."""
+        return {}
+
+    def attrs(self) -> dict[str, object]:
+        """What to remember about how it measured."""
+        return {}
+
+
+def checked(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes as a list.
+
+    Raises ``TypeError`` for what is no probe, ``ValueError`` where two probes would record one quantity.
+    """
+    probes = [probes] if isinstance(probes, Probe) else list(probes)
+    owner: dict[str, Probe] = {}
+    for probe in probes:
+        if not isinstance(probe, Probe):
+            hint = (
+                f": write {probe.__name__}()" if isinstance(probe, type) and issubclass(probe, Probe) else ""
+            )
+            raise TypeError(f"{probe!r} is not a probe{hint}")
+        for name in probe.quantities:
+            if name in owner:
+                raise ValueError(
+                    f"{type(probe).__name__} and {type(owner[name]).__name__} both record {name!r}: drop one"
+                )
+            owner[name] = probe
+    return probes

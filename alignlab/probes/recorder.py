@@ -1,0 +1,230 @@
+"""The Recorder: attach probes to a training run without changing its loop.
+
+``with Recorder(model, optimizer, probes, schedule, path):`` around any loop. Optimizer steps are counted through the
+optimizer's own hook, at the price of one integer comparison a step; hooks on the model exist only during the steps that
+are measured. What is recorded is the state just before the update (W_t, its batch's signals) and the update itself.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.probes.capture import Capture
+from alignlab.probes.compiled import tell_if_compiled, unwrapped
+from alignlab.probes.errors import ProbeError
+from alignlab.probes.metadata import run_attrs, run_coords
+from alignlab.probes.observation import Observation
+from alignlab.probes.observing import observe, observes_all, unscale, weights_of
+from alignlab.probes.probe import Probe, checked
+from alignlab.probes.recording import Recording
+from alignlab.probes.schedule import NEVER, Schedule, consult, every, log_spaced
+from alignlab.probes.selection import Wanted, learning_rates, select_layers
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Recorder:
+    """Records what ``probes`` measure during a training run.
+
+    ``model``: the module that the loop calls. ``optimizer``: the one that steps it. ``probes``: what to measure.
+    ``schedule``: at which optimizer steps, counted from 0: ``every(n)``, ``log_spaced(total, n)`` or any callable
+    step → bool. ``path``: a folder to store the run in (``alignlab.open_runs`` reads it); None keeps it in memory.
+    ``layers``: which ``nn.Linear`` and ``nn.Conv2d`` to observe: module names or patterns (``"features.*"``), or a
+    function (name, module) → bool; by default all. ``flush_every``: measured steps between two writes. ``attrs``: facts to
+    store with the run. ``coords``: its coordinates (rule, lr, seed, task, arm, control). ``grad_scaler``: the loop's
+    ``GradScaler``, if it has one, so that loss and norms are reported unscaled.
+
+    The loop's results are bitwise those of a run without a recorder. Raises :class:`ProbeError` where a signal cannot be
+    measured; it never records a guess.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        probes: Sequence[Probe],
+        schedule: Schedule | None = None,
+        path: str | Path | None = None,
+        *,
+        layers: Wanted = None,
+        flush_every: int = 100,
+        attrs: Mapping[str, Any] | None = None,
+        coords: Mapping[str, Any] | None = None,
+        grad_scaler: Any = None,
+        run_id: str | None = None,
+    ) -> None:
+        _check(model, optimizer, schedule)
+        self.model, self.optimizer = model, optimizer
+        self.probes = checked(probes)
+        self.schedule: Schedule = every(1) if schedule is None else schedule
+        self.layers = select_layers(model, layers)
+        if not learning_rates(optimizer, self.layers):
+            raise ValueError(
+                f"the optimizer trains none of the observed layers ({', '.join(self.layers)}): is it the model's?"
+            )
+        self.step = 0
+        self._recording = Recording(self.layers, path, run_id or uuid.uuid4().hex, flush_every)
+        self._capture = Capture(model, self.layers)
+        self._attrs, self._coords, self._grad_scaler = dict(attrs or {}), dict(coords or {}), grad_scaler
+        self._complete = observes_all(unwrapped(model), self.layers)
+        self._update_wanted = any(probe.needs_update for probe in self.probes)
+        self._before: dict[str, Tensor] | None = (
+            None  # the weights before an update that is to be measured after it
+        )
+        self._count, self._next = 0, NEVER
+        self._counter: Any = None
+        self._sentinel: Any = None  # the hook before a step, while armed
+
+    @property
+    def status(self) -> str:
+        """``running``, ``finished``, ``diverged`` or ``crashed``."""
+        return self._recording.status
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run in its store."""
+        return self._recording.run_id
+
+    def __enter__(self) -> Recorder:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.detach("finished" if error is None else "crashed")
+        except Exception as second:
+            if error is None:
+                raise
+            error.add_note(f"and the recorder could not write what was left: {second}")
+
+    def attach(self) -> Recorder:
+        """Start recording. ``with`` calls this; a recorder records once."""
+        if self._counter is not None:
+            raise RuntimeError("this recorder has been used: make a new one for another run")
+        self._recording.describe(
+            run_coords(self.model, self.optimizer) | self._coords,
+            run_attrs(self.model, self.optimizer) | self._attrs,
+        )
+        tell_if_compiled(self.model)
+        self._start = time.perf_counter()
+        self._counter = self.optimizer.register_step_post_hook(self._after_step)
+        for probe in self.probes:
+            probe.attach(self.model)
+        self._plan()
+        return self
+
+    def detach(self, status: str = "finished") -> None:
+        """Stop recording, write what is left, and note how the run ended. Calling it again does nothing."""
+        if self._counter is None or self.status != "running":
+            return
+        self._disarm()
+        self._counter.remove()
+        for probe in self.probes:
+            probe.detach()
+        self._note_progress()
+        self._recording.end("diverged" if status == "finished" and not _finite(self.model) else status)
+
+    def to_dataset(self) -> xr.Dataset:
+        """Everything recorded so far, as an ``xarray.Dataset`` on (step, layer, mode) with the run's coordinates and attrs."""
+        self._note_progress()
+        return self._recording.to_dataset()
+
+    def flush(self) -> None:
+        """Move what was measured to the host, and to disk if there is a path."""
+        self._note_progress()
+        self._recording.flush()
+
+    def _note_progress(self) -> None:
+        self._recording.last_step = max(self._recording.last_step, self.step - 1)
+
+    def _plan(self) -> None:
+        """Arm for the coming step if it is scheduled, rest otherwise; note when to ask the schedule again."""
+        scheduled, self._next = consult(self.schedule, self.step)
+        if not scheduled:
+            self._disarm()
+            return
+        if self._sentinel is None:
+            self._capture.arm()
+            self._sentinel = self.optimizer.register_step_pre_hook(self._before_step)
+        for probe in self.probes:
+            probe.prepare()
+
+    def _disarm(self) -> None:
+        if self._sentinel is not None:
+            self._sentinel.remove()
+        self._sentinel, self._before = None, None
+        self._capture.disarm()
+
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        has_closure = any(map(callable, (*args, *kwargs.values())))  # then the signals are still to come
+        if self._update_wanted or has_closure:
+            self._before = weights_of(self.layers, copy=True)
+            self._capture.arrivals.within_step = True
+        else:
+            self._measure(self.step, weights_of(self.layers, copy=False), updated=False)
+
+    def _after_step(self, *_: Any) -> None:
+        self.step += 1
+        if self.step >= self._next:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._capture.arrivals.within_step = False
+        if self._before is not None:
+            self._measure(self.step - 1, self._before, updated=True)
+            self._before = None
+        self._plan()
+
+    def _measure(self, step: int, weights: dict[str, Tensor], updated: bool) -> None:
+        taken = self._capture.take()
+        if not taken:
+            raise ProbeError(
+                f"step {step}: no error signal passed through the observed layers ({', '.join(self.layers)}). "
+                "Was the loss computed from this model, and backward() called before optimizer.step()?"
+            )
+        scale = getattr(self._grad_scaler, "_scale", None)
+        if scale is not None:
+            unscale(taken, scale)
+        self._recording.self_test.add(step, taken)
+        rate = float(self.optimizer.param_groups[0].get("lr", torch.nan))
+        due = [probe for probe in self.probes if probe.due(self._count)]
+        self._count += 1
+        with torch.no_grad(), torch.autocast(next(iter(weights.values())).device.type, enabled=False):
+            layers = observe(taken, self.layers, self.optimizer, weights, updated, self._complete)
+            seen = Observation(
+                step, layers, rate, time.perf_counter() - self._start, self._capture.passes, scale
+            )
+            by_layer = {
+                name: _merged(probe.measure(layer) for probe in due) for name, layer in layers.items()
+            }
+            by_step = _merged(probe.measure_step(seen) for probe in due)
+        self._recording.attrs |= _merged(probe.attrs() for probe in due)
+        self._recording.add(step, by_layer, {"learning_rate": rate, "wall_time": seen.wall_time, **by_step})
+
+
+def _check(model: Any, optimizer: Any, schedule: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}, expected an nn.Module")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    if schedule is not None and (not callable(schedule) or schedule in (every, log_spaced)):
+        way_out = "every(10), log_spaced(total, 50), or a function step -> bool"
+        raise TypeError(f"schedule is {schedule!r}, expected {way_out}")
+
+
+def _merged(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for part in found for key, value in part.items()}
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())

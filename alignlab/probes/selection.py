@@ -1,0 +1,61 @@
+"""Which layers a recorder observes, and which of the optimizer's learning rates is theirs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from alignlab.probes.compiled import unwrapped
+from alignlab.probes.uses import MEASURABLE
+
+Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
+
+ROOT = "root"  # the name of a model that is itself a layer
+
+
+def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
+    """The linear and convolutional layers of ``model`` that ``wanted`` names, in the model's order."""
+    inner = unwrapped(model)
+    found: dict[str, nn.Module] = {
+        name or ROOT: m for name, m in inner.named_modules() if isinstance(m, MEASURABLE)
+    }
+    if not found:
+        raise ValueError(
+            f"{type(inner).__name__} has no layer to observe: expected an nn.Linear or nn.Conv2d"
+        )
+    if wanted is None:
+        return found
+    if callable(wanted):
+        chosen = {name: m for name, m in found.items() if wanted(name, m)}
+    else:
+        patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+        named = {p: [name for name in found if fnmatch.fnmatchcase(name, p)] for p in patterns}
+        idle = [repr(p) for p, names in named.items() if not names]
+        if idle:
+            raise ValueError(f"layers: {', '.join(idle)} names no layer; there are {', '.join(found)}")
+        chosen = {name: m for name, m in found.items() if any(name in names for names in named.values())}
+    if not chosen:
+        raise ValueError(f"layers: the filter leaves none of {', '.join(found)}")
+    return chosen
+
+
+def learning_rates(optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]) -> dict[str, float]:
+    """The current learning rate of each layer's weight; layers that the optimizer does not train are left out."""
+    rates = {
+        id(p): float(group.get("lr", torch.nan)) for group in optimizer.param_groups for p in group["params"]
+    }
+    trained = {
+        name: next((id(p) for p in _trained(layer) if id(p) in rates), None) for name, layer in layers.items()
+    }
+    return {name: rates[key] for name, key in trained.items() if key is not None}
+
+
+def _trained(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """The weight, or what it is computed from (weight normalisation)."""
+    if isinstance(layer.weight, nn.Parameter):
+        yield layer.weight
+    else:
+        yield from (p for name, p in layer.named_parameters() if name != "bias")

@@ -1,0 +1,77 @@
+"""The probe of spectra: where the eigenvalues of W Bᵀ lie, and whether the errors that occur are sent downhill."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from alignlab.measures.spectra import descent_fraction_from_signals, feedback_spectrum
+from alignlab.probes.observation import LayerObservation
+from alignlab.probes.probe import Probe
+
+
+class FeedbackSpectrum(Probe):
+    """The eigenvalues of W Bᵀ and of its symmetric part, for layers whose feedback is in use.
+
+    Records ``spectrum_real``, ``spectrum_imag`` (dim ``mode``, by descending modulus), ``spectrum_positive_fraction``,
+    ``symmetric_min``, ``symmetric_max``, ``symmetric_positive_fraction``, ``spectrum_trace``; and ``descent_fraction``, the
+    share of the batch's own errors with eᵀ W Bᵀ e > 0 (Lillicrap et al. 2016), at every scheduled step.
+
+    Eigenvalues are costly and change slowly: they are taken at every ``every``-th scheduled step, the first included.
+    Exact up to matrices of ``exact_limit``; beyond, the ``largest`` by Arnoldi and the symmetric part by stochastic Lanczos.
+    """
+
+    quantities = (
+        "spectrum_real",
+        "spectrum_imag",
+        "spectrum_positive_fraction",
+        "symmetric_min",
+        "symmetric_max",
+        "symmetric_positive_fraction",
+        "spectrum_trace",
+        "descent_fraction",
+    )
+
+    def __init__(self, every: int = 10, exact_limit: int = 1024, largest: int = 32) -> None:
+        for name, value in (("every", every), ("exact_limit", exact_limit), ("largest", largest)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"FeedbackSpectrum: {name} is {value!r}, expected a whole number, at least 1"
+                )
+        self.every, self.exact_limit, self.largest = every, exact_limit, largest
+        self._spectra_due = False
+        self._methods: dict[str, str] = {}
+
+    def attach(self, model: nn.Module) -> None:
+        self._methods = {}
+
+    def due(self, count: int) -> bool:
+        self._spectra_due = count % self.every == 0
+        return True
+
+    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
+        if layer.matrices is None:
+            return {}
+        found = {}
+        if layer.carried is not None:
+            by_feedback, by_weight = layer.carried
+            found["descent_fraction"] = descent_fraction_from_signals(by_weight, by_feedback)
+        return found | self._spectrum(layer) if self._spectra_due else found
+
+    def _spectrum(self, layer: LayerObservation) -> dict[str, Tensor]:
+        assert layer.matrices is not None
+        W, B = layer.matrices
+        spectrum = feedback_spectrum(W, B, exact_limit=self.exact_limit, k=self.largest)
+        self._methods[layer.name] = spectrum.method
+        return {
+            "spectrum_real": spectrum.real,
+            "spectrum_imag": spectrum.imag,
+            "spectrum_positive_fraction": spectrum.positive_fraction,
+            "symmetric_min": spectrum.symmetric_min,
+            "symmetric_max": spectrum.symmetric_max,
+            "symmetric_positive_fraction": spectrum.symmetric_positive_fraction,
+            "spectrum_trace": spectrum.trace,
+        }
+
+    def attrs(self) -> dict[str, object]:
+        settings = f"exact up to {self.exact_limit}, else the {self.largest} largest"
+        return {"spectrum_settings": settings, "spectrum_method": dict(self._methods)}

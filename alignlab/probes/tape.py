@@ -1,0 +1,153 @@
+"""The tape: measurements as they come in, on the device they were made on, and their transfer to a dataset at a flush.
+
+A row's numbers are copied into one tensor as it is added, so that nothing that a probe returned can change afterwards, and
+stay on their device until :meth:`Tape.flush` moves them, many rows at once: nothing waits for the device in between.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignlab.measures.quantities import QUANTITIES
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import xarray as xr
+
+Value = Tensor | float
+Key = tuple[str, str | None]  # variable and layer; no layer for what is of the whole step
+Variable = tuple[tuple[str, ...], "npt.NDArray[Any]", dict[str, Any]]
+
+EXACT = ("samples_seen",)  # float32 counts to 16.7 million only
+
+
+@dataclass
+class Row:
+    """One step's measurements: plain numbers, the scalar tensors of each device as one, and vectors along ``mode``."""
+
+    step: int
+    numbers: dict[Key, float] = field(default_factory=dict)
+    scalars: list[tuple[tuple[Key, ...], Tensor]] = field(default_factory=list)
+    vectors: dict[Key, Tensor] = field(default_factory=dict)
+
+
+class Tape:
+    """Rows of measurements over ``layers``."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = layers
+        self._rows: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(
+        self, step: int, by_layer: Mapping[str, Mapping[str, Value]], by_step: Mapping[str, Value]
+    ) -> None:
+        """One step's measurements: ``by_layer[layer][variable]`` and ``by_step[variable]``.
+
+        Raises ``ValueError`` for a value that is neither a number nor a vector.
+        """
+        row = Row(step)
+        scalars: dict[torch.device, dict[Key, Tensor]] = defaultdict(dict)
+        for key, value in _entries(by_layer, by_step):
+            if not isinstance(value, Tensor):
+                row.numbers[key] = float(value)
+            elif value.dim() == 0:
+                scalars[value.device][key] = value.detach()
+            elif value.dim() == 1:
+                row.vectors[key] = value.detach().clone()
+            else:
+                raise ValueError(
+                    f"{key[0]} has shape {tuple(value.shape)}, expected a number, or a vector along mode"
+                )
+        row.scalars = [(tuple(found), _stacked(list(found.values()))) for found in scalars.values()]
+        self._rows.append(row)
+
+    def flush(self) -> xr.Dataset:
+        """Everything since the last flush as a dataset on (step, layer, mode); empties the tape."""
+        import xarray as xr
+
+        rows, self._rows = self._rows, []
+        columns = _columns(rows)
+        modes = max((column.shape[1] for column in columns.values() if column.ndim == 2), default=0)
+        variables = {
+            name: self._variable(name, columns, len(rows), modes)
+            for name in sorted({name for name, _ in columns})
+        }
+        steps = np.asarray([row.step for row in rows], dtype=np.int64)
+        coords: dict[str, Any] = {"step": steps, **self._layer_coords()}
+        return xr.Dataset(variables, coords | ({"mode": np.arange(modes)} if modes else {}))
+
+    def _variable(
+        self, name: str, columns: Mapping[Key, npt.NDArray[Any]], rows: int, modes: int
+    ) -> Variable:
+        attrs = QUANTITIES[name].attrs() if name in QUANTITIES else {}
+        dtype = np.float64 if name in EXACT else np.float32
+        if (name, None) in columns:
+            return ("step",), columns[name, None].astype(dtype), attrs
+        there = {i: columns[name, layer] for i, layer in enumerate(self._layers) if (name, layer) in columns}
+        per_mode = any(column.ndim == 2 for column in there.values())
+        table = np.full((rows, len(self._layers), *[modes] * per_mode), np.nan, dtype=dtype)
+        for i, column in there.items():
+            place: Any = (slice(None), i, *[slice(column.shape[-1])] * per_mode)
+            table[place] = column
+        return ("step", "layer", *["mode"] * per_mode), table, attrs
+
+    def _layer_coords(self) -> dict[str, Any]:
+        kinds = ["linear" if isinstance(layer, nn.Linear) else "conv2d" for layer in self._layers.values()]
+        shapes = [tuple(layer.weight.shape) for layer in self._layers.values()]  # type: ignore[arg-type]
+        return {
+            "layer": np.asarray(list(self._layers), dtype=str),
+            "kind": ("layer", np.asarray(kinds, dtype=str)),
+            "fan_in": ("layer", np.asarray([np.prod(shape[1:]) for shape in shapes], dtype=np.int64)),
+            "fan_out": ("layer", np.asarray([shape[0] for shape in shapes], dtype=np.int64)),
+        }
+
+
+def _entries(
+    by_layer: Mapping[str, Mapping[str, Value]], by_step: Mapping[str, Value]
+) -> Iterable[tuple[Key, Value]]:
+    yield from (((name, None), value) for name, value in by_step.items())
+    yield from (((name, layer), value) for layer, found in by_layer.items() for name, value in found.items())
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    wide = torch.float32 if values[0].device.type == "mps" else torch.float64
+    return torch.stack([value if value.dtype == wide else value.to(wide) for value in values])
+
+
+def _columns(rows: list[Row]) -> dict[Key, npt.NDArray[np.float64]]:
+    """Each key's values over the rows, (rows,) or (rows, modes), NaN where there is none."""
+    found: dict[Key, dict[int, Any]] = defaultdict(dict)
+    alike: dict[tuple[Key, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        for key, number in row.numbers.items():
+            found[key][i] = number
+        for key, vector in row.vectors.items():
+            found[key][i] = vector.double().cpu().numpy()
+        for keys, stacked in row.scalars:
+            alike[keys].append((i, stacked))
+    for keys, stacks in alike.items():
+        table = (
+            torch.stack([stacked for _, stacked in stacks]).double().cpu().numpy()
+        )  # one transfer for all of them
+        for column, key in enumerate(keys):
+            found[key] |= dict(zip((i for i, _ in stacks), table[:, column], strict=True))
+    return {key: _column(by_row, len(rows)) for key, by_row in found.items()}
+
+
+def _column(by_row: Mapping[int, Any], rows: int) -> npt.NDArray[np.float64]:
+    modes = max(np.size(value) for value in by_row.values())
+    vectors = any(np.ndim(value) for value in by_row.values())
+    column = np.full((rows, modes) if vectors else rows, np.nan)
+    for i, value in by_row.items():
+        column[(i, slice(np.size(value))) if vectors else i] = value
+    return column

@@ -1,0 +1,59 @@
+"""The second question to a graph: which errors would have come, had every layer handed its error down through its own W?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from alignlab.probes.errors import ProbeError
+from alignlab.rules.credit import Credit
+
+
+class Switch:
+    """Stands in for a credit's ``true`` while we ask, and remembers whether the layers looked at it."""
+
+    def __init__(self, true: bool) -> None:
+        self.true, self.seen = true, False
+
+    def __bool__(self) -> bool:
+        self.seen = True
+        return self.true
+
+
+@contextlib.contextmanager
+def asking(credits_: Sequence[Credit], true: bool) -> Iterator[Switch]:
+    """Within the block, converted layers hand errors down through W (``true``) or by their rule, and no observer listens."""
+    switch: Any = Switch(true)
+    before = [credit.true for credit in credits_]
+    try:
+        for credit in credits_:
+            credit.true = switch
+        yield switch
+    finally:
+        for credit, value in zip(credits_, before, strict=True):
+            credit.true = value
+
+
+def somebody_asks(credits_: Sequence[Credit]) -> bool:
+    """Whether errors are asked for at this moment, by us or another observer: what arrives now is not the run's own."""
+    return any(credit.true is not False for credit in credits_)
+
+
+def errors_at(
+    places: Sequence[GradientEdge], below: GradientEdge, error: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The errors at ``places`` that ``error`` at the model's output causes; the random state stays as it is."""
+    devices = [error.device] if error.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            return torch.autograd.grad([below], places, [error], retain_graph=True, allow_unused=True)
+    except RuntimeError as failure:
+        raise ProbeError(
+            f"the true errors could not be computed on this model's graph ({failure}). If it uses activation "
+            "checkpointing, pass use_reentrant=False; if it is compiled, attach to the uncompiled module"
+        ) from failure

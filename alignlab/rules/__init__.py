@@ -1,0 +1,20 @@
+"""Learning rules: how error travels back. :func:`convert` a model, train it as before, :func:`revert` it."""
+
+from alignlab.rules.convert import convert, feedback_layers, make_rule, revert
+from alignlab.rules.initialisation import INITS
+from alignlab.rules.layers import FeedbackConv2d, FeedbackLayer, FeedbackLinear
+from alignlab.rules.registry import RULES
+from alignlab.rules.rule import Rule
+
+__all__ = [
+    "INITS",
+    "RULES",
+    "FeedbackConv2d",
+    "FeedbackLayer",
+    "FeedbackLinear",
+    "Rule",
+    "convert",
+    "feedback_layers",
+    "make_rule",
+    "revert",
+]

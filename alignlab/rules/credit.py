@@ -1,0 +1,93 @@
+"""The switch between what a rule sends and what backprop would have sent, and the record of one forward pass.
+
+Every converted layer of a model holds the same :class:`Credit`. While ``credit.true`` is set, a backward pass through
+the layers hands down ``delta W`` (backprop, no weight gradients); otherwise it hands down what the rule says. One graph
+so serves the training step and the probes. Direct rules (Nøkland 2016) also need to know which layers ran and where
+their signals meet the network again; that record is the list of :class:`Call` kept here during a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+if TYPE_CHECKING:
+    from alignlab.rules.layers import FeedbackLayer
+
+
+@dataclass
+class Delivery:
+    """What reaches one layer's output under a direct rule.
+
+    The layer's gate, a node of the graph, holds this and nothing else of the record: an edge held there would make the
+    graph own itself, and no pass would ever be freed.
+    """
+
+    credit: Credit
+    linked: bool = False  # whether the pass went through the converted model, so that an error will come
+    delta: Tensor | None = (
+        None  # what the rule delivers, from the error's arrival until the gate has taken it
+    )
+
+
+@dataclass
+class Call:
+    """One differentiable use of a layer in a forward pass: where its input came from and where its output goes."""
+
+    layer: FeedbackLayer
+    delivery: Delivery
+    input_edge: GradientEdge | None
+    input_shape: tuple[int, ...]
+    output_edge: GradientEdge | None = None
+    target: Call | None = None  # the call whose input this output reaches first
+    source: Delivery | None = None  # of the last earlier call whose output reaches this input
+    feeds_output: bool = False  # whether this output reaches the network's output and no call before it
+    teaches: list[nn.Parameter] = field(
+        default_factory=list
+    )  # unconverted parameters that learn from this signal
+
+
+@dataclass
+class Credit:
+    """What the layers of one converted model share. ``true`` asks for backprop's cotangents."""
+
+    true: bool = False
+    delivering: bool = (
+        False  # while a direct rule takes its signals to the layers: none passes a second layer
+    )
+    calls: list[Call] | None = None  # None outside a forward pass of the converted model
+
+    @contextmanager
+    def backprop(self) -> Iterator[None]:
+        """Within the block, backward passes hand down ``delta W`` and form no weight gradient."""
+        before, self.true = self.true, True
+        try:
+            yield
+        finally:
+            self.true = before
+
+    @contextmanager
+    def deliver(self) -> Iterator[None]:
+        """Within the block, gates let nothing through: a signal meets its own layer and no other."""
+        self.delivering = True
+        try:
+            yield
+        finally:
+            self.delivering = False
+
+    def record(self, layer: FeedbackLayer, x: Tensor) -> Call:
+        """Note that ``layer`` is about to be used on ``x``."""
+        edge = get_gradient_edge(x) if x.requires_grad else None
+        call = Call(layer, Delivery(self), edge, tuple(x.shape))
+        if self.calls is not None:
+            self.calls.append(call)
+        return call
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pass in progress stays behind: graph edges can be neither pickled nor copied.
+        return {"true": False, "delivering": False, "calls": None}

@@ -1,0 +1,89 @@
+"""The named distributions that feedback weights are drawn from, each after the paper that used it.
+
+Feedback B has the shape of W, (out, in, …) for layerwise rules and (n_error, out) for direct ones. Signals enter it by
+its *first* dimension, so ``fan_out`` (the first dimension times the kernel's size) plays for B the part that fan_in
+plays for W. A seed gives one B on one kind of device in one dtype; another device or dtype draws another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Init = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def fans(like: Tensor) -> tuple[int, int]:
+    """``(fan_in, fan_out)`` of a weight of shape (out, in, kernel…)."""
+    receptive = math.prod(like.shape[2:])
+    return like.shape[1] * receptive, like.shape[0] * receptive
+
+
+def _uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
+    return torch.empty_like(like).uniform_(-bound, bound, generator=generator)
+
+
+def lillicrap(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(−0.5, 0.5), whatever the size. Lillicrap et al. 2016."""
+    return _uniform(like, 0.5, generator)
+
+
+def nokland(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(±1/√fan_out). Nøkland 2016."""
+    return _uniform(like, 1 / math.sqrt(fans(like)[1]), generator)
+
+
+def xavier(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(±√(6/(fan_in + fan_out))). Glorot & Bengio 2010."""
+    return _uniform(like, math.sqrt(6 / sum(fans(like))), generator)
+
+
+def kaiming(like: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 2/fan_out): keeps the size of what is sent *down* through ReLUs. He et al. 2015, equation 14."""
+    return torch.empty_like(like).normal_(0, math.sqrt(2 / fans(like)[1]), generator=generator)
+
+
+def like_forward(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(±1/√fan_in): what PyTorch draws the forward weights of linear and convolutional layers from."""
+    return _uniform(like, 1 / math.sqrt(fans(like)[0]), generator)
+
+
+def orthogonal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A random (semi-)orthogonal matrix, kernels flattened. Saxe et al. 2014."""
+    result: Tensor = torch.nn.init.orthogonal_(torch.empty_like(like), generator=generator)
+    return result
+
+
+INITS: dict[str, Init] = {
+    f.__name__: f for f in (lillicrap, nokland, xavier, kaiming, like_forward, orthogonal)
+}
+
+
+def resolve_init(init: str | Init) -> Init:
+    """The drawing function of a name, or the callable itself: ``init(like, generator) -> tensor shaped as like``."""
+    if callable(init):
+        return init
+    if init not in INITS:
+        near = difflib.get_close_matches(str(init), INITS, n=2)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"unknown feedback initialisation {init!r}: {hint}known are {', '.join(INITS)}, or a callable"
+        )
+    return INITS[init]
+
+
+def draw(init: str | Init, like: Tensor, seed: int) -> Tensor:
+    """One draw of B in the shape, dtype and device of ``like``, from a seed of its own."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    with torch.no_grad():
+        feedback = resolve_init(init)(like.detach(), generator)
+    if not isinstance(feedback, Tensor) or feedback.shape != like.shape:
+        got = tuple(feedback.shape) if isinstance(feedback, Tensor) else type(feedback).__name__
+        raise ValueError(
+            f"the feedback initialisation {init!r} returned {got}, expected a tensor of {tuple(like.shape)}"
+        )
+    return feedback.detach().to(like, copy=True)  # a callable may return W itself, or one tensor twice

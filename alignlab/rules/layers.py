@@ -1,0 +1,201 @@
+"""Layers with feedback: what :func:`alignlab.rules.convert` turns ``nn.Linear`` and ``nn.Conv2d`` into, in place.
+
+A converted layer is still an instance of its torch class, has the same parameters under the same names and computes the
+same output. It adds the buffer ``feedback`` (B, in the shape of W for layerwise rules, (n_error, out) for direct ones)
+and a clock that counts the changes of its weights. The clock reads the weight's version counter, so that gradient
+accumulation, activation checkpointing, skipped steps and evaluations do not count as steps, and costs one integer
+comparison. It sees changes in place, as optimizers make them; what is written through ``weight.data`` it cannot see.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from alignlab.rules.credit import Credit
+from alignlab.rules.functions import ConvFunction, Gate, LinearFunction
+from alignlab.rules.rule import Rule
+
+_PENDING = -1  # a version no tensor has: the weights changed since the last forward pass
+
+
+class FeedbackLayer(nn.Module):
+    """What linear and convolutional layers with feedback share."""
+
+    weight: Tensor
+    bias: Any
+    feedback: Tensor | None
+    feedback_magnitude: Tensor | None
+    rule: Rule
+    credit: Credit
+    clock: int
+    feedback_seed: int
+    _seen: int | None
+    features_last: ClassVar[bool]  # whether units lie along the last dimension of the input
+
+    def attach(self, rule: Rule, credit: Credit, seed: int) -> None:
+        """Set the layer up for ``rule``; ``convert`` calls this after changing the class."""
+        self.rule, self.credit, self.feedback_seed = rule, credit, seed
+        self.clock, self._seen = 0, None
+        self.register_buffer("feedback", None)
+        self.register_buffer("feedback_magnitude", None)
+        rule.start(self)
+
+    def detach_rule(self) -> None:
+        """Undo :meth:`attach`."""
+        for name in ("rule", "credit", "feedback_seed", "clock", "_seen", "feedback", "feedback_magnitude"):
+            delattr(self, name)
+
+    def carrier(self) -> Tensor:
+        """The matrix that a layerwise rule sends errors down with: B, or W itself under backprop."""
+        return self.weight if self.feedback is None else self.feedback
+
+    def tick(self) -> None:
+        """Advance the clock if the weights changed since the last differentiable forward pass, and refresh B."""
+        version = self.weight._version
+        if self._seen is not None:
+            if version == self._seen and not self.rule.every_forward:
+                return
+            self.clock += 1
+        self._seen = version
+        with torch.no_grad():
+            self.rule.refresh(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.transform(x, self.weight, self.bias, None, chain=True)
+        self.tick()
+        x, weight, bias, carrier = self._autocast(x)
+        if not self.rule.direct:
+            return self.transform(x, weight, bias, carrier, chain=True)
+        call = self.credit.record(self, x)
+        z = self.transform(x, weight, bias, None, chain=False)
+        if not z.requires_grad:
+            return z
+        gated: Tensor = Gate.apply(z, call.delivery)  # type: ignore[no-untyped-call]
+        call.output_edge = get_gradient_edge(gated)
+        return gated
+
+    def transform(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: bool
+    ) -> Tensor:
+        """The layer's own operation through its Function."""
+        raise NotImplementedError
+
+    def propagate(self, signal: Tensor) -> Tensor:
+        """``signal`` sent forward through W without the bias (for indirect feedback alignment)."""
+        raise NotImplementedError
+
+    def takes_one_sample(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input of ``shape`` is a single sample, without a batch dimension."""
+        raise NotImplementedError
+
+    def _autocast(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Inputs in the dtype that autocast would choose; the casts stay in the graph: gradients return in float32."""
+        carrier = None if self.rule.direct else self.feedback
+        device = x.device.type
+        if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+            return x, self.weight, self.bias, carrier
+        dtype = torch.get_autocast_dtype(device)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return x.to(dtype), self.weight.to(dtype), bias, None if carrier is None else carrier.to(dtype)
+
+    def _resume_point(self) -> int | None:
+        """``_seen`` in a form that survives a copy, whose tensors start with fresh version counters."""
+        if self._seen is None:
+            return None
+        pending = self.rule.every_forward or self.weight._version != self._seen
+        return _PENDING if pending else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if "_seen" in state:
+            state["_seen"] = self._resume_point()
+        return state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule.name,
+            "clock": self.clock,
+            "seed": self.feedback_seed,
+            "pending": int(self._resume_point() == _PENDING),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state["rule"] != self.rule.name:
+            raise ValueError(
+                f"the checkpoint's layers learn by {state['rule']!r}, this model's by {self.rule!r}: convert the model "
+                f"to {state['rule']!r} before loading"
+            )
+        self.clock, self.feedback_seed = state["clock"], state["seed"]
+        self._seen = _PENDING if state["pending"] else None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if self.rule.direct and prefix + "_extra_state" in state_dict:
+            # Direct rules draw B at the first forward pass: either side may not have it yet.
+            saved = state_dict.get(prefix + "feedback")
+            self.feedback = None if saved is None else torch.empty_like(saved).to(self.weight)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class FeedbackLinear(FeedbackLayer, nn.Linear):
+    """``nn.Linear`` whose backward pass uses feedback weights."""
+
+    features_last = True
+
+    def transform(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: bool
+    ) -> Tensor:
+        z: Tensor = LinearFunction.apply(x, weight, bias, feedback, self.credit, chain)  # type: ignore[no-untyped-call]
+        return z
+
+    def propagate(self, signal: Tensor) -> Tensor:
+        return F.linear(signal, self.weight.to(signal.dtype))
+
+    def takes_one_sample(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 1
+
+
+class FeedbackConv2d(FeedbackLayer, nn.Conv2d):
+    """``nn.Conv2d`` (any groups, stride, dilation and padding mode) whose backward pass uses feedback weights."""
+
+    features_last = False
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """``(stride, padding, dilation, groups)`` of the convolution that runs on the output of :meth:`pad`."""
+        inside = () if self._pads_outside() else self.padding
+        padding = tuple(inside) if inside else (0,) * len(self.kernel_size)
+        return tuple(self.stride), padding, tuple(self.dilation), self.groups  # type: ignore[return-value]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Padding that the convolution itself cannot do: by reflection, replication, wrapping, or unequal sides."""
+        if not self._pads_outside():
+            return x
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+
+    def _pads_outside(self) -> bool:
+        return self.padding_mode != "zeros" or isinstance(self.padding, str)
+
+    def transform(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: bool
+    ) -> Tensor:
+        single = self.takes_one_sample(tuple(x.shape))
+        x = self.pad(x.unsqueeze(0) if single else x)
+        z: Tensor = ConvFunction.apply(x, weight, bias, feedback, self.credit, chain, self.geometry)  # type: ignore[no-untyped-call]
+        return z.squeeze(0) if single else z
+
+    def propagate(self, signal: Tensor) -> Tensor:
+        stride, padding, dilation, groups = self.geometry
+        weight = self.weight.to(signal.dtype)
+        return F.conv2d(self.pad(signal), weight, None, stride, padding, dilation, groups)
+
+    def takes_one_sample(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.kernel_size) + 1

@@ -1,0 +1,26 @@
+"""Fixed and ever-changing random feedback: feedback alignment (Lillicrap et al. 2016) and its re-drawn control."""
+
+from __future__ import annotations
+
+from alignlab.rules.initialisation import draw
+from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.rule import Rule
+
+
+class FeedbackAlignment(Rule):
+    """``delta_below = delta B`` with B drawn once and never changed (Lillicrap et al. 2016)."""
+
+    name = "fa"
+
+
+class Rerandomised(Rule):
+    """A new B for each backward pass: there is nothing that W could align with. A control, not a proposal.
+
+    Draw number ``t`` is a function of the layer's seed and ``t`` alone, so a resumed run sees the same sequence.
+    """
+
+    name = "rerandomised"
+    every_forward = True
+
+    def refresh(self, layer: FeedbackLayer) -> None:
+        layer.feedback = draw(self.init, layer.weight, layer.feedback_seed + layer.clock)

@@ -1,0 +1,24 @@
+"""The list of rules by name. A new rule is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from alignlab.rules.backprop import Backprop
+from alignlab.rules.direct import DirectFeedbackAlignment, IndirectFeedbackAlignment
+from alignlab.rules.random_feedback import FeedbackAlignment, Rerandomised
+from alignlab.rules.rule import Rule
+from alignlab.rules.sign_feedback import BatchRandomSign, FixedRandomSign, SignSync, UniformSign
+
+RULES: dict[str, type[Rule]] = {
+    made.name: made
+    for made in (
+        Backprop,
+        FeedbackAlignment,
+        DirectFeedbackAlignment,
+        IndirectFeedbackAlignment,
+        UniformSign,
+        BatchRandomSign,
+        FixedRandomSign,
+        SignSync,
+        Rerandomised,
+    )
+}

@@ -1,0 +1,92 @@
+"""Feedback with the sign of W: Liao, Leibo & Poggio 2016, in the naming of Moskovitz, Litwin-Kumar & Abbott 2018.
+
+Each has B = M ∘ sign(W), brought up to date whenever W changes; they differ in the magnitudes M > 0 alone. M comes from
+``init`` (the absolute values of a draw), so that ``init`` has one meaning for all rules. sign(0) is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignlab.rules.initialisation import Init, draw
+from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.rule import Rule
+
+
+class _SignFeedback(Rule):
+    def __init__(self, init: str | Init = "xavier") -> None:
+        super().__init__(init)
+
+    def start(self, layer: FeedbackLayer) -> None:
+        layer.feedback_magnitude = self.magnitude(layer)
+        self.refresh(layer)
+
+    def refresh(self, layer: FeedbackLayer) -> None:
+        layer.feedback = layer.weight.detach().sign().mul_(_stored(layer))
+
+    def magnitude(self, layer: FeedbackLayer) -> Tensor:
+        """M, in the shape of W or broadcastable to it."""
+        return draw(self.init, layer.weight, layer.feedback_seed).abs_()
+
+
+class UniformSign(_SignFeedback):
+    """uSF: ``B = c sign(W)`` with one constant a layer, the root mean square of a draw from ``init``."""
+
+    name = "usf"
+
+    def magnitude(self, layer: FeedbackLayer) -> Tensor:
+        drawn = draw(self.init, layer.weight, layer.feedback_seed)
+        return drawn.square().mean().sqrt()
+
+
+class FixedRandomSign(_SignFeedback):
+    """frSF: ``B = |B₀| ∘ sign(W)``, magnitudes drawn once."""
+
+    name = "frsf"
+
+
+class BatchRandomSign(_SignFeedback):
+    """brSF: ``B = |B_t| ∘ sign(W)``, magnitudes drawn anew for every batch (here: every change of the weights)."""
+
+    name = "brsf"
+
+    def refresh(self, layer: FeedbackLayer) -> None:
+        layer.feedback_magnitude = draw(self.init, layer.weight, layer.feedback_seed + layer.clock).abs_()
+        super().refresh(layer)
+
+
+class SignSync(Rule):
+    """``B ← sign(W)`` at steps 0, T, 2T, …; in between B stays while W moves on.
+
+    Unscaled, as in the experiment that alignlab began with, the entries of B are ±1: about √fan_in times W's own size,
+    so that every layer below learns faster by that factor. ``preserve_magnitude=True`` sets ``B ← |B₀| ∘ sign(W)``.
+
+    ``period``: T in changes of the weights (optimizer steps), at least 1.
+    """
+
+    name = "sign_sync"
+
+    def __init__(
+        self, period: int = 100, preserve_magnitude: bool = False, init: str | Init = "kaiming"
+    ) -> None:
+        super().__init__(init)
+        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+            raise ValueError(f"sign_sync: period is {period!r}, expected a whole number of steps, at least 1")
+        self.period, self.preserve_magnitude = period, bool(preserve_magnitude)
+
+    def start(self, layer: FeedbackLayer) -> None:
+        super().start(layer)
+        if self.preserve_magnitude:
+            assert layer.feedback is not None
+            layer.feedback_magnitude = layer.feedback.abs()
+
+    def refresh(self, layer: FeedbackLayer) -> None:
+        if layer.clock % self.period == 0:
+            sign = torch.sign(layer.weight.detach())
+            layer.feedback = sign * _stored(layer) if self.preserve_magnitude else sign
+
+
+def _stored(layer: FeedbackLayer) -> Tensor:
+    assert layer.feedback_magnitude is not None
+    return layer.feedback_magnitude

@@ -1,0 +1,225 @@
+"""The training loop: a spec in, a dataset out. Plain PyTorch with a Recorder around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignlab.measures.quantities import QUANTITIES
+from alignlab.probes import (
+    EffectiveLR,
+    FeedbackSpectrum,
+    GradientAngle,
+    Loss,
+    Probe,
+    Recorder,
+    WeightAngle,
+    every,
+)
+from alignlab.rules import convert
+from alignlab.training import models, tasks
+from alignlab.training.graft import GradientGraft
+from alignlab.training.spec import STREAMS, RunSpec
+from alignlab.training.tasks import Split, Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Progress = Callable[[int], None]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def standard_probes() -> list[Probe]:
+    """What a run records unless told otherwise."""
+    return [GradientAngle(), WeightAngle(), EffectiveLR(), FeedbackSpectrum(), Loss()]
+
+
+def train(
+    spec: RunSpec,
+    *,
+    probes: list[Probe] | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    task: Task | None = None,
+) -> xr.Dataset:
+    """Train one run and return what was recorded, with the evaluations, as a dataset on (step, layer, mode).
+
+    Evaluations at step t are of the weights after t updates, as are the probes' values; ``last_step`` is the number of
+    updates made. A run whose loss stops being finite ends there, with status ``diverged``, and is returned like any other.
+    ``task`` replaces the one that the spec names; ``progress(1)`` is called after each step. The global random state is left
+    as it was.
+    """
+    device = torch.device(device)
+    task = tasks.load(spec.task) if task is None else task
+    probes = standard_probes() if probes is None else probes
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _seed(spec.stream("noise"), device)
+        return _Run(spec, task, device, probes).go(progress)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the CPU and ``device`` alone; ``torch.manual_seed`` would seed every GPU there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+class _Run:
+    def __init__(self, spec: RunSpec, task: Task, device: torch.device, probes: list[Probe]) -> None:
+        self.spec, self.task, self.device = spec, task, device
+        self.splits = {name: _moved(getattr(task, name), device) for name in ("train", "validation", "test")}
+        self.model = models.build(spec, task).to(device)
+        generator = torch.Generator().manual_seed(spec.stream("feedback"))
+        convert(self.model, spec.rule, generator=generator, **spec.rule_args)
+        self.optimizer = _optimizer(spec, self.model)
+        schedule: Any = every(spec.record_every) if spec.record_every else _never
+        self.recorder = Recorder(
+            self.model,
+            self.optimizer,
+            probes,
+            schedule,
+            attrs=_attrs(spec, task),
+            coords=_coords(spec, task),
+            run_id=spec.digest(),
+        )
+        self.due = {round(x) for x in np.linspace(0, spec.steps, spec.evaluations)}
+        self.evaluations: dict[int, dict[str, float]] = {}
+
+    def go(self, progress: Progress | None) -> xr.Dataset:
+        spec, graft = self.spec, self.spec.graft
+        grafting = GradientGraft(self.model, graft) if graft is not None else None
+        self.recorder.attach()
+        status, step = "finished", 0
+        try:
+            for step, batch in enumerate(_batches(spec, self.splits["train"])):
+                if step in self.due:
+                    self.evaluations[step] = self._evaluate()
+                if not self._step(batch, grafting):
+                    status = "diverged"
+                    break
+                if progress is not None:
+                    progress(1)
+        except BaseException:
+            self.recorder.detach("crashed")
+            raise
+        finally:
+            if grafting is not None:
+                grafting.close()
+        self.recorder.detach(status)
+        done = step if status == "diverged" else spec.steps
+        self.evaluations[done] = self._evaluate()
+        return self._dataset(done)
+
+    def _step(self, batch: Tensor, grafting: GradientGraft | None) -> bool:
+        """One optimizer step; False where the loss is not finite."""
+        train = self.splits["train"]
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.model(train.inputs[batch]), train.targets[batch])
+        if not math.isfinite(loss.item()):
+            return False
+        loss.backward()  # type: ignore[no-untyped-call]
+        if grafting is not None:
+            grafting.apply()
+        self.optimizer.step()
+        return True
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        self.model.eval()
+        found = {}
+        for name, split in self.splits.items():
+            output = torch.cat([self.model(x) for x in torch.split(split.inputs, 4096)])
+            found[f"{name}_loss"] = float(self.task.loss(output, split.targets))
+            if self.task.has_accuracy:
+                found[f"{name}_accuracy"] = accuracy(output, split.targets)
+        self.model.train()
+        return found
+
+    def _dataset(self, last_step: int) -> xr.Dataset:
+        import xarray as xr
+
+        steps = sorted(self.evaluations)
+        table = {
+            name: (
+                "step",
+                np.asarray([self.evaluations[s][name] for s in steps], np.float32),
+                QUANTITIES[name].attrs(),
+            )
+            for name in self.evaluations[last_step]
+        }
+        evaluated = xr.Dataset(table, {"step": np.asarray(steps, np.int64)})
+        both = self.recorder.to_dataset().merge(evaluated, join="outer", combine_attrs="override")
+        finite = all(map(math.isfinite, self.evaluations[last_step].values()))
+        status = self.recorder.status if finite else "diverged"
+        return both.assign_coords(status=status, last_step=last_step)
+
+
+def accuracy(output: Tensor, targets: Tensor) -> float:
+    """The share of samples whose largest output is at the target's class."""
+    if targets.is_floating_point() or targets.shape != output.shape[:-1]:
+        raise ValueError(
+            f"accuracy needs a class for each sample, not targets {tuple(targets.shape)} of {targets.dtype} for outputs "
+            f"{tuple(output.shape)}: a task without classes has has_accuracy=False"
+        )
+    return float((output.argmax(-1) == targets).double().mean())
+
+
+def _batches(spec: RunSpec, train: Split) -> Iterator[Tensor]:
+    """Index batches, reshuffled each epoch from the order stream; the incomplete last batch of an epoch is left out."""
+    generator = torch.Generator().manual_seed(spec.stream("order"))
+    n = len(train.inputs)
+    size = min(spec.batch_size, n)
+    left = spec.steps
+    while left:
+        order = torch.randperm(n, generator=generator).to(train.inputs.device)
+        for batch in torch.split(order[: n - n % size], size)[:left]:
+            left -= 1
+            yield batch
+
+
+def _optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
+    if spec.optimizer != "adam":
+        settings["momentum"] = spec.momentum
+    return OPTIMIZERS[spec.optimizer](model.parameters(), **settings)
+
+
+def _attrs(spec: RunSpec, task: Task) -> dict[str, Any]:
+    streams = {name: spec.stream(name) for name in STREAMS}
+    return {
+        "spec": spec.to_yaml(),
+        "spec_hash": spec.digest(),
+        "data_hash": task.fingerprint,
+        "seed_streams": str(streams),
+    }
+
+
+def _coords(spec: RunSpec, task: Task) -> dict[str, Any]:
+    graft = spec.graft and f"{spec.graft.direction} direction, {spec.graft.magnitude} magnitude"
+    return {
+        "rule": spec.rule,
+        "lr": spec.lr,
+        "seed": spec.seed,
+        "task": task.name,
+        "arm": spec.rule,
+        "control": graft or "none",
+    }
+
+
+def _moved(split: Split, device: torch.device) -> Split:
+    return Split(split.inputs.to(device), split.targets.to(device))
+
+
+def _never(step: int) -> bool:
+    return False

@@ -1,0 +1,240 @@
+"""RunSpec: everything that determines one training run, frozen, checked, hashable, and readable as YAML.
+
+Two runs with equal specs (and equal code and data) are the same run: the store names them by :meth:`RunSpec.digest`.
+Every seed is split into named streams, so that arms which share a seed share their initial weights and batch order while
+their feedback is drawn on the side.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from alignlab.rules import make_rule
+from alignlab.training import tasks
+
+STREAMS = ("init", "order", "feedback", "noise")
+
+
+class SpecError(ValueError):
+    """A spec is wrong; the message names the field, the value and the way out."""
+
+
+class SpecModel(BaseModel):
+    """A frozen model that complains with a :class:`SpecError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    if not TYPE_CHECKING:  # a type checker keeps the signature that it makes from the fields
+
+        def __init__(self, /, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise SpecError(_complaints(type(self), error)) from None
+
+
+class Graft(SpecModel):
+    """Whose direction and whose step size each layer's update takes: the learning rule's or backprop's, on the same state."""
+
+    direction: Literal["rule", "bp"]
+    magnitude: Literal["rule", "bp"]
+
+
+class RunSpec(SpecModel):
+    """One training run.
+
+    ``task`` and ``model`` by name; ``hidden`` and ``activation`` shape an ``mlp``; ``weight_scale`` multiplies the initial
+    weights, biases aside. ``rule`` with ``rule_args`` (``init`` among them, by name). ``steps`` optimizer steps on batches of
+    ``batch_size``; ``evaluations`` of the splits, evenly spaced, first and last included; probes every ``record_every`` steps
+    (0: none). ``order`` shifts the stream of batches alone: the same seed on another data order. ``graft`` replaces step
+    sizes layer by layer. Raises :class:`SpecError`, one line that names every field at fault.
+    """
+
+    task: str = "mnist_small"
+    model: Literal["mlp", "lenet"] = "mlp"
+    hidden: tuple[int, ...] = (128, 64)
+    activation: Literal["relu", "tanh", "sigmoid", "linear"] = "relu"
+    weight_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    rule: str = "bp"
+    rule_args: dict[str, Any] = Field(default_factory=dict)
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    batch_size: int = Field(default=64, ge=1)
+    steps: int = Field(default=500, ge=1)
+    evaluations: int = Field(default=6, ge=2)
+    record_every: int = Field(default=25, ge=0)
+    graft: Graft | None = None
+    order: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any) -> Any:
+        if any(isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])):
+            raise ValueError("expected a number or a name, not true or false")
+        return value
+
+    @field_validator("rule_args")
+    @classmethod
+    def _arguments_are_plain(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        try:
+            copied: dict[str, Any] = json.loads(json.dumps(arguments, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"a spec is hashed and written down, so its arguments must be plain values ({error}): name an init, or "
+                "convert the model yourself"
+            ) from None
+        return copied
+
+    @field_validator("hidden")
+    @classmethod
+    def _widths_are_positive(cls, hidden: tuple[int, ...]) -> tuple[int, ...]:
+        if any(width < 1 for width in hidden):
+            raise ValueError("every hidden layer needs at least one unit")
+        return hidden
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, name: str) -> str:
+        if name not in tasks.NAMES:
+            near = difflib.get_close_matches(name, tasks.NAMES, n=2)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"unknown task: {hint}known are {', '.join(tasks.NAMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> RunSpec:
+        if "rule" in self.rule_args:
+            raise ValueError("rule_args: the rule itself is the field 'rule'")
+        make_rule(self.rule, **self.rule_args)
+        shape = {name: type(self).model_fields[name].default for name in ("hidden", "activation")}
+        if self.model != "mlp" and any(getattr(self, name) != value for name, value in shape.items()):
+            raise ValueError(f"hidden and activation shape an mlp: leave them out for a {self.model}")
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError("adam has its own momentum: leave momentum at 0")
+        if self.graft is not None and self.rule == "bp":
+            raise ValueError("a graft needs a rule to compare with backprop: rule is bp itself")
+        if self.graft is not None and self.optimizer != "sgd":
+            raise ValueError(
+                f"a graft sets the size of gradients, which {self.optimizer} divides out again: use optimizer sgd"
+            )
+        return self
+
+    def digest(self) -> str:
+        """A hash of all fields: the run's identity."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunSpec) and self.digest() == other.digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def changed(self, **changes: Any) -> RunSpec:
+        """A copy with some fields changed, checked again."""
+        return parse({**self.model_dump(), **changes})
+
+    def stream(self, name: str) -> int:
+        """The seed of one of :data:`STREAMS`."""
+        if name not in STREAMS:
+            raise ValueError(f"no stream {name!r}: there are {', '.join(STREAMS)}")
+        key = [STREAMS.index(name), self.order if name == "order" else 0]
+        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 2)
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """The spec as YAML; also written to ``path`` if given."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> RunSpec:
+        """A spec from YAML: a file, or a text of keys and values. Unknown keys are refused."""
+        return parse(read_yaml(source), where=str(source) if isinstance(source, Path) else "spec")
+
+
+def parse(fields: dict[str, Any], where: str = "spec") -> RunSpec:
+    """A RunSpec from plain fields; every fault in one line of one :class:`SpecError`."""
+    spec: RunSpec = checked(RunSpec, fields, where)
+    return spec
+
+
+def checked(kind: Any, fields: dict[str, Any], where: str) -> Any:
+    """``kind(**fields)`` for a pydantic model, with its complaints put plainly."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {_complaints(kind, error)}") from None
+
+
+def _complaints(kind: type[BaseModel], error: ValidationError) -> str:
+    return "; ".join(_complaint(kind, fault) for fault in error.errors())
+
+
+def _complaint(kind: type[BaseModel], fault: Any) -> str:
+    place = ".".join(map(str, fault["loc"]))
+    inner = fault.get("ctx", {}).get("error")
+    if isinstance(inner, SpecError):  # a part of the spec has complained already
+        return f"{place}: {inner}" if place else str(inner)
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    if fault["type"] == "extra_forbidden":
+        return _unknown_key(_owner(kind, fault["loc"]), place)
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{place} is {fault['input']!r}: {message}" if place else message
+
+
+def _unknown_key(kind: type[BaseModel], place: str) -> str:
+    near = difflib.get_close_matches(place.rpartition(".")[2], kind.model_fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
+    return f"unknown key {place!r} ({hint})"
+
+
+def _owner(kind: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model, ``kind`` or one inside it, that the last part of ``place`` belongs to."""
+    for name in place[:-1]:
+        annotation = kind.model_fields[str(name)].annotation
+        kind = next(
+            t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+        )
+    return kind
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML's safe subset, without its habit of letting the last of several equal keys win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(source: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file or text. A text that is a mere word is taken for the name of a file."""
+    where = str(source) if isinstance(source, Path) else "spec"
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        found = yaml.load(text, _OneOfEachKey)
+    except OSError as error:
+        raise SpecError(f"{where}: cannot be read ({error.strerror}), expected a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(found, str) and isinstance(source, str):
+        return read_yaml(Path(source))
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise SpecError(f"{where}: expected keys and values (task: mnist_small), got {found!r:.60}")
+    return found

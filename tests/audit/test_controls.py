@@ -1,0 +1,172 @@
+"""Controls on a bench whose outcomes are known, so that what they conclude can be checked by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import alignlab as al
+from alignlab.audit.bench import _final_values
+from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
+from alignlab.audit.controls.magnitude import manipulation_check
+from alignlab.training.spec import RunSpec, SpecError
+
+CLAIM = al.Claim(
+    statement="sign_sync beats bp",
+    treatment=al.Arm(rule="sign_sync"),
+    baseline=al.Arm(rule="bp"),
+    task="xor",
+    smallest_effect=0.1,
+    seeds=range(5),
+    setup={"lr": 0.1, "steps": 10},
+    learning_rates=(0.01, 0.1, 1.0),
+    tuning_seeds=2,
+)
+
+
+class KnownBench:
+    """A bench whose outcomes come from a formula of the spec, and whose runs record the gains that they should."""
+
+    def __init__(self, claim, value, applied=None):
+        self.claim, self.value, self.groups = claim, value, {}
+        self._applied = applied or (lambda spec: 1.0 if spec.graft.magnitude == "bp" else 7.0)
+
+    def specs(self, arm, seeds=None, **changes):
+        return [self.claim.spec(arm, s, **changes) for s in (seeds or self.claim.seeds)]
+
+    def run(self, what, specs):
+        """Nothing to do."""
+
+    def values(self, specs, metric=None):
+        return np.array([self.value(spec) for spec in specs])
+
+    def outcomes(self, group, arm, *, seeds=None, metric=None, **changes):
+        self.groups[group] = tuple(self.specs(arm, seeds, **changes))
+        return self.values(self.groups[group])
+
+    def dataset(self, spec):
+        table = {"feedback_gain": 7.0, "applied_gain": self._applied(spec)}
+        return xr.Dataset({k: (("step", "layer"), np.full((3, 2), v)) for k, v in table.items()})
+
+
+def noise(spec):
+    return 0.01 * np.sin(spec.seed)
+
+
+def claimed(bench):
+    return (
+        bench.outcomes(name, arm)
+        for name, arm in (("treatment", CLAIM.treatment), ("baseline", CLAIM.baseline))
+    )
+
+
+def test_magnitude_separates_direction_from_size():
+    def value(spec):  # direction of the rule costs 1, its size gains 3, both together another 0.5
+        own_direction = spec.rule != "bp" and (spec.graft is None or spec.graft.direction == "rule")
+        own_size = spec.rule != "bp" and (spec.graft is None or spec.graft.magnitude == "rule")
+        return -1.0 * own_direction + 3.0 * own_size + 0.5 * (own_direction and own_size) + noise(spec)
+
+    bench = KnownBench(CLAIM, value)
+    found = Magnitude().apply(bench, *claimed(bench))
+    effects = {contrast.label: np.mean(contrast.differences) for contrast in found.contrasts}
+    assert effects == pytest.approx({"direction": -0.75, "magnitude": 3.25, "interaction": 0.5})
+    assert np.mean(found.samples.necessity) == pytest.approx(-1.0)
+    assert np.mean(found.samples.sufficiency) == pytest.approx(-0.5)
+    assert effects["direction"] + effects["magnitude"] == pytest.approx(2.5)
+    assert found.checks[0].passed
+
+
+def test_magnitude_works_where_backprop_is_the_treatment():
+    turned = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
+
+    def value(spec):  # the direction of bp alone is worth 2
+        return 2.0 * (spec.rule == "bp" or (spec.graft is not None and spec.graft.direction == "bp")) + noise(
+            spec
+        )
+
+    bench = KnownBench(turned, value)
+    treatment, baseline = bench.outcomes("t", turned.treatment), bench.outcomes("b", turned.baseline)
+    found = Magnitude().apply(bench, treatment, baseline)
+    assert np.mean(found.samples.necessity) == pytest.approx(2.0)
+    assert np.mean(found.samples.sufficiency) == pytest.approx(2.0)
+
+
+def test_a_graft_that_did_not_take_fails_the_manipulation_check():
+    spec = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "rule", "magnitude": "bp"})
+    reverse = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "bp", "magnitude": "rule"})
+    good, bad = KnownBench(CLAIM, noise), KnownBench(CLAIM, noise, applied=lambda spec: 7.0)
+    never = KnownBench(CLAIM, noise, applied=lambda spec: np.nan)
+    assert manipulation_check(good, [spec, reverse]).passed
+    assert not manipulation_check(bad, [spec]).passed
+    assert manipulation_check(bad, [reverse]).passed
+    assert not manipulation_check(never, [spec]).passed
+
+
+def test_magnitude_refuses_two_rules_and_two_rates():
+    two_rules = CLAIM.model_copy(update={"baseline": al.Arm(rule="fa")})
+    two_rates = CLAIM.model_copy(update={"baseline": al.Arm(rule="bp", lr=0.3)})
+    for claim, named in ((two_rules, "'fa'"), (two_rates, "learning rate")):
+        with pytest.raises(SpecError, match=named):
+            Magnitude().apply(KnownBench(claim, noise), np.zeros(5), np.zeros(5))
+
+
+def parabola(optimum, top):
+    return lambda spec: top - np.log10(spec.lr / optimum) ** 2 + noise(spec)
+
+
+def test_tuning_compares_best_with_best_and_extends_both_grids():
+    curves = {"sign_sync": parabola(0.1, 1.0), "bp": parabola(10.0, 2.0)}
+    bench = KnownBench(CLAIM, lambda spec: curves[spec.rule](spec))
+    found = Tuning().apply(bench, *claimed(bench))
+    assert found.details["sign_sync"]["best_lr"] == pytest.approx(0.1)
+    assert found.details["bp"]["best_lr"] == pytest.approx(10.0)
+    assert found.details["bp"]["learning_rates"] == pytest.approx([0.01, 0.1, 1.0, 10.0, 100.0])
+    assert found.details["sign_sync"]["learning_rates"] == found.details["bp"]["learning_rates"]
+    assert all(check.passed for check in found.checks)
+    assert np.mean(found.samples.necessity) == pytest.approx(-1.0)
+
+
+def test_an_optimum_that_stays_on_the_edge_fails_the_check():
+    bench = KnownBench(CLAIM, lambda spec: np.log10(spec.lr) + noise(spec))
+    found = Tuning().apply(bench, *claimed(bench))
+    assert {check.name for check in found.checks if not check.passed} == {
+        "grid edge: sign_sync",
+        "grid edge: bp",
+    }
+
+
+def test_tuning_seeds_are_not_the_claims():
+    seen = set()
+    bench = KnownBench(CLAIM, lambda spec: seen.add((spec.seed, spec.lr)) or parabola(0.1, 1)(spec))
+    Tuning().apply(bench, *claimed(bench))
+    choosing = {seed for seed, lr in seen if lr == 0.01}
+    assert choosing.isdisjoint(CLAIM.seeds)
+    assert len(choosing) == CLAIM.tuning_seeds
+
+
+def test_placebo_passes_on_noise_and_fails_on_an_effect():
+    quiet = KnownBench(CLAIM, lambda spec: 0.3 * np.sin(10 * spec.seed + spec.order))
+    shifted = KnownBench(CLAIM, lambda spec: noise(spec) + 1.0 * spec.order)
+    assert Placebo().apply(quiet, *claimed(quiet)).checks[0].passed
+    assert not Placebo().apply(shifted, *claimed(shifted)).checks[0].passed
+
+
+def test_an_effect_too_small_to_matter_does_not_fail_the_placebo():
+    bench = KnownBench(CLAIM, lambda spec: 0.001 * np.sin(spec.seed) + 0.02 * spec.order)
+    assert Placebo().apply(bench, *claimed(bench)).checks[0].passed
+
+
+def test_a_diverged_run_counts_as_untrained():
+    losses = xr.Dataset(
+        {"train_loss": ("step", [2.3, np.nan, 1e30])}, {"step": [0, 1, 2], "status": "diverged"}
+    )
+    assert _final_values(losses) == {"diverged": 1.0, "train_loss": 2.3}
+    finished = losses.assign_coords(status="finished")
+    assert _final_values(finished)["train_loss"] == np.float64(1e30)
+
+
+def test_controls_are_listed_under_the_names_that_claims_use():
+    assert set(ALL) == set(al.Claim.model_fields["controls"].default)
+    assert isinstance(CLAIM.spec(CLAIM.treatment, 0), RunSpec)
+    assert SimpleNamespace(**{name: control.name for name, control in ALL.items()}).tuning == "tuning"

@@ -1,0 +1,147 @@
+"""The command line: what it prints, what it leaves, and one clear line with exit code 2 on bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from alignlab import cli
+
+SPEC = {
+    "task": "xor",
+    "hidden": [6],
+    "rule": "fa",
+    "lr": 0.1,
+    "batch_size": 4,
+    "steps": 20,
+    "record_every": 5,
+}
+CLAIM = {
+    "statement": "feedback alignment beats backprop on XOR",
+    "treatment": {"rule": "fa"},
+    "baseline": {"rule": "bp"},
+    "task": "xor",
+    "smallest_effect": 0.05,
+    "seeds": 4,
+    "tuning_seeds": 1,
+    "learning_rates": [0.01, 0.1, 1.0],
+    "setup": {"hidden": [8], "lr": 0.1, "batch_size": 4, "steps": 30, "record_every": 10},
+}
+
+
+def run(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["alignlab", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    return path
+
+
+@pytest.fixture
+def claim(tmp_path):
+    path = tmp_path / "claim.yaml"
+    path.write_text(yaml.safe_dump(CLAIM))
+    return path
+
+
+def test_run_leaves_store_figures_and_spec(spec, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert run(["run", spec, "--out", out, "--seed", 3], monkeypatch) == 0
+    assert "train_loss" in capsys.readouterr().out
+    assert yaml.safe_load((out / "spec.yaml").read_text())["seed"] == 3
+    assert {"angles.png", "angles.svg", "gains.png"} <= {path.name for path in (out / "figures").iterdir()}
+    assert run(["run", spec, "--out", out, "--seed", 3], monkeypatch) == 0
+    assert "nothing to compute" in capsys.readouterr().out
+
+
+def test_audit_leaves_result_and_a_second_call_computes_nothing(claim, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert run(["audit", claim, "--out", out, "--workers", 1], monkeypatch) == 0
+    first = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert f"verdict: {result['verdict']['short']}" in first
+    assert "runs computed" in first
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert {
+        f"{name}.{kind}" for name in ("forest", "learning_curves", "gains") for kind in ("png", "svg")
+    } <= names
+    assert run(["audit", claim, "--out", out, "--workers", 1], monkeypatch) == 0
+    second = capsys.readouterr().out
+    assert "nothing to compute" in second
+    assert json.loads((out / "result.json").read_text())["verdict"] == result["verdict"]
+
+
+def test_audit_seed_shifts_the_seeds(claim, tmp_path, monkeypatch, capsys):
+    assert run(["audit", claim, "--out", tmp_path / "out", "--workers", 1, "--seed", 50], monkeypatch) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["claim"]["seeds"] == [50, 51, 52, 53]
+
+
+def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
+    run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
+    assert run(["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn"], monkeypatch) == 0
+    assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
+
+
+def test_data_list_names_every_set(monkeypatch, capsys):
+    assert run(["data", "list"], monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("mnist", "fashion_mnist", "cifar10"))
+
+
+BAD = [
+    (["run", "nowhere.yaml"], "nowhere.yaml"),
+    (["run", {**SPEC, "rule": "fab"}], "'fa'"),
+    (["run", {**SPEC, "lr": -1}], "lr is -1"),
+    (["run", {**SPEC, "stepz": 3}], "did you mean 'steps'"),
+    (["run", {**SPEC, "task": "minst"}], "mnist"),
+    (["run", SPEC, "--out", "/proc/nothing/here"], "/proc/nothing"),
+    (["run", SPEC, "--seed", "-1"], "--seed"),
+    (["audit", "sign_sink"], "sign_sync"),
+    (["audit", "nowhere.yaml"], "nowhere.yaml"),
+    (["audit", {**CLAIM, "smallest_effect": 0}], "smallest_effect"),
+    (["audit", {**CLAIM, "outcome": "joy"}], "joy"),
+    (["figures", "no/store/here"], "no/store/here"),
+    (["data", "path", "imagenet"], "imagenet"),
+    (["wake"], "wake"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_input_is_one_clear_line_and_code_2(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = []
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, dict):
+            path = tmp_path / f"{i}.yaml"
+            path.write_text(yaml.safe_dump(argument))
+            argument = path
+        words.append(argument)
+    assert run(words, monkeypatch) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert named in error[0]
+    assert "Traceback" not in error[0]
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["audit"], ["figures"], ["data"], ["data", "list"], ["data", "fetch"]]
+)
+def test_help_has_an_example(command, monkeypatch, capsys):
+    assert run([*command, "--help"], monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "Usage" in out
+    assert command in ([], ["data"]) or "Example: alignlab" in out
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "alignlab.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "audit" in done.stdout

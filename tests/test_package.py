@@ -1,0 +1,66 @@
+"""The package as a whole: light to import, its public face complete, its house in order."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import alignlab as al
+
+ROOT = Path(__file__).parent.parent
+TOP = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "alignlab", "analyses", "tests", "data"}
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, alignlab; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {
+        "torch",
+        "matplotlib",
+        "seaborn",
+        "scipy",
+        "statsmodels",
+        "xarray",
+        "dask",
+        "zarr",
+        "pydantic",
+        "typer",
+    }
+    assert heavy & set(loaded) == set()
+
+
+def test_every_public_name_is_there():
+    assert [name for name in al.__all__ if not hasattr(al, name)] == []
+    assert len(al.__all__) <= 30
+
+
+def test_unknown_name_is_an_attribute_error():
+    assert not hasattr(al, "no_such_name")
+
+
+def test_audit_is_package_and_function():
+    assert callable(al.audit)
+    assert al.audit.Claim is al.Claim
+
+
+def test_top_level_holds_what_the_house_rules_say():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    top = {path.split("/")[0] for path in tracked} or TOP
+    assert {name for name in top if not name.startswith(".")} <= TOP
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("alignlab", "analyses", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
+
+
+def test_analyses_are_gallery_short():
+    for path in (ROOT / "analyses").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path

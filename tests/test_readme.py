@@ -1,0 +1,45 @@
+"""The README's code runs as it stands, in order, in one namespace, as a reader would type it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert set(namespace["run"].dims) == {"step", "layer", "mode"}
+    assert (tmp_path / "runs" / "angles.svg").stat().st_size > 0
+    assert str(namespace["result"].verdict).split(":")[0].split()[0] in capsys.readouterr().out
+
+
+def test_readme_names_every_recorded_quantity():
+    from alignlab.measures import QUANTITIES
+
+    table = README.split("## What is recorded")[1].split("## Learning rules")[0]
+    named = set(re.findall(r"`(\w+)`", table))
+    evaluations = {name for name in QUANTITIES if re.match(r"(train|validation|test)_(loss|accuracy)$", name)}
+    assert set(QUANTITIES) - evaluations <= named
+
+
+def test_readme_names_every_rule_and_control():
+    from alignlab.audit.controls import ALL
+    from alignlab.rules import RULES
+
+    assert all(f"`{name}" in README for name in RULES)
+    assert all(f"`{control.__name__}`" in README for control in ALL.values())
+
+
+def test_readme_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,292 @@
+"""RunSpec: what it refuses and how it says so, its identity, its YAML, and the seeds it hands out."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from alignlab.training.spec import STREAMS, Graft, RunSpec, SpecError, parse
+
+GRAFT = {"direction": "bp", "magnitude": "rule"}
+FULL: dict[str, Any] = {  # every field away from its default
+    "task": "xor", "hidden": (7, 5), "activation": "tanh", "weight_scale": 0.5, "rule": "sign_sync",
+    "rule_args": {"period": 3, "preserve_magnitude": True, "init": "xavier"}, "lr": 0.3, "momentum": 0.9,
+    "weight_decay": 0.01, "batch_size": 3, "steps": 11, "evaluations": 4, "record_every": 2, "graft": GRAFT,
+    "order": 2, "seed": 4,
+}  # fmt: skip
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"lr": -1}, ["lr", "-1", "greater than 0"]),
+    ({"lr": 0}, ["lr", "0", "greater than 0"]),
+    ({"lr": float("nan")}, ["lr", "nan", "finite"]),
+    ({"lr": float("inf")}, ["lr", "inf", "finite"]),
+    ({"lr": "fast"}, ["lr", "'fast'", "number"]),
+    ({"lr": True}, ["lr", "True", "number"]),
+    ({"seed": True}, ["seed", "True", "number"]),
+    ({"seed": 1.5}, ["seed", "1.5", "integer"]),
+    ({"seed": -1}, ["seed", "-1", "greater than or equal to 0"]),
+    ({"seed": 2**63}, ["seed", str(2**63), "less than"]),  # a store holds int64
+    ({"order": 2**63}, ["order", str(2**63), "less than"]),
+    ({"steps": 0}, ["steps", "0", "greater than or equal to 1"]),
+    ({"steps": None}, ["steps", "None", "integer"]),
+    ({"hidden": (8, 0)}, ["hidden", "(8, 0)", "at least one unit"]),
+    ({"hidden": [8, True]}, ["hidden", "[8, True]", "number"]),
+    ({"hidden": 8}, ["hidden", "8", "tuple"]),
+    ({"momentum": 1.0}, ["momentum", "1.0", "less than 1"]),
+    ({"weight_decay": -0.1}, ["weight_decay", "-0.1", "greater than or equal to 0"]),
+    ({"weight_scale": -1}, ["weight_scale", "-1", "greater than or equal to 0"]),
+    ({"evaluations": 1}, ["evaluations", "1", "greater than or equal to 2"]),
+    ({"record_every": -5}, ["record_every", "-5", "greater than or equal to 0"]),
+    ({"rule": "sign_sink"}, ["rule", "'sign_sink'", "did you mean 'sign_sync'", "known are bp"]),
+    ({"task": "mnist_smal"}, ["task", "'mnist_smal'", "did you mean mnist_small", "known are xor"]),
+    ({"model": "mpl"}, ["model", "'mpl'", "'mlp' or 'lenet'"]),
+    ({"optimizer": "adamw"}, ["optimizer", "'adamw'", "'sgd', 'adam' or 'rmsprop'"]),
+    ({"activation": "gelu"}, ["activation", "'gelu'", "'relu'"]),
+    ({"rule": "sign_sync", "rule_args": {"period": 0}}, ["sign_sync", "period is 0", "at least 1"]),
+    ({"rule": "sign_sync", "rule_args": {"period": 2.5}}, ["period is 2.5", "whole number"]),
+    ({"rule": "fa", "rule_args": {"init": "kaimin"}}, ["'kaimin'", "did you mean 'kaiming'"]),
+    ({"rule": "fa", "rule_args": {"perod": 3}}, ["'fa'", "perod=3"]),
+    ({"rule": "fa", "rule_args": {"rule": "bp"}}, ["rule_args", "field 'rule'"]),
+    ({"rule": "fa", "rule_args": {"init": max}}, ["rule_args", "max", "plain values"]),
+    ({"rule": "fa", "rule_args": {"init": float("nan")}}, ["rule_args", "nan", "plain values"]),
+    ({"rule": "fa", "rule_args": ["init"]}, ["rule_args", "['init']", "dictionary"]),
+    ({"graft": GRAFT}, ["graft", "rule is bp"]),
+    ({"rule": "fa", "graft": GRAFT, "optimizer": "adam"}, ["graft", "adam", "use optimizer sgd"]),
+    ({"rule": "fa", "graft": {**GRAFT, "direction": "fa"}}, ["graft", "direction is 'fa'", "'rule' or 'bp'"]),
+    ({"rule": "fa", "graft": {"direction": "bp"}}, ["graft", "magnitude is missing"]),
+    ({"rule": "fa", "graft": {**GRAFT, "magnitde": "bp"}}, ["graft", "'magnitde'", "did you mean 'magnitude'"]),
+    ({"rule": "fa", "graft": True}, ["graft", "True"]),
+    ({"optimizer": "adam", "momentum": 0.9}, ["momentum", "leave momentum at 0"]),
+    ({"model": "lenet", "hidden": (20,)}, ["hidden", "leave them out for a lenet"]),
+    ({"model": "lenet", "activation": "tanh"}, ["activation", "leave them out for a lenet"]),
+    ({"learning_rate": 0.1}, ["unknown key 'learning_rate'", "known: task, model"]),
+    ({"step": 10}, ["unknown key 'step'", "did you mean 'steps'"]),
+    ({"momentun": 0.1}, ["unknown key 'momentun'", "did you mean 'momentum'"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["called", "parsed", "changed"])
+@pytest.mark.parametrize(("fields", "told"), REFUSED, ids=lambda x: str(x)[:40])
+def test_a_bad_field_is_one_clear_line(how: str, fields: dict[str, Any], told: list[str]) -> None:
+    make = {
+        "called": lambda: RunSpec(**fields),
+        "parsed": lambda: parse(fields),
+        "changed": lambda: RunSpec().changed(**fields),
+    }
+    with pytest.raises(SpecError) as caught:
+        make[how]()
+    line = str(caught.value)
+    assert all(part in line for part in told), line
+    assert "\n" not in line
+    assert "pydantic" not in line
+    assert "http" not in line
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__  # no pydantic traceback above it
+
+
+def test_all_faults_are_told_at_once_and_where_they_are() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse({"lr": -1, "seed": "x", "hiden": (3,)}, where="arm 'fa'")
+    line = str(caught.value)
+    assert line.startswith("arm 'fa': ")
+    assert all(part in line for part in ("lr is -1", "seed is 'x'", "did you mean 'hidden'"))
+
+
+def test_a_graft_made_by_hand_complains_plainly() -> None:
+    with pytest.raises(SpecError, match=r"^direction is 'up': .* 'rule' or 'bp'$"):
+        Graft(direction="up", magnitude="bp")  # type: ignore[arg-type]
+
+
+def test_numbers_written_as_yaml_reads_them_are_numbers() -> None:
+    assert RunSpec.from_yaml("lr: 1e-3").lr == 0.001  # to YAML 1.1 this is the text '1e-3'
+    assert parse({"lr": "0.1", "steps": "20", "seed": 3.0}) == RunSpec(lr=0.1, steps=20, seed=3)
+    assert RunSpec(lr=1) == RunSpec(lr=1.0)
+
+
+def test_a_lenet_keeps_the_fields_of_an_mlp_at_their_defaults() -> None:
+    spec = RunSpec(model="lenet")
+    assert RunSpec.from_yaml(spec.to_yaml()) == spec
+
+
+# Identity -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_spec_is_frozen() -> None:
+    spec = RunSpec()
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.lr = 1.0
+    with pytest.raises(ValidationError, match="frozen"):
+        Graft(direction="bp", magnitude="rule").direction = "rule"
+
+
+def test_the_arguments_of_a_spec_are_its_own() -> None:
+    given: dict[str, Any] = {"period": 3}
+    spec = RunSpec(rule="sign_sync", rule_args=given)
+    before = spec.digest()
+    given["period"] = 4
+    assert spec.rule_args == {"period": 3}
+    assert spec.digest() == before
+
+
+def test_equal_specs_have_one_digest_whatever_the_order_and_the_way_of_writing() -> None:
+    spec = RunSpec(**FULL)
+    backwards = dict(reversed(FULL.items())) | {
+        "hidden": [7, 5],
+        "graft": Graft(direction="bp", magnitude="rule"),
+    }
+    backwards["rule_args"] = dict(reversed(FULL["rule_args"].items()))
+    again = parse(backwards)
+    assert again == spec
+    assert again.digest() == spec.digest()
+    assert hash(again) == hash(spec)
+    assert {spec: 1}[again] == 1
+
+
+def test_what_is_equal_has_one_hash() -> None:
+    yes, one = (RunSpec(rule="sign_sync", rule_args={"preserve_magnitude": x}) for x in (True, 1))
+    plus, minus = RunSpec(momentum=0.0), RunSpec(momentum=-0.0)
+    for a, b in ((yes, one), (plus, minus)):
+        assert (a == b) == (a.digest() == b.digest())
+    assert RunSpec() != "spec"
+
+
+CHANGED: dict[str, Any] = {
+    "task": "linear_toy", "model": "lenet", "hidden": (7,), "activation": "relu", "weight_scale": 0.4, "rule": "fa",
+    "rule_args": {"period": 4, "preserve_magnitude": True, "init": "xavier"}, "optimizer": "rmsprop", "lr": 0.31,
+    "momentum": 0.8, "weight_decay": 0.0, "batch_size": 4, "steps": 12, "evaluations": 5, "record_every": 3,
+    "graft": {"direction": "rule", "magnitude": "bp"}, "order": 3, "seed": 5,
+}  # fmt: skip
+ALONG: dict[str, dict[str, Any]] = {  # what must change along, for the whole to make sense
+    "model": {"hidden": (128, 64), "activation": "relu"}, "rule": {"rule_args": {}}, "optimizer": {"graft": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RunSpec.model_fields)
+def test_every_field_counts_in_the_digest(name: str) -> None:
+    along = ALONG.get(name, {})
+    before = RunSpec(**{**FULL, **along})
+    after = before.changed(**{name: CHANGED[name]})
+    assert after != before
+    assert after.digest() != before.digest()
+    assert before.changed(**{name: before.model_dump()[name]}).digest() == before.digest()
+
+
+def test_digests_of_many_specs_differ() -> None:
+    specs = [
+        RunSpec(lr=lr, seed=seed, order=order) for lr in (0.1, 0.2) for seed in range(10) for order in (0, 1)
+    ]
+    assert len({spec.digest() for spec in specs}) == len(set(specs)) == 40
+
+
+def test_copies_are_equal() -> None:
+    spec = RunSpec(**FULL)
+    for twin in (pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec), spec.changed()):
+        assert twin == spec
+        assert hash(twin) == hash(spec)
+        assert twin.graft == spec.graft
+
+
+def test_errors_survive_the_way_between_processes() -> None:
+    with pytest.raises(SpecError) as caught:
+        RunSpec(lr=-1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+# YAML -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, FULL, {"rule": "fa", "graft": GRAFT}, {"hidden": ()}],
+    ids=["default", "full", "graft", "flat"],
+)
+def test_yaml_brings_a_spec_back(fields: dict[str, Any], tmp_path: Path) -> None:
+    spec = RunSpec(**fields)
+    file = tmp_path / "spec.yaml"
+    assert spec.to_yaml(file) == file.read_text()
+    assert yaml.safe_load(spec.to_yaml())["seed"] == spec.seed
+    for source in (spec.to_yaml(), file, str(file)):
+        again = RunSpec.from_yaml(source)
+        assert again == spec
+        assert again.digest() == spec.digest()
+
+
+BAD_YAML = {
+    "": ["expected keys and values", "None"],
+    "[1, 2]": ["expected keys and values", "[1, 2]"],
+    "1: 2": ["expected keys and values", "{1: 2}"],
+    "lr: [": ["not YAML"],
+    "lr: 0.1\nlr: 0.2": ["'lr' twice"],
+    "graft: {direction: bp, direction: rule}": ["'direction' twice"],
+    "leraning: 1": ["unknown key 'leraning'"],
+    "nowhere.yaml": ["nowhere.yaml", "No such file"],
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAML)
+def test_bad_yaml_is_one_clear_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError) as caught:
+        RunSpec.from_yaml(text)
+    assert all(part in str(caught.value) for part in BAD_YAML[text]), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("lr: -1")
+    with pytest.raises(SpecError, match=r"spec\.yaml: lr is -1"):
+        RunSpec.from_yaml(file)
+    file.write_bytes(b"\xff\xfe\x00lr")
+    with pytest.raises(SpecError, match=r"spec\.yaml: not YAML"):
+        RunSpec.from_yaml(file)
+    with pytest.raises(SpecError, match="cannot be read"):
+        RunSpec.from_yaml(tmp_path)
+
+
+# Seeds ----------------------------------------------------------------------------------------------------------------
+
+
+def streams(**fields: Any) -> dict[str, int]:
+    spec = RunSpec(**fields)
+    return {name: spec.stream(name) for name in STREAMS}
+
+
+def test_the_streams_of_one_seed_and_of_different_seeds_differ() -> None:
+    found = [value for seed in range(20) for value in streams(seed=seed).values()]
+    # torch's CPU generator looks at the lower 32 bits of a seed alone
+    assert len({value % 2**32 for value in found}) == 20 * len(STREAMS)
+
+
+def test_the_order_shifts_the_stream_of_batches_alone() -> None:
+    before, after = streams(seed=3), streams(seed=3, order=1)
+    assert {name for name in STREAMS if before[name] != after[name]} == {"order"}
+    orders = {RunSpec(seed=s, order=o).stream("order") for s in range(5) for o in range(5)}
+    assert len(orders) == 25
+
+
+def test_only_seed_and_order_reach_the_streams() -> None:
+    assert streams(**{**FULL, "seed": 0, "order": 0}) == streams()
+
+
+def test_streams_stay_what_they_are_from_one_version_to_the_next() -> None:
+    assert streams(seed=1, order=2) == {
+        "init": 1662916631590839187,
+        "order": 3334209715201851541,
+        "feedback": 3173462574280835714,
+        "noise": 1496629823739558991,
+    }
+
+
+def test_an_unknown_stream_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'dropout'.*init, order, feedback, noise"):
+        RunSpec().stream("dropout")
