@@ -41,7 +41,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def standard_probes() -> list[Probe]:
     """What a run records unless told otherwise."""
-    return [GradientAngle(), WeightAngle(), EffectiveLR(), FeedbackSpectrum(), Loss()]
+    return [GradientAngle(), WeightAngle(), EffectiveLR(), FeedbackSpectrum(every=4), Loss()]
 
 
 def train(

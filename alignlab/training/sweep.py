@@ -140,7 +140,8 @@ def _run_in_processes(
 
 def _die_at_interrupt() -> None:
     """A worker that Ctrl-C reaches ends at once and without a traceback; the sweep's own process tells the user."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which a sweep in a shell's background inherits
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _reason(error: BaseException) -> str:

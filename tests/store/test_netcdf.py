@@ -1,5 +1,6 @@
 """A record comes back from a netCDF file exactly, or not at all."""
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -27,6 +28,7 @@ VARIANTS = {
         mine=("layer", [True, False]), n=((), 7), few=("step", np.int8([1, 2, 3]))
     ),
     "no steps": lambda r: r.isel(step=[]),
+    "bools without steps": lambda r: r.assign(flag=("step", [True, False, True])).isel(step=[]),
     "one step": lambda r: r.isel(step=[1]),
     "no layers": lambda r: r[["loss"]],
     "NaN and infinity": lambda r: r.assign(loss=("step", np.float32([np.nan, np.inf, -np.inf]))),
@@ -79,9 +81,24 @@ def test_other_readers_of_netcdf_see_the_same_dataset(make_run, tmp_path):
     with xr.open_dataset(path, engine="h5netcdf") as other:
         xr.testing.assert_equal(other, run)
         assert set(other.coords) == set(run.coords)
+        assert other.flag.dtype == bool
         assert (other.attrs["nesterov"], other.attrs["spec"]) == ("true", "null")
         assert other.gradient_angle.attrs["units"] == "degree"
         np.testing.assert_array_equal(other.gradient_angle.attrs["valid_range"], np.float32([0, 180]))
+
+
+def test_every_axis_has_its_dimension_scale(make_run, tmp_path):
+    runs = xr.concat(
+        [make_run("a"), make_run("b"), make_run("c")], dim="run"
+    )  # run, step and mode of one size
+    path = Segments(tmp_path).append(runs, "all")
+    with h5py.File(path) as file:
+        for name, variable in runs.variables.items():
+            if name not in runs.dims:
+                assert tuple(axis[0].name for axis in file[name].dims) == tuple(
+                    f"/{dim}" for dim in variable.dims
+                )
+        assert all(file[dim].is_scale for dim in runs.dims)
 
 
 def test_the_stored_arrays_may_be_changed_in_memory(make_run, tmp_path):

@@ -1,0 +1,149 @@
+"""The distributions of B against their formulas, and the seeds behind them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignlab.rules import INITS, convert
+from alignlab.rules.initialisation import draw, fans, resolve_init
+
+SHAPES = [(200, 300), (30, 20, 5, 3), (10, 4000)]
+
+# half-width of the uniform distribution, by (fan_in, fan_out)
+BOUNDS = {
+    "lillicrap": lambda fan_in, fan_out: 0.5,
+    "nokland": lambda fan_in, fan_out: 1 / math.sqrt(fan_out),
+    "xavier": lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out)),
+    "like_forward": lambda fan_in, fan_out: 1 / math.sqrt(fan_in),
+}
+
+
+def _expected_fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    kernel = 15 if len(shape) == 4 else 1
+    return shape[1] * kernel, shape[0] * kernel
+
+
+def test_the_lists_leave_no_initialisation_out() -> None:
+    assert set(INITS) == {*BOUNDS, "kaiming", "orthogonal"}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fans_count_the_kernel(shape: tuple[int, ...]) -> None:
+    assert fans(torch.empty(shape)) == _expected_fans(shape)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_uniform_initialisations_fill_their_bounds(name: str, shape: tuple[int, ...]) -> None:
+    bound = BOUNDS[name](*_expected_fans(shape))
+    drawn = draw(name, torch.empty(shape), seed=0)
+    assert drawn.abs().max() <= bound
+    assert drawn.max() > 0.99 * bound
+    assert drawn.min() < -0.99 * bound
+    assert drawn.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert abs(drawn.mean().item()) < 0.05 * bound
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kaiming_is_normal_with_variance_two_over_fan_out(shape: tuple[int, ...]) -> None:
+    std = math.sqrt(2 / _expected_fans(shape)[1])
+    drawn = draw("kaiming", torch.empty(shape, dtype=torch.float64), seed=0)
+    assert drawn.std().item() == pytest.approx(std, rel=0.05)
+    assert abs(drawn.mean().item()) < 0.05 * std
+    assert (drawn / std).pow(4).mean().item() == pytest.approx(3, rel=0.15)  # a normal's kurtosis; a uniform has 1.8
+
+
+def test_kaiming_keeps_the_size_of_what_is_sent_down_through_relus() -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(200, 300, generator=generator)
+    on = torch.rand(200, 500, generator=generator) < 0.5
+    below = delta @ draw("kaiming", torch.empty(300, 500), seed=1) * on
+    assert (below.square().mean() / delta.square().mean()).item() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonal_is_orthogonal(shape: tuple[int, ...]) -> None:
+    drawn = draw("orthogonal", torch.empty(shape, dtype=torch.float64), seed=0).flatten(1)
+    rows, columns = drawn.shape
+    product = drawn @ drawn.T if rows <= columns else drawn.T @ drawn
+    torch.testing.assert_close(product, torch.eye(min(rows, columns), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_a_seed_is_a_draw(name: str) -> None:
+    like = torch.empty(4, 5)
+    torch.manual_seed(1)
+    first = draw(name, like, seed=3)
+    torch.manual_seed(2)
+    assert torch.equal(draw(name, like, seed=3), first)
+    assert not torch.equal(draw(name, like, seed=4), first)
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_a_draw_leaves_the_global_generator_and_the_weight_alone(name: str) -> None:
+    like = torch.ones(4, 5, requires_grad=True)
+    state = torch.get_rng_state()
+    drawn = draw(name, like, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(like, torch.ones(4, 5))
+    assert not drawn.requires_grad
+
+
+@pytest.mark.parametrize("name", INITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_has_shape_and_dtype_of_the_weight(name: str, dtype: torch.dtype) -> None:
+    drawn = draw(name, torch.empty(4, 3, 2, 2, dtype=dtype), seed=0)
+    assert drawn.shape == (4, 3, 2, 2)
+    assert drawn.dtype == dtype
+
+
+def test_layers_of_one_model_draw_different_feedback() -> None:
+    net = convert(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)), "fa")
+    assert not torch.equal(net[0].feedback, net[1].feedback)  # type: ignore[arg-type]
+
+
+def test_a_callable_gets_the_weight_and_a_seeded_generator_and_its_result_is_copied() -> None:
+    like = torch.nn.Parameter(torch.ones(2, 3))
+    kept = torch.full((2, 3), 7.0, requires_grad=True)
+    seen: list[Any] = []
+
+    def init(weight: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append((weight.clone(), generator.initial_seed(), torch.is_grad_enabled()))
+        return kept
+
+    drawn = draw(init, like, seed=5)
+    assert torch.equal(seen[0][0], like)
+    assert seen[0][1:] == (5, False)
+    assert drawn.data_ptr() != kept.data_ptr()
+    assert not drawn.requires_grad
+    assert torch.equal(drawn, torch.full((2, 3), 7.0))
+
+
+def test_a_callable_may_answer_in_another_dtype() -> None:
+    drawn = draw(lambda like, generator: torch.ones(2, 3, dtype=torch.float64), torch.empty(2, 3), seed=0)
+    assert drawn.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda like, g: like.T, r"returned \(3, 2\), expected a tensor of \(2, 3\)"),
+        (lambda like, g: 1.0, r"returned float, expected a tensor of \(2, 3\)"),
+    ],
+)
+def test_a_callable_that_answers_wrongly_is_an_error(wrong: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        draw(wrong, torch.empty(2, 3), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("xaver", "did you mean 'xavier'"), ("zzz", "known are lillicrap"), (5, "known are lillicrap")]
+)
+def test_an_unknown_name_is_an_error_with_the_names(name: Any, hint: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown feedback initialisation .*{hint}"):
+        resolve_init(name)
