@@ -4,7 +4,8 @@ A converted layer is still an instance of its torch class, has the same paramete
 same output. It adds the buffer ``feedback`` (B, in the shape of W for layerwise rules, (n_error, out) for direct ones)
 and a clock that counts the changes of its weights. The clock reads the weight's version counter, so that gradient
 accumulation, activation checkpointing, skipped steps and evaluations do not count as steps, and costs one integer
-comparison. It sees changes in place, as optimizers make them; what is written through ``weight.data`` it cannot see.
+comparison. It sees changes in place, and what optimizers do (:mod:`alignlab.rules.steps`); what a loop of one's own
+writes through ``weight.data`` it cannot see.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+import alignlab.rules.steps  # noqa: F401 — makes optimizers tell what they changed
 from alignlab.rules.credit import Credit
 from alignlab.rules.functions import ConvFunction, Gate, LinearFunction
 from alignlab.rules.rule import Rule

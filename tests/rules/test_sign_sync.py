@@ -200,6 +200,15 @@ def test_training_under_checkpointing_is_training(rule: RuleCase, reentrant: boo
     assert saving[0].clock == 2 * PERIOD
 
 
+class _ThroughData(torch.optim.Optimizer):
+    """As many optimizers outside PyTorch do it."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad.data, alpha=-0.1)
+
+
 def test_momentum_moves_weights_without_a_new_gradient_and_that_counts() -> None:
     net = _net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -216,18 +225,26 @@ def test_momentum_moves_weights_without_a_new_gradient_and_that_counts() -> None
         lambda p: torch.optim.SGD(p, lr=0.1, foreach=True),
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, foreach=False),
         lambda p: torch.optim.Adam(p, lr=0.1),
-        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
         lambda p: torch.optim.RMSprop(p, lr=0.1),
         lambda p: torch.optim.Adagrad(p, lr=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+        lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+        lambda p: torch.optim.Adagrad(p, lr=0.1, fused=True),
+        lambda p: _ThroughData(p, {}),
     ],
-)
+    ids=["sgd", "sgd-one-by-one", "adam", "rmsprop", "adagrad", "fused-sgd", "fused-adam", "fused-adamw", "fused-adagrad",
+         "through-data"],
+)  # fmt: skip
 def test_a_step_of_any_optimizer_counts_once(optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
     net = _net()
     made = optimizer(net.parameters())
-    train(net, made, [(X, Y)] * (PERIOD + 2))
-    assert net[0].clock == PERIOD + 1
-    _loss(net)
-    assert net[0].clock == PERIOD + 2
+    for step in range(PERIOD + 2):
+        signs = _signs(net)
+        train(net, made, [(X, Y)])
+        assert net[0].clock == step
+        if step % PERIOD == 0:
+            assert _same(_feedback(net), signs)
 
 
 def test_a_loop_by_hand_counts_too() -> None:

@@ -183,6 +183,23 @@ def test_an_unwritable_out_is_one_clear_line(store, tmp_path):
         compact(store, tmp_path / "file" / "out.zarr")
 
 
+def test_all_of_a_compaction_is_on_disk_before_it_gets_its_name(store, monkeypatch):
+    synced, fsync, replace = set(), os.fsync, os.replace
+    written = {}
+
+    def named(source, target):
+        if str(target).endswith("compact.zarr"):
+            written.update({str(path): str(path) in synced for path in [source, *source.rglob("*")]})
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
+    monkeypatch.setattr(os, "replace", named)
+    compact(store)
+    assert len(written) > 50
+    assert all(written.values())
+    assert str(store) in synced
+
+
 def test_a_full_disk_leaves_the_old_compaction(compacted, make_run, monkeypatch):
     path = compacted / "compact.zarr"
     old = open_runs(path)

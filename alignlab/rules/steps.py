@@ -1,0 +1,23 @@
+"""How a layer knows that its weights changed: by autograd's version counters, which every change in place advances.
+
+Except by the fused optimizers of PyTorch, and by optimizers that write through ``.data``: both leave the counters as they
+were, and a schedule that follows them would stand still without a word. So every optimizer's step advances them here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+def _advance(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_advance)

@@ -1,0 +1,283 @@
+"""Optimizer steps are what is counted and measured: whatever a loop does between two of them makes one measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from probe_worlds import WORLDS, loss_of, measurable, sgd
+from torch import nn
+
+from alignlab.probes import EffectiveLR, GradientAngle, Loss, ProbeError, Recorder, every
+
+WORLD = WORLDS["residual"]  # no dropout, no BatchNorm: a batch and its parts have one gradient
+EXACT = ("wall_time", "samples_seen")
+Body = Callable[[nn.Module, torch.optim.Optimizer], None]
+
+
+def record(body: Body, rule: str | None = "fa", optimizer_of: Any = sgd, world: Any = WORLD, **kwargs: Any) -> xr.Dataset:
+    model = world.model(rule)
+    optimizer = optimizer_of(model)
+    probes = [GradientAngle(), EffectiveLR(), Loss(kwargs.pop("criterion", None))]
+    with Recorder(model, optimizer, probes, kwargs.pop("schedule", None), **kwargs) as recorder:
+        body(model, optimizer)
+    return recorder.to_dataset()
+
+
+def plain(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, *WORLD.batch(step)).backward()
+        optimizer.step()
+
+
+def assert_same(a: xr.Dataset, b: xr.Dataset, but: tuple[str, ...] = EXACT) -> None:
+    assert set(a.data_vars) == set(b.data_vars)
+    for name in set(a.data_vars) - set(but):
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-6, atol=2e-5, err_msg=str(name))
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "bp", None])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_micro_batches_are_measured_as_the_batch_that_they_make(rule: str | None, set_to_none: bool) -> None:
+    def in_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(3):
+            optimizer.zero_grad(set_to_none)
+            for x, y in zip(*(part.split(3) for part in WORLD.batch(step)), strict=True):
+                (loss_of(model, x, y) / 3).backward()
+            optimizer.step()
+
+    run = record(in_parts, rule)
+    assert_same(run, record(plain, rule))
+    assert run.samples_seen.values.tolist() == [9, 18, 27]
+
+
+def test_several_losses_on_one_forward_pass_make_one_gradient() -> None:
+    def in_two(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(3):
+            x, y = WORLD.batch(step)
+            output = model(x)
+            optimizer.zero_grad()
+            (F.cross_entropy(output, y) / 4).backward(retain_graph=True)
+            (3 * F.cross_entropy(output, y) / 4).backward()
+            optimizer.step()
+
+    assert_same(record(in_two), record(plain))
+
+
+@pytest.mark.parametrize("when", ["before the forward pass", "after the forward pass", "with zeros"])
+@pytest.mark.parametrize("rule", ["fa", "dfa", "bp"])
+def test_a_batch_that_was_thrown_away_has_no_part_in_the_step(when: str, rule: str) -> None:
+    def with_waste(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(3):
+            for batch in (WORLD.batch(60 + step), WORLD.batch(step)):  # of the first nothing remains
+                if when != "after the forward pass":
+                    optimizer.zero_grad(set_to_none=when != "with zeros")
+                loss = loss_of(model, *batch)
+                if when == "after the forward pass":
+                    optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+
+    run = record(with_waste, rule)
+    assert_same(run, record(plain, rule))
+    assert run.sizes["step"] == 3
+
+
+def test_gradients_of_the_input_have_no_part_in_the_step() -> None:
+    def adversarial(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(3):
+            optimizer.zero_grad()
+            for x, y in zip(*(part.split(3) for part in WORLD.batch(step)), strict=True):
+                attacked = WORLD.batch(70)[0][:3].requires_grad_()
+                torch.autograd.grad(loss_of(model, attacked, y), attacked)
+                (loss_of(model, x, y) / 3).backward()
+                torch.autograd.grad(loss_of(model, attacked, y), attacked)
+            optimizer.step()
+
+    assert_same(record(adversarial), record(plain))
+
+
+def test_gradients_may_be_computed_by_hand() -> None:
+    def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        parameters = list(model.parameters())
+        for step in range(3):
+            gradients = torch.autograd.grad(loss_of(model, *WORLD.batch(step)), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+
+    assert_same(record(by_hand), record(plain).drop_vars("loss"))
+
+
+def with_closure(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(3):
+
+        def closure(step: int = step) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, *WORLD.batch(step))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def test_a_closure_that_is_evaluated_once_changes_nothing() -> None:
+    assert_same(record(with_closure), record(plain))
+    adam: Any = lambda model: torch.optim.Adam(model.parameters(), lr=0.01)  # noqa: E731
+    assert_same(record(with_closure, optimizer_of=adam), record(plain, optimizer_of=adam))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_of_a_closures_evaluations_the_first_is_measured_for_it_is_at_the_steps_weights(parts: int) -> None:
+    def lbfgs(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+
+    evaluations, first = [], []
+
+    def body(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(2):
+
+            def closure(step: int = step) -> torch.Tensor:
+                optimizer.zero_grad()
+                batch = WORLD.batch(step)
+                for x, y in zip(*(part.split(9 // parts) for part in batch), strict=True):
+                    loss = loss_of(model, x, y) / parts
+                    loss.backward()
+                evaluations.append(step)
+                if evaluations.count(step) == 1:
+                    with torch.no_grad():
+                        first.append((float(loss_of(model, *batch)), float(model.enter.weight.grad.norm())))
+                return loss
+
+            optimizer.step(closure)
+
+    run = record(body, "fa", lbfgs)
+    assert len(evaluations) > 4
+    assert run.step.values.tolist() == [0, 1]
+    for step, (loss, size) in enumerate(first):
+        assert float(run.loss[step]) == pytest.approx(loss, rel=1e-6)
+        assert float(run.gradient_norm.sel(step=step, layer="enter")) == pytest.approx(size, rel=1e-5)
+    assert (run.update_norm > 0).all()
+
+
+class ScalerOnCpu(torch.amp.GradScaler):
+    def __init__(self) -> None:
+        super().__init__("cpu", init_scale=2.0**10, growth_interval=1000)
+
+
+def scaled(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, spoiled: tuple[int, ...] = ()) -> None:
+    """A loop with a scaler; at the spoiled batches the gradients overflow and the scaler skips the step."""
+    for batch in range(3 + len(spoiled)):
+        optimizer.zero_grad()
+        step = batch - sum(s < batch for s in spoiled)
+        loss = loss_of(model, *WORLD.batch(step))
+        scaler.scale(loss * (float("inf") if batch in spoiled else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def test_a_scaled_loss_is_measured_without_its_scale() -> None:
+    scaler = ScalerOnCpu()
+    run = record(lambda model, optimizer: scaled(model, optimizer, scaler), grad_scaler=scaler)
+    assert_same(run, record(plain))
+
+
+@pytest.mark.parametrize("spoiled", [(0,), (1,), (1, 2)])
+def test_a_step_that_the_scaler_skips_is_none(spoiled: tuple[int, ...]) -> None:
+    scaler = ScalerOnCpu()
+    run = record(lambda model, optimizer: scaled(model, optimizer, scaler, spoiled), grad_scaler=scaler)
+    assert run.step.values.tolist() == [0, 1, 2]
+    assert run.last_step == 2
+    assert_same(run, record(plain))
+
+
+def test_clipping_changes_the_step_and_not_the_rules_gradient() -> None:
+    def clipped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        loss_of(model, *WORLD.batch(0)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+
+    run, free = record(clipped).isel(step=0), record(plain).isel(step=0)
+    for name in ("gradient_norm", "gradient_norm_bp", "feedback_gain", "effective_lr", "gradient_angle"):
+        np.testing.assert_allclose(run[name], free[name], rtol=1e-6)
+    assert (run.applied_gain < 0.1 * free.applied_gain).all()
+    np.testing.assert_allclose(run.update_angle, free.update_angle, atol=1e-4)  # one factor for all
+
+
+def test_steps_count_from_zero_and_only_the_scheduled_are_measured() -> None:
+    run = record(lambda m, o: plain(m, o, 8), schedule=every(3))
+    everything = record(lambda m, o: plain(m, o, 8))
+    assert run.step.values.tolist() == [0, 3, 6]
+    assert run.last_step == 7
+    assert_same(run, everything.isel(step=[0, 3, 6]))
+    np.testing.assert_array_equal(run.samples_seen, [9, 36, 63])
+
+
+def test_the_learning_rate_of_each_layer_is_followed() -> None:
+    def scheduled(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(model, *WORLD.batch(step)).backward()
+            optimizer.step()
+            scheduler.step()
+
+    def two_groups(model: nn.Module) -> torch.optim.Optimizer:
+        slow = list(model.leave.parameters())
+        fast = [p for p in model.parameters() if all(p is not q for q in slow)]
+        return torch.optim.SGD([{"params": fast}, {"params": slow, "lr": 0.01}], lr=0.1)
+
+    run = record(scheduled, optimizer_of=two_groups)
+    np.testing.assert_allclose(run.learning_rate, [0.1, 0.05, 0.025], rtol=1e-6)
+    rates = run.effective_lr / run.feedback_gain
+    np.testing.assert_allclose(rates.sel(layer="enter"), [0.1, 0.05, 0.025], rtol=1e-5)
+    np.testing.assert_allclose(rates.sel(layer="leave"), [0.01, 0.005, 0.0025], rtol=1e-5)
+
+
+def test_a_layer_that_is_added_to_the_optimizer_later_gets_its_rate() -> None:
+    def unfreezing(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        plain(model, optimizer, 1)
+        optimizer.add_param_group({"params": list(model.enter.parameters()), "lr": 0.5})
+        plain(model, optimizer, 1)
+
+    run = record(unfreezing, optimizer_of=lambda model: sgd(model.leave))
+    assert np.isnan(run.effective_lr.sel(layer="enter", step=0))
+    assert float((run.effective_lr / run.feedback_gain).sel(layer="enter", step=1)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_frozen_layer_is_observed_and_takes_no_step() -> None:
+    def frozen(model: nn.Module) -> torch.optim.Optimizer:
+        model.blocks[0].weight.requires_grad_(False)
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+
+    run = record(plain, optimizer_of=frozen)
+    assert np.isfinite(run.gradient_angle).all()
+    assert (run.update_norm.sel(layer="blocks.0") == 0).all()
+    assert np.isnan(run.update_angle.sel(layer="blocks.0")).all()
+
+
+def test_a_step_without_a_backward_pass_is_an_error() -> None:
+    with pytest.raises(ProbeError, match=r"step 0: no error signal passed .*enter, .*backward\(\) called before"):
+        record(lambda model, optimizer: optimizer.step())
+
+
+def test_an_input_that_is_overwritten_between_micro_batches_is_an_error() -> None:
+    def with_buffer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        x, y = WORLD.batch(0)
+        loss_of(model, x, y).backward()
+        x.copy_(WORLD.batch(1)[0])
+        loss_of(model, x, y).backward()
+        optimizer.step()
+
+    with pytest.raises(ProbeError, match="input of layer 'enter' was overwritten in place"):
+        record(with_buffer)
+
+
+def test_every_layer_keeps_the_order_of_the_model() -> None:
+    assert record(plain).layer.values.tolist() == list(measurable(WORLD.model()))
