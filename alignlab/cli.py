@@ -29,11 +29,16 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Folder for store, figures and result.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder for what is made; by default out/NAME (figures: figures/NAME).",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="Seed (audit: the first of the claim's seeds).", show_default=False),
+    typer.Option("--seed", min=0, help="The seed; for an audit, the first of its seeds.", show_default=False),
 ]
 
 
@@ -121,7 +126,8 @@ def data_list() -> None:
     from alignlab.training import datafiles
 
     for row in datafiles.describe():
-        typer.echo(f"{row.name:<14} {row.status:<12} {row.size:>10}  {row.where}")
+        where = row.where or f"alignlab data fetch {row.name}"
+        typer.echo(f"{row.name:<14} {row.status:<12} {row.size / 1e6:>7.1f} MB  {where}")
 
 
 @data_app.command("path")
