@@ -37,7 +37,7 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
     runs = result.select(arm)
     drawn["gains"] = gains(runs)
     drawn["angles"] = angles(runs)
-    if "spectrum_real" in runs:
+    if _there(runs, "spectrum_real", "spectrum_imag"):
         drawn["spectra"] = spectra(runs.isel(run=0))
     return drawn
 
@@ -45,18 +45,23 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
 def run_figures(runs: xr.Dataset) -> dict[str, Figure]:
     """Every figure that a store's content allows, by file name."""
     drawn = {}
-    if "gradient_angle" in runs:
+    if _there(runs, "gradient_angle"):
         drawn["angles"] = angles(runs)
-    if {"feedback_gain", "effective_lr"} <= set(runs.data_vars):
+    if _there(runs, "feedback_gain", "effective_lr"):
         drawn["gains"] = gains(runs)
-    if "spectrum_real" in runs:
+    if _there(runs, "spectrum_real", "spectrum_imag"):
         drawn["spectra"] = spectra(runs.isel(run=0) if "run" in runs.dims else runs)
     for outcome in ("train_loss", "validation_loss", "test_accuracy", "loss"):
-        if outcome in runs:
+        if _there(runs, outcome):
             drawn[f"learning_curves_{outcome}"] = learning_curves(runs, outcome, hue="rule")
-    if "run" in runs.dims and "validation_loss" in runs and len(set(runs["lr"].values.tolist())) > 2:
+    if "run" in runs.dims and _there(runs, "validation_loss") and len(set(runs["lr"].values.tolist())) > 2:
         drawn["loss_against_lr"] = loss_against_lr(runs, "validation_loss", hue="rule")
     return drawn
+
+
+def _there(runs: xr.Dataset, *names: str) -> bool:
+    """Whether all of these were recorded somewhere."""
+    return all(name in runs and bool(runs[name].notnull().any()) for name in names)
 
 
 def _labelled(result: AuditResult) -> xr.Dataset:

@@ -22,7 +22,16 @@ from alignlab.probes import selftest
 from alignlab.probes.arrivals import Arrivals, learns
 from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
-from alignlab.probes.hooks import Hook, depends_on_tap, nodes_of, reached, signal_edge, tapped
+from alignlab.probes.hooks import (
+    Hook,
+    broadcasts,
+    depends_on_tap,
+    frontier,
+    nodes_of,
+    signal_edge,
+    tapped,
+    topmost,
+)
 from alignlab.probes.truth import asking, errors_at, somebody_asks
 from alignlab.probes.uses import Use, used_feedback
 from alignlab.rules.credit import Credit
@@ -133,7 +142,8 @@ class Capture:
         self._listen(name, use, edge)
         if not self._is_backprop:
             if self._is_direct:
-                use.below = reached(nodes_of(x), {edge.node: other for other, edge in self._fresh})
+                earlier = {edge.node: other for other, edge in self._fresh}
+                use.below = [earlier[node] for node in frontier(nodes_of(x), earlier) if node in earlier]
             self._fresh.append((use, edge))
 
     def _listen(self, name: str, use: Use, edge: GradientEdge) -> None:
@@ -159,13 +169,26 @@ class Capture:
                 f"{type(model).__name__} is called on its own output, and the errors of the calls cannot be told apart. "
                 "Put the loop into a module and give that to the recorder"
             )
-        last = reached(nodes_of(output), {edge.node: use for use, edge in fresh})
-        for use in last:
+        ends = {edge.node: use for use, edge in fresh}
+        last = frontier(nodes_of(output), ends)
+        for use in (ends[node] for node in topmost(last) if node in ends):
             use.feeds_output, use.feeds_alone = True, len(last) == 1
         if self._is_direct:
-            for use, _ in fresh:
-                use.feedback = used_feedback(use.layer)  # drawn when the first pass ended
+            self._listen_to_broadcast(output, fresh)
         return tapped(output, self, partial(self._on_error, fresh))
+
+    def _listen_to_broadcast(self, output: Any, fresh: Placed) -> None:
+        uses = [use for use, _ in fresh]
+
+        def arrived(grads: Sequence[Tensor | None]) -> None:
+            if grads[0] is not None and not somebody_asks(self._credits) and self.arrivals.counts():
+                for use in uses:
+                    use.note("error", self.arrivals.current, grads[0].detach())
+
+        for use in uses:
+            use.feedback = used_feedback(use.layer)  # drawn when the first pass ended
+        for node in broadcasts(nodes_of(output)):
+            uses[0].handles.append(node.register_prehook(arrived))
 
     def _on_error(self, fresh: Placed, below: GradientEdge, error: Tensor) -> None:
         """The output's error has arrived: ask for the true errors of the layers, before their own arrive."""
@@ -178,10 +201,7 @@ class Capture:
                 "the layers' backward pass did not look at the switch to the true weights, so that every angle would be a "
                 "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"
             )
-        if self._is_direct:
-            for use in asked:
-                use.note("error", self.arrivals.current, error.detach())
-        elif not self._proven:
+        if not self._is_direct and not self._proven:
             with asking(self._credits, true=False):
                 self._ask("expected", fresh, below, error)
 

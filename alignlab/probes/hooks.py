@@ -7,17 +7,16 @@ that is never differentiated is freed as it would be without a recorder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
+from alignlab.rules.direct import Broadcast
 from alignlab.rules.functions import ConvFunction, LinearFunction
-
-Found = TypeVar("Found")
 
 
 class Hook:
@@ -60,6 +59,7 @@ class Tap(Function):
 
 
 _TAP: Any = Tap._backward_cls
+_BROADCAST: Any = Broadcast._backward_cls
 _LAYERS: Any = (LinearFunction._backward_cls, ConvFunction._backward_cls)
 
 
@@ -80,10 +80,31 @@ def nodes_of(values: Any) -> list[Any]:
     return [x.grad_fn for x in leaves if isinstance(x, Tensor) and x.grad_fn is not None]
 
 
-def reached(nodes: Iterable[Any], ends: Mapping[Any, Found]) -> list[Found]:
-    """Which of the ``ends`` the nodes depend on without another one, or another converted layer, in between."""
-    found = _walk(nodes, lambda node: node in ends or isinstance(node, _LAYERS))
-    return [ends[node] for node in found if node in ends]
+def frontier(nodes: Iterable[Any], ends: Mapping[Any, object]) -> list[Any]:
+    """The nodes of ``ends``, and of other converted layers, that ``nodes`` depend on without another one in between."""
+
+    def stops(node: Any) -> bool:
+        return node in ends or isinstance(node, _LAYERS)
+
+    return [node for node in _walk(nodes, stops) if stops(node)]
+
+
+def topmost(nodes: Sequence[Any]) -> list[Any]:
+    """Those of the nodes that no other one of them depends on."""
+    if len(nodes) < 2:
+        return list(nodes)
+    parents = [parent for node in nodes for parent, _ in node.next_functions if parent is not None]
+    below = set(_walk(parents, lambda node: False))
+    return [node for node in nodes if node not in below]
+
+
+def broadcasts(nodes: Iterable[Any]) -> list[Any]:
+    """The nodes at which a direct rule hands the output's error out, if any lies at the end of the model."""
+    return [
+        node
+        for node in _walk(nodes, lambda node: isinstance(node, (_BROADCAST, *_LAYERS)))
+        if isinstance(node, _BROADCAST)
+    ]
 
 
 def depends_on_tap(nodes: Iterable[Any], owner: object) -> bool:

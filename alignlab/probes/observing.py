@@ -43,7 +43,7 @@ def observe(
         made = LayerObservation(name, layer, list(uses), before[name], update, rates.get(name, float("nan")))
         if made.direct and complete:
             above = _chain_above(uses[-1], [use for others in taken.values() for use in others])
-            if above is not None:
+            if above is not None and all(use.error is not None for use in uses):
                 made.above = [before[names[use.layer]] for use in above]
                 made.errors = joined([_error_rows(use) for use in uses])
         found[name] = made

@@ -39,12 +39,12 @@ class Use:
     version: int  # of the input's memory when it was used
     delta_rule: Tensor | None = None
     delta_bp: Tensor | None = None
-    error: Tensor | None = None  # at the model's output; for direct rules
+    error: Tensor | None = None  # that a direct rule hands out
     expected: Tensor | None = (
         None  # the rule's error as it follows from the output's, computed a second time as a test
     )
-    feeds_output: bool = False  # whether the output depends on it without another layer in between
-    feeds_alone: bool = False  # whether it is the only one that does
+    feeds_output: bool = False  # whether its error comes from the output alone, past no other layer
+    feeds_alone: bool = False  # whether moreover the output depends on no other layer in this way
     below: list[Use] = field(
         default_factory=list
     )  # the uses that its input depends on in the same way; for direct rules

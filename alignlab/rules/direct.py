@@ -108,7 +108,12 @@ class Broadcast(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, edge: GradientEdge, credit: Credit, calls: list[Call], *trained: nn.Parameter
+        ctx: Any,
+        output: Tensor,
+        edge: GradientEdge,
+        credit: Credit,
+        calls: list[Call],
+        *trained: nn.Parameter,
     ) -> Tensor:
         ctx.edge, ctx.credit, ctx.calls, ctx.trained = edge, credit, calls, trained
         ctx.set_materialize_grads(False)

@@ -51,9 +51,9 @@ def explore(edge: GradientEdge | None) -> Region:
 
 
 def link(calls: Sequence[Call], output: GradientEdge, trained: Mapping[str, nn.Parameter]) -> list[Call]:
-    """The calls that the output depends on, in order and linked: to the later one that each output reaches first, to the
-    earlier one that reaches each input last, and to those ``trained`` parameters (none of converted layers) that learn
-    from each signal."""
+    """The calls that the output depends on, in order and linked: to the later one that each output reaches first, to
+    the earlier one that reaches each input last, and to those ``trained`` parameters (none of converted layers) that
+    learn from each signal."""
     order = {id(call.delivery): i for i, call in enumerate(calls)}
     below = {id(call): explore(call.input_edge) for call in calls}
     top = explore(output)

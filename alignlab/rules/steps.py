@@ -1,7 +1,8 @@
 """How a layer knows that its weights changed: by autograd's version counters, which every change in place advances.
 
-Except by the fused optimizers of PyTorch, and by optimizers that write through ``.data``: both leave the counters as they
-were, and a schedule that follows them would stand still without a word. So every optimizer's step advances them here.
+Except by the fused optimizers of PyTorch, and by optimizers that write through ``.data``: both leave the counters as
+they were, and a schedule that follows them would stand still without a word. So every optimizer's step advances them
+here. (A gradient scaler leaves it to a fused optimizer to skip a step by itself; such a step counts.)
 """
 
 from __future__ import annotations

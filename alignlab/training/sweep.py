@@ -132,15 +132,16 @@ def _run_in_processes(
                     if error is not None:
                         failures.append((spec, _reason(error)))
                     notify(1)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            # not wait=False: the block's own exit would take the cancellation back and run all cells to come
+            pool.shutdown(cancel_futures=True)
             raise
     return failures
 
 
 def _die_at_interrupt() -> None:
     """A worker that Ctrl-C reaches ends at once and without a traceback; the sweep's own process tells the user."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which a sweep in a shell's background inherits
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in a shell's background has it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
