@@ -48,6 +48,7 @@ class Capture:
         self.arrivals = Arrivals(layers)
         self.passes: frozenset[int] = frozenset()  # the backward passes behind what was last taken
         self._fresh: Placed = []  # the uses of the forward pass that runs
+        self._asked: list[Placed] = []  # those of the passes whose true errors were asked for
         self._count = 0
         self._proven = (
             False  # whether the signals of one step were found to come from the model's output alone
@@ -84,7 +85,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._fresh = []
+        self._let_go()
         self.arrivals.clear()
 
     def take(self) -> dict[str, list[Use]]:
@@ -93,13 +94,19 @@ class Capture:
         Raises :class:`ProbeError` where a layer learnt without its signals being known.
         """
         taken, self.passes, learnt = self.arrivals.take()
-        self._fresh, self._count = [], 0
+        self._let_go()
         for name, use in ((name, use) for name, uses in taken.items() for use in uses):
             self._complete(name, use)
         self._check_seen(taken, learnt)
         if taken and not self._is_backprop:
             self._proven = self._proven or selftest.check_paths(taken)
         return taken
+
+    def _let_go(self) -> None:
+        """Cut the ties to graphs that the loop may keep (a list of losses, say)."""
+        for placed in self._asked:
+            placed.clear()
+        self._fresh, self._asked, self._count = [], [], 0
 
     def _complete(self, name: str, use: Use) -> None:
         if use.h._version != use.version:
@@ -192,8 +199,9 @@ class Capture:
 
     def _on_error(self, fresh: Placed, below: GradientEdge, error: Tensor) -> None:
         """The output's error has arrived: ask for the true errors of the layers, before their own arrive."""
-        if somebody_asks(self._credits) or not self.arrivals.counts():
+        if not fresh or somebody_asks(self._credits) or not self.arrivals.counts():
             return
+        self._asked.append(fresh)
         with asking(self._credits, true=True) as switch:
             asked = self._ask("delta_bp", fresh, below, error)
         if not switch.seen and not all(use.feeds_output for use in asked):

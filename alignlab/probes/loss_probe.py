@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,35 +16,40 @@ from alignlab.probes.observation import Observation
 from alignlab.probes.probe import Probe
 
 _listeners: list[Callable[[Tensor], None]] = []
-_original = torch.Tensor.backward
-_installed = False
+_calls = threading.local()
+_installed: Any = None
 
 
-def _announced(self: Tensor, *args: Any, **kwargs: Any) -> None:
-    for listener in tuple(_listeners):
-        listener(self)
-    _original(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+def _announced(original: Any) -> Any:
+    """``Tensor.backward`` that first tells the listeners; once, even where others wrapped it and we wrapped them again."""
+
+    @functools.wraps(original)
+    def backward(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        outer = getattr(_calls, "inside", False)
+        for listener in () if outer else tuple(_listeners):
+            listener(self)
+        _calls.inside = True
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _calls.inside = outer
+
+    return backward
 
 
 def _listen(listener: Callable[[Tensor], None]) -> None:
-    global _original, _installed
-    if not _installed:
-        if torch.Tensor.backward is not _announced:
-            _original = torch.Tensor.backward
-        torch.Tensor.backward = _announced  # type: ignore[method-assign]
-        _installed = True
+    global _installed
+    if torch.Tensor.backward is not _installed:
+        _installed = _announced(torch.Tensor.backward)
+        torch.Tensor.backward = _installed  # type: ignore[method-assign]
     _listeners.append(listener)
 
 
 def _stop(listener: Callable[[Tensor], None]) -> None:
-    global _installed
     if listener in _listeners:
         _listeners.remove(listener)
-    if (
-        _installed and not _listeners and torch.Tensor.backward is _announced
-    ):  # else somebody has wrapped it meanwhile
-        torch.Tensor.backward = _original  # type: ignore[method-assign]
-        _installed = False
+    if not _listeners and torch.Tensor.backward is _installed:
+        torch.Tensor.backward = vars(_installed)["__wrapped__"]  # type: ignore[method-assign]
 
 
 class Loss(Probe):
@@ -104,7 +110,7 @@ class Loss(Probe):
 
     def _hear(self, value: Any) -> None:
         if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
-            note: Any = partial(self._note, value.detach().clone())
+            note: Any = functools.partial(self._note, value.detach().clone())
             self._handles.append(value.register_hook(note))  # type: ignore[no-untyped-call]
 
     def _note(self, value: Tensor, gradient: Tensor) -> None:

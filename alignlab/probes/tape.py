@@ -78,10 +78,11 @@ class Tape:
         rows, self._rows = self._rows, []
         columns = _columns(rows)
         modes = max((column.shape[1] for column in columns.values() if column.ndim == 2), default=0)
-        variables = {
-            name: self._variable(name, columns, len(rows), modes)
-            for name in sorted({name for name, _ in columns})
-        }
+        names = sorted({name for name, _ in columns})
+        with np.errstate(
+            over="ignore"
+        ):  # norms of a run that diverges may leave float32: they are infinite there
+            variables = {name: self._variable(name, columns, len(rows), modes) for name in names}
         steps = np.asarray([row.step for row in rows], dtype=np.int64)
         coords: dict[str, Any] = {"step": steps, **self._layer_coords()}
         return xr.Dataset(variables, coords | ({"mode": np.arange(modes)} if modes else {}))

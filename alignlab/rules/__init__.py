@@ -1,6 +1,6 @@
 """Learning rules: how error travels back. :func:`convert` a model, train it as before, :func:`revert` it."""
 
-from alignlab.rules.convert import convert, feedback_layers, make_rule, revert
+from alignlab.rules.conversion import convert, feedback_layers, make_rule, revert
 from alignlab.rules.initialisation import INITS
 from alignlab.rules.layers import FeedbackConv2d, FeedbackLayer, FeedbackLinear
 from alignlab.rules.registry import RULES

@@ -5,7 +5,8 @@ as ``e B_l`` with ``e = ∂L/∂output`` (the loss's averaging included) and B_l
 derivative (nonlinearity, dropout, normalisation, pooling) takes it to the layer's output. Each layer so receives its
 own error exactly once, however many skip connections lead around it; layers that feed the network's output directly
 receive the true error. Nothing else flows: the products ``delta W`` that make up backprop's chain are never computed,
-and no gradient reaches the network's input.
+and no gradient reaches the network's input. (A hook on a hidden tensor sees its signal, then the chain's
+None.)
 """
 
 from __future__ import annotations

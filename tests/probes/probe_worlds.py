@@ -84,12 +84,19 @@ class World:
     make: Callable[[bool], nn.Module]
     shape: tuple[int, ...]
 
-    def model(self, rule: str | None = None, inplace: bool = True, dtype: torch.dtype = torch.float64) -> nn.Module:
+    def model(
+        self, rule: str | None = None, inplace: bool = True, dtype: torch.dtype = torch.float64
+    ) -> nn.Module:
         """The same weights and feedback at every call."""
         with seeded(3):
             model = self.make(inplace).to(dtype)
         if rule is not None:
-            convert(model, rule, generator=torch.Generator().manual_seed(5), **({"period": 2} if rule == "sign_sync" else {}))
+            convert(
+                model,
+                rule,
+                generator=torch.Generator().manual_seed(5),
+                **({"period": 2} if rule == "sign_sync" else {}),
+            )
         return model
 
     def batch(self, step: int, n: int = 9, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

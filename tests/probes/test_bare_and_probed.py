@@ -60,7 +60,9 @@ def end_of(rule, loop, schedule):
     optimizer = make(model.parameters())
     torch.manual_seed(2)
     probes = [probe() for probe in PROBES]
-    recorder = contextlib.nullcontext() if schedule is None else al.Recorder(model, optimizer, probes, schedule)
+    recorder = (
+        contextlib.nullcontext() if schedule is None else al.Recorder(model, optimizer, probes, schedule)
+    )
     with recorder:
         for _ in range(7):
             step(model, optimizer, torch.randn(16, 6), torch.randint(0, 4, (16,)))
@@ -79,7 +81,13 @@ def end_of(rule, loop, schedule):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_probed_run_ends_bitwise_as_a_bare_one(rule, loop):
     bare = end_of(rule, loop, None)
-    for schedule in (al.every(1), al.every(3), al.log_spaced(7, 3), lambda step: step in (1, 5), lambda step: False):
+    for schedule in (
+        al.every(1),
+        al.every(3),
+        al.log_spaced(7, 3),
+        lambda step: step in (1, 5),
+        lambda step: False,
+    ):
         probed = end_of(rule, loop, schedule)
         assert probed.keys() == bare.keys()
         assert [name for name in bare if not torch.equal(bare[name], probed[name])] == []
@@ -113,16 +121,18 @@ def test_detaching_twice_is_harmless(tmp_path):
     assert al.open_runs(tmp_path / "run")["status"].item() == "finished"
 
 
-def test_an_exception_in_the_loop_leaves_a_readable_store(tmp_path):
+def failing_run(path):
     model = al.rules.convert(network(), "fa")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with (
-        pytest.raises(ZeroDivisionError),
-        al.Recorder(model, optimizer, [al.GradientAngle()], path=tmp_path / "run", flush_every=2),
-    ):
+    with al.Recorder(model, optimizer, [al.GradientAngle()], path=path, flush_every=2):
         for step in range(9):
             plain(model, optimizer, torch.randn(16, 6), torch.randint(0, 4, (16,)))
             1 / (4 - step)
+
+
+def test_an_exception_in_the_loop_leaves_a_readable_store(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        failing_run(tmp_path / "run")
     run = al.open_runs(tmp_path / "run")
     assert run["status"].item() == "crashed"
     assert run["step"].values.tolist() == [0, 1, 2, 3, 4]
@@ -141,7 +151,9 @@ def test_nothing_stays_on_the_model():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with al.Recorder(model, optimizer, [al.GradientAngle()], al.every(5)):
         plain(model, optimizer, torch.randn(16, 6), torch.randint(0, 4, (16,)))
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # step 1 is not scheduled
+        assert not any(
+            m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+        )  # step 1 is not scheduled
     assert not optimizer._optimizer_step_post_hooks
     assert not optimizer._optimizer_step_pre_hooks
 

@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from probe_worlds import CLASSES, WORLDS, World, loss_of, seeded, sgd
 from torch import Tensor, nn
 
-from alignlab.probes import EffectiveLR, FeedbackSpectrum, GradientAngle, Loss, Recorder, WeightAngle, every, log_spaced
+from alignlab.probes import (
+    EffectiveLR,
+    FeedbackSpectrum,
+    GradientAngle,
+    Loss,
+    Recorder,
+    WeightAngle,
+    every,
+    log_spaced,
+)
 
 STEPS = 5
 Loop = Callable[[nn.Module, torch.optim.Optimizer, World], None]
@@ -68,7 +77,9 @@ def noisy(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> N
         optimizer.step()
 
 
-def final_state(rule: str | None, name: str, optimizer_of: Any, loop: Loop, schedule: Any, probes: list[Any]) -> list[Tensor]:
+def final_state(
+    rule: str | None, name: str, optimizer_of: Any, loop: Loop, schedule: Any, probes: list[Any]
+) -> list[Tensor]:
     """Everything that the run leaves behind: weights, buffers, gradients, optimizer state, random state."""
     world = WORLDS[name]
     model = world.model(rule)
@@ -80,8 +91,17 @@ def final_state(rule: str | None, name: str, optimizer_of: Any, loop: Loop, sche
         else:
             loop(model, optimizer, world)
         random_state = torch.get_rng_state()
-    tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    state = [v for values in optimizer.state_dict()["state"].values() for v in values.values() if isinstance(v, Tensor)]
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        *(p.grad for p in model.parameters() if p.grad is not None),
+    ]
+    state = [
+        v
+        for values in optimizer.state_dict()["state"].values()
+        for v in values.values()
+        if isinstance(v, Tensor)
+    ]
     return [*tensors, *state, random_state]
 
 
@@ -100,7 +120,9 @@ def test_every_loop_ends_as_without_a_recorder(rule: str | None, loop: Loop) -> 
     assert_harmless(rule, "mlp", momentum, loop, every(1))
 
 
-@pytest.mark.parametrize("schedule", [every(3), lambda step: False, log_spaced(STEPS, 3), lambda step: step in (1, 2)])
+@pytest.mark.parametrize(
+    "schedule", [every(3), lambda step: False, log_spaced(STEPS, 3), lambda step: step in (1, 2)]
+)
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
 def test_every_schedule_leaves_the_run_alone(rule: str, schedule: Any) -> None:
     assert_harmless(rule, "mlp", adam, plain, schedule)
@@ -127,7 +149,9 @@ def test_a_copy_of_the_model_made_while_recording_is_an_ordinary_model() -> None
             output = model(world.batch(step)[0])
             copies.append(copy.deepcopy(model))
             other = copies[-1]
-            loss_of(other, *world.batch(40)).backward()  # what the copy does is none of the recorder's business
+            loss_of(
+                other, *world.batch(40)
+            ).backward()  # what the copy does is none of the recorder's business
             F.cross_entropy(output, world.batch(step)[1]).backward()
             optimizer.step()
     alone = world.model("fa")

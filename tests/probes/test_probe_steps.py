@@ -20,7 +20,9 @@ EXACT = ("wall_time", "samples_seen")
 Body = Callable[[nn.Module, torch.optim.Optimizer], None]
 
 
-def record(body: Body, rule: str | None = "fa", optimizer_of: Any = sgd, world: Any = WORLD, **kwargs: Any) -> xr.Dataset:
+def record(
+    body: Body, rule: str | None = "fa", optimizer_of: Any = sgd, world: Any = WORLD, **kwargs: Any
+) -> xr.Dataset:
     model = world.model(rule)
     optimizer = optimizer_of(model)
     probes = [GradientAngle(), EffectiveLR(), Loss(kwargs.pop("criterion", None))]
@@ -171,7 +173,9 @@ class ScalerOnCpu(torch.amp.GradScaler):
         super().__init__("cpu", init_scale=2.0**10, growth_interval=1000)
 
 
-def scaled(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, spoiled: tuple[int, ...] = ()) -> None:
+def scaled(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, spoiled: tuple[int, ...] = ()
+) -> None:
     """A loop with a scaler; at the spoiled batches the gradients overflow and the scaler skips the step."""
     for batch in range(3 + len(spoiled)):
         optimizer.zero_grad()
@@ -248,7 +252,9 @@ def test_a_layer_that_is_added_to_the_optimizer_later_gets_its_rate() -> None:
 
     run = record(unfreezing, optimizer_of=lambda model: sgd(model.leave))
     assert np.isnan(run.effective_lr.sel(layer="enter", step=0))
-    assert float((run.effective_lr / run.feedback_gain).sel(layer="enter", step=1)) == pytest.approx(0.5, rel=1e-5)
+    assert float((run.effective_lr / run.feedback_gain).sel(layer="enter", step=1)) == pytest.approx(
+        0.5, rel=1e-5
+    )
 
 
 def test_a_frozen_layer_is_observed_and_takes_no_step() -> None:
@@ -263,7 +269,9 @@ def test_a_frozen_layer_is_observed_and_takes_no_step() -> None:
 
 
 def test_a_step_without_a_backward_pass_is_an_error() -> None:
-    with pytest.raises(ProbeError, match=r"step 0: no error signal passed .*enter, .*backward\(\) called before"):
+    with pytest.raises(
+        ProbeError, match=r"step 0: no error signal passed .*enter, .*backward\(\) called before"
+    ):
         record(lambda model, optimizer: optimizer.step())
 
 

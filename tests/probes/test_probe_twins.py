@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -70,10 +71,14 @@ class Calls:
 
 
 def rows(layer: nn.Module, parts: list[Tensor]) -> Tensor:
-    return torch.cat([p.reshape(-1, p.shape[-1]) if isinstance(layer, nn.Linear) else p.flatten(1) for p in parts])
+    return torch.cat(
+        [p.reshape(-1, p.shape[-1]) if isinstance(layer, nn.Linear) else p.flatten(1) for p in parts]
+    )
 
 
-def carried(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], errors: list[Tensor], weights: list[Tensor]) -> Tensor:
+def carried(
+    layer: nn.Module, calls: list[tuple[Tensor, Tensor]], errors: list[Tensor], weights: list[Tensor]
+) -> Tensor:
     """The errors at a layer's inputs by autograd, had the plain layer these weights in its calls."""
     found = []
     for (x, _), error, weight in zip(calls, errors, weights, strict=True):
@@ -87,7 +92,7 @@ def direct_errors(twin: nn.Module, calls: Calls, reference: nn.Module, e: Tensor
     """dfa by its definition, on the twin's activations: (e B) at the next layer's input, then the true local derivative."""
     names = list(calls.by_layer)
     found = {names[-1]: calls.errors(names[-1])}
-    for name, above in zip(names, names[1:], strict=False):
+    for name, above in itertools.pairwise(names):
         (_, z), (target, _) = calls.by_layer[name][0], calls.by_layer[above][0]
         signal = (e @ measurable(reference)[name].feedback).reshape(target.shape)
         found[name] = [torch.autograd.grad(target, z, signal, retain_graph=True)[0]]
@@ -133,10 +138,16 @@ def expected_values(
     }
 
 
-def recorded_and_expected(rule: str | None, name: str, dtype: torch.dtype) -> tuple[xr.Dataset, list[dict[str, dict[str, float]]]]:
+def recorded_and_expected(
+    rule: str | None, name: str, dtype: torch.dtype
+) -> tuple[xr.Dataset, list[dict[str, dict[str, float]]]]:
     """One run under a recorder, and the same run on a copy without one beside a plain twin."""
     world = WORLDS[name]
-    probed, reference, twin = world.model(rule, dtype=dtype), world.model(rule, inplace=False, dtype=dtype), world.model(None, False, dtype)
+    probed, reference, twin = (
+        world.model(rule, dtype=dtype),
+        world.model(rule, inplace=False, dtype=dtype),
+        world.model(None, False, dtype),
+    )
     optimizers = [sgd(m, LR, momentum=0.9, weight_decay=0.01) for m in (probed, reference)]
     calls, true_calls = Calls(reference), Calls(twin)
     expected = []
@@ -164,7 +175,11 @@ def recorded_and_expected(rule: str | None, name: str, dtype: torch.dtype) -> tu
             true_errors = {n: [e.clone() for e in true_calls.errors(n)] for n in layers}
             if rule in DIRECT:
                 plain = rule == "dfa" and name != "twice"
-                errors = direct_errors(twin, true_calls, reference, output.grad) if plain else dict.fromkeys(layers)
+                errors = (
+                    direct_errors(twin, true_calls, reference, output.grad)
+                    if plain
+                    else dict.fromkeys(layers)
+                )
             before = {n: layer.weight.detach().clone() for n, layer in layers.items()}
             optimizers[1].step()
             expected.append({
@@ -213,7 +228,9 @@ def test_the_spectrum_of_a_grouped_convolution_is_that_of_its_blocks() -> None:
     run = recorder.to_dataset().sel(step=0, layer="3")
     got = torch.complex(*(torch.tensor(run[f"spectrum_{part}"].values) for part in ("real", "imag")))
     assert run["spectrum_trace"] == pytest.approx(float(expected.real.sum()), rel=1e-5)
-    torch.testing.assert_close(got.abs().sort().values, expected.abs().float().sort().values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        got.abs().sort().values, expected.abs().float().sort().values, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rule", ["dfa", "fa"])
@@ -230,7 +247,9 @@ def test_feedback_is_compared_with_the_weights_before_the_update(rule: str) -> N
                 W = layers["6"].weight.detach() @ layers["4"].weight.detach()
                 name, B = "0", layers["0"].feedback
             recorder.optimizer.step()
-        assert float(recorder.to_dataset().weight_angle.sel(step=0, layer=name)) == pytest.approx(angle(B, W), abs=1e-5)
+        assert float(recorder.to_dataset().weight_angle.sel(step=0, layer=name)) == pytest.approx(
+            angle(B, W), abs=1e-5
+        )
 
 
 def test_a_skip_connection_leaves_no_product_of_weights_to_compare_direct_feedback_with() -> None:
@@ -260,4 +279,6 @@ def test_direct_errors_descend_as_often_as_their_definition_says() -> None:
     for name, W in above.items():
         inner = [dot(e @ W, e @ measurable(model)[name].feedback) for e in output.grad]
         share = sum(value > 0 for value in inner) / len(inner)
-        assert float(recorder.to_dataset().descent_fraction.sel(step=0, layer=name)) == pytest.approx(share, abs=1e-6)
+        assert float(recorder.to_dataset().descent_fraction.sel(step=0, layer=name)) == pytest.approx(
+            share, abs=1e-6
+        )

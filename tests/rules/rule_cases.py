@@ -1,7 +1,8 @@
-"""The lists that the laws of the rules are looped over: every rule, every kind of layer, and small nets to put them in."""
+"""The lists that the laws of the rules are looped over: every rule, every kind of layer, and small nets for them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from alignlab import rules
 
 @dataclass(frozen=True)
 class RuleCase:
-    """A rule with its arguments; ``exponents``: the power of a factor on every B by which each layer's gradient grows."""
+    """A rule with its arguments; ``exponents``: by which power of a factor on every B each layer's gradient grows."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
@@ -125,18 +126,16 @@ def suit_signs(rule: RuleCase, layer: nn.Linear | nn.Conv2d) -> None:
             layer.weight.copy_(layer.weight.sign() * magnitude)
 
 
-def mlp(
-    sizes: tuple[int, ...] = (5, 4, 3, 2), activation: type[nn.Module] = nn.Tanh, seed: int = 0
-) -> nn.Sequential:
+def mlp(sizes: tuple[int, ...] = (5, 4, 3, 2), activation: type[nn.Module] = nn.Tanh, seed: int = 0) -> Any:
     """Linear layers (at 0, 2, 4, …) with an activation between each two, in float64."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers[:-1]).double()
 
 
-def convnet(seed: int = 0) -> nn.Sequential:
+def convnet(seed: int = 0) -> Any:
     """A small net with every kind of module that a rule meets: convolution, normalisation, PReLU, linear."""
     torch.manual_seed(seed)
     return nn.Sequential(

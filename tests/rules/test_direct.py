@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,10 @@ over_direct = pytest.mark.parametrize("rule", DIRECT, ids=str)
 
 class Net(nn.Module):
     shape: tuple[int, ...] = (4, 6)
+    a: Any
+    b: Any
+    c: Any
+    out: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +105,6 @@ class Residual(Net):
         zb = self.b(ha)
         hb = ha + zb.relu()
         zc = self.c(hb)
-        # c's activation is the output layer's input, which c, b and a all reach; c reaches no layer before it: true error
         return {
             "a": (e @ B["a"] * (za > 0), x),
             "b": (e @ B["b"] * (zb > 0), ha),
@@ -387,7 +391,9 @@ class SharedPReLU(Net):
     def norms(self, x: Tensor, e: Tensor, B: dict[str, Tensor]) -> dict[str, Tensor]:
         za = self.a(x)
         zb = self.b(self.act(za))
-        return {"act.weight": ((e @ B["a"] * za.clamp(max=0)).sum() + (e @ B["b"] * zb.clamp(max=0)).sum())[None]}
+        return {
+            "act.weight": ((e @ B["a"] * za.clamp(max=0)).sum() + (e @ B["b"] * zb.clamp(max=0)).sum())[None]
+        }
 
 
 class NormAfterOutput(Net):
@@ -475,7 +481,7 @@ def test_true_mode_gives_backprops_errors_in_every_architecture(make: type[Net])
         output = model(x)
         outputs.append(output)
         loss = output.square().sum()
-        with net.out.credit.backprop():  # type: ignore[union-attr]
+        with net.out.credit.backprop():
             kept.update(zip(edges, torch.autograd.grad(loss, list(edges.values())), strict=True))
         found.append(kept)
     assert torch.equal(outputs[0], outputs[1])
@@ -498,10 +504,10 @@ def test_the_backward_pass_costs_weight_gradients_and_projections_only() -> None
     sizes, n = (30, 20, 24, 16, 5), 8
     net = mlp(sizes)
     rules.convert(net, "dfa")
-    weights = sum(2 * n * i * o for i, o in zip(sizes, sizes[1:], strict=False))
+    weights = sum(2 * n * i * o for i, o in itertools.pairwise(sizes))
     projections = sum(2 * n * sizes[-1] * o for o in sizes[1:-1])
     assert _backward_flops(net, normal(n, 30)) == weights + projections
-    chain = sum(2 * n * i * o for i, o in zip(sizes[1:], sizes[2:], strict=False))
+    chain = sum(2 * n * i * o for i, o in itertools.pairwise(sizes[1:]))
     assert _backward_flops(mlp(sizes), normal(n, 30)) == weights + chain
 
 
@@ -534,8 +540,8 @@ def test_no_product_with_a_weight_is_formed_on_the_way_back(make: type[Net]) -> 
 
 
 def _products(net: Net, x: Tensor) -> _Products:
-    loss = net(x).square().mean()
-    with _Products() as found:
+    loss, found = net(x).square().mean(), _Products()
+    with found:
         loss.backward()
     return found
 
@@ -549,7 +555,7 @@ def test_a_pass_is_freed_as_soon_as_its_output_is(rule: RuleCase) -> None:
             self.seen = weakref.ref(h.grad_fn)
             return h.clone()
 
-    net = nn.Sequential(*list(mlp())[:3], Kept(), *list(mlp())[3:])
+    net: Any = nn.Sequential(*list(mlp())[:3], Kept(), *list(mlp())[3:])
     rule.convert(net)
     gc.collect()
     gc.disable()
@@ -574,8 +580,8 @@ def test_feedback_is_as_wide_as_the_activation_that_it_feeds() -> None:
     assert net.a.feedback is None  # drawn when the sizes are known
     net(normal(*net.shape))
     assert net.a.feedback is not None
-    assert net.a.feedback.shape == (2, 3 * 3 * 3)  # type: ignore[union-attr]
-    assert net.b.feedback.shape == (2, 16)  # type: ignore[union-attr]
+    assert net.a.feedback.shape == (2, 3 * 3 * 3)
+    assert net.b.feedback.shape == (2, 16)
     assert net.out.feedback is None
 
 
@@ -593,17 +599,19 @@ def test_images_do_not_count_as_positions() -> None:
     net = rules.convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh(), nn.Conv2d(3, 3, 1)), "dfa")
     net(torch.zeros(2, 3, 4, 5))
     assert net[0].feedback is not None
-    assert net[0].feedback.shape == (60, 60)  # type: ignore[union-attr]
+    assert net[0].feedback.shape == (60, 60)
 
 
 def test_one_image_without_a_batch_dimension_is_one_sample() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 2, 2), nn.Flatten(-3), nn.Tanh(), nn.Linear(18, 5))
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 2, 2), nn.Flatten(-3), nn.Tanh(), nn.Linear(18, 5)
+    )
     rules.convert(net.double(), "dfa")
     x = normal(3, 6, 6)
     net(x).square().sum().backward()
     single = gradients(net)
-    assert net[0].feedback.shape == (5, 5 * 4 * 4)  # type: ignore[union-attr]
+    assert net[0].feedback.shape == (5, 5 * 4 * 4)
     net.zero_grad()
     net(x[None]).square().sum().backward()
     for name, gradient in gradients(net).items():
@@ -611,7 +619,9 @@ def test_one_image_without_a_batch_dimension_is_one_sample() -> None:
 
 
 def test_inputs_of_another_size_are_an_error_that_names_both() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     rules.convert(net, "dfa")
     net(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"dfa: the feedback of a layer is \(1, 36\).*ask for \(1, 49\)"):
@@ -654,7 +664,7 @@ def test_indirect_feedback_has_one_matrix_and_goes_forward() -> None:
 def test_indirect_feedback_goes_forward_through_a_convolution() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 3, 2, stride=2, padding=1, padding_mode="circular")
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         nn.Conv2d(1, 2, 3, padding="same"), nn.Tanh(), conv, nn.Tanh(), nn.Flatten(), nn.Linear(27, 2)
     ).double()
     rules.convert(net, "ifa")
@@ -788,7 +798,7 @@ def test_an_output_without_gradient_is_left_alone(rule: RuleCase) -> None:
 
 
 def test_a_loss_on_a_hidden_activation_acts_on_the_layer_that_made_it() -> None:
-    def step(penalty: float) -> dict[str, Tensor | None]:
+    def step(penalty: float) -> dict[str, Any]:
         net = rules.convert(Plain(), "dfa", generator=torch.Generator().manual_seed(0))
         kept: list[Tensor] = []
         net.b.register_forward_hook(lambda m, i, out: kept.append(out))
@@ -799,10 +809,31 @@ def test_a_loss_on_a_hidden_activation_acts_on_the_layer_that_made_it() -> None:
     bare, penalised = step(0), step(3)
     for name, gradient in bare.items():
         if name == "b.bias":
-            assert gradient is not None
-            close(penalised[name], gradient + 3 * bare["z"].sum(0))  # type: ignore[union-attr]
+            close(penalised[name], gradient + 3 * bare["z"].sum(0))
         elif name != "b.weight":
             close(penalised[name], gradient)
+
+
+def test_a_hook_on_a_hidden_tensor_sees_its_signal_once() -> None:
+    net = rules.convert(Residual(), "dfa")
+    seen: dict[str, list[Tensor]] = {name: [] for name in rules.feedback_layers(net)}
+
+    def watch(name: str) -> Callable[..., None]:
+        def keep(signal: Tensor | None) -> None:
+            if signal is not None:
+                seen[name].append(signal)
+
+        def attach(m: nn.Module, inputs: Any, output: Tensor) -> None:
+            output.register_hook(keep)
+
+        return attach
+
+    for name, m in rules.feedback_layers(net).items():
+        m.register_forward_hook(watch(name))
+    net(normal(4, 6)).square().sum().backward()
+    for name, signals in seen.items():
+        assert len(signals) == 1
+        close(net.get_submodule(name).bias.grad, signals[0].sum(0))  # type: ignore[arg-type]
 
 
 # --- training loops ---------------------------------------------------------------------------------------------------
@@ -823,7 +854,8 @@ def _checkpointed(net: nn.Module, reentrant: bool) -> nn.Module:
 
 @over_direct
 def test_checkpointing_changes_nothing(rule: RuleCase) -> None:
-    net, outer = mlp(), _checkpointed(mlp(), reentrant=False)
+    net: Any = mlp()
+    outer: Any = _checkpointed(mlp(), reentrant=False)
     for model in (net, outer):
         rule.convert(model)
         model(normal(4, 5)).square().sum().backward()
@@ -843,7 +875,9 @@ def test_a_converted_model_may_feed_another_or_itself() -> None:
     rules.convert(upper, "dfa")
     upper(lower(normal(4, 5))).sum().backward()
     assert upper[0].weight.grad.norm() > 0
-    assert lower[0].weight.grad is None  # a direct rule sends nothing below its model
+    assert not any(
+        p.grad is not None for p in lower.parameters()
+    )  # a direct rule sends nothing below its model
     lower(lower(normal(4, 5))).sum().backward()
     assert lower[0].weight.grad.norm() > 0
 
@@ -859,11 +893,12 @@ def test_a_signal_passes_functions_that_fill_in_zeros() -> None:
 
         @staticmethod
         def backward(ctx: Any, *signals: Tensor) -> Tensor:
-            return signals[0] / (1 + ctx.saved_tensors[0].abs()) ** 2
+            slope: Tensor = (1 + ctx.saved_tensors[0].abs()) ** -2
+            return signals[0] * slope
 
     class Spiking(nn.Module):
         def forward(self, z: Tensor) -> Any:
-            return Surrogate.apply(z)  # type: ignore[no-untyped-call]
+            return Surrogate.apply(z)
 
     net = rules.convert(mlp(activation=Spiking), "dfa")
     x = normal(4, 5)
@@ -879,5 +914,5 @@ def test_direct_feedback_learns() -> None:
     y = torch.tensor([[0], [1], [1], [0]], dtype=torch.float64)
     for rule in ("dfa", "ifa"):
         net = rules.convert(mlp((2, 16, 16, 1)), rule, generator=torch.Generator().manual_seed(0))
-        train(net, torch.optim.Adam(net.parameters(), lr=0.02), [(x, y)] * 400)
+        train(net, torch.optim.Adam(net.parameters(), lr=0.03), [(x, y)] * 120)
         assert F.mse_loss(net(x), y) < 0.01

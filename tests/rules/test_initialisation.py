@@ -55,7 +55,9 @@ def test_kaiming_is_normal_with_variance_two_over_fan_out(shape: tuple[int, ...]
     drawn = draw("kaiming", torch.empty(shape, dtype=torch.float64), seed=0)
     assert drawn.std().item() == pytest.approx(std, rel=0.05)
     assert abs(drawn.mean().item()) < 0.05 * std
-    assert (drawn / std).pow(4).mean().item() == pytest.approx(3, rel=0.15)  # a normal's kurtosis; a uniform has 1.8
+    assert (drawn / std).pow(4).mean().item() == pytest.approx(
+        3, rel=0.15
+    )  # a normal's kurtosis; a uniform has 1.8
 
 
 def test_kaiming_keeps_the_size_of_what_is_sent_down_through_relus() -> None:
@@ -71,7 +73,9 @@ def test_orthogonal_is_orthogonal(shape: tuple[int, ...]) -> None:
     drawn = draw("orthogonal", torch.empty(shape, dtype=torch.float64), seed=0).flatten(1)
     rows, columns = drawn.shape
     product = drawn @ drawn.T if rows <= columns else drawn.T @ drawn
-    torch.testing.assert_close(product, torch.eye(min(rows, columns), dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        product, torch.eye(min(rows, columns), dtype=torch.float64), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", INITS)
@@ -142,7 +146,8 @@ def test_a_callable_that_answers_wrongly_is_an_error(wrong: Any, words: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("xaver", "did you mean 'xavier'"), ("zzz", "known are lillicrap"), (5, "known are lillicrap")]
+    ("name", "hint"),
+    [("xaver", "did you mean 'xavier'"), ("zzz", "known are lillicrap"), (5, "known are lillicrap")],
 )
 def test_an_unknown_name_is_an_error_with_the_names(name: Any, hint: str) -> None:
     with pytest.raises(ValueError, match=f"unknown feedback initialisation .*{hint}"):

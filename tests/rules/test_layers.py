@@ -63,8 +63,12 @@ def test_the_input_may_be_a_view_of_any_strides(case: LayerCase) -> None:
 def test_channels_last_gives_the_same_gradients() -> None:
     found = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        net = rules.convert(convnet(), "fa", generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
-        x = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
+        net = rules.convert(convnet(), "fa", generator=torch.Generator().manual_seed(0)).to(
+            memory_format=memory_format
+        )
+        x = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1)).to(
+            memory_format=memory_format
+        )
         net(x).square().sum().backward()
         found.append([p.grad for p in net.parameters()])
     for a, b in zip(*found, strict=True):
@@ -110,9 +114,10 @@ def test_second_derivatives_pass_through_what_a_rule_sends(rule: RuleCase) -> No
 @over_rules
 def test_credit_returns_to_the_rule_after_an_error(rule: RuleCase) -> None:
     credit = rule.convert(mlp())[0].credit
+    seen = []
     with pytest.raises(ZeroDivisionError), credit.backprop():
-        assert credit.true
-        raise ZeroDivisionError
+        seen.append(1 / (not credit.true))
+    assert not seen
     assert not credit.true
 
 

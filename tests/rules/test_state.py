@@ -28,7 +28,8 @@ STEPS = 7  # with sign_sync's period of 3, steps 2, 3 and 4 lie before, on and b
 def _batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(11)
     return [
-        (torch.randn(4, 1, 4, 4, generator=generator), torch.randn(4, 3, generator=generator)) for _ in range(STEPS)
+        (torch.randn(4, 1, 4, 4, generator=generator), torch.randn(4, 3, generator=generator))
+        for _ in range(STEPS)
     ]
 
 
@@ -50,8 +51,9 @@ def _assert_same_state(a: nn.Module, b: nn.Module) -> None:
 
 
 @over_rules
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("saved_at", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("optimizer", "saved_at"), [("momentum", 0), ("momentum", 2), ("momentum", 3), ("adam", 3), ("adam", 4)]
+)
 def test_a_run_resumed_from_a_state_dict_is_the_uninterrupted_run(
     rule: RuleCase, optimizer: str, saved_at: int
 ) -> None:
@@ -98,8 +100,9 @@ def test_a_run_may_be_saved_at_any_moment(rule: RuleCase, saved_at: int, moment:
 
 
 @over_rules
-@pytest.mark.parametrize("saved_at", [0, 2, 3])
-@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize(
+    ("way", "saved_at"), [("deepcopy", 0), ("deepcopy", 2), ("deepcopy", 3), ("pickle", 2), ("torch.save", 3)]
+)
 def test_a_copied_model_continues_like_its_original(rule: RuleCase, saved_at: int, way: str) -> None:
     batches = _batches()
     whole = rule.convert(convnet(), seed=1)
@@ -182,7 +185,9 @@ def test_a_state_dict_is_loaded_in_the_models_own_dtype(rule: RuleCase) -> None:
 
 def test_a_checkpoint_of_another_rule_is_refused() -> None:
     fa, sync = rules.convert(mlp(), "fa"), rules.convert(mlp(), "sign_sync")
-    with pytest.raises(ValueError, match=r"learn by 'fa', this model's by sign_sync\(.*convert the model to 'fa'"):
+    with pytest.raises(
+        ValueError, match=r"learn by 'fa', this model's by sign_sync\(.*convert the model to 'fa'"
+    ):
         sync.load_state_dict(fa.state_dict())
 
 
@@ -207,7 +212,9 @@ def test_the_feedback_follows_the_generator_alone(rule: RuleCase) -> None:
         torch.manual_seed(global_seed)
         rule.convert(net, seed)
         net(normal(2, 5))
-        found = next((m.feedback for m in rules.feedback_layers(net).values() if m.feedback is not None), None)
+        found = next(
+            (m.feedback for m in rules.feedback_layers(net).values() if m.feedback is not None), None
+        )
         return torch.zeros(()) if found is None else found
 
     assert torch.equal(drawn(0, 1), drawn(0, 2))
@@ -252,7 +259,9 @@ def test_feedback_that_is_the_weight_stays_behind_when_the_weight_moves(rule: Ru
     """An initialisation may return W itself: what is kept is a copy."""
     net = mlp((3, 3, 3))
     start = net[2].weight.detach().clone()
-    rule.convert(net, init=lambda like, generator: net[2].weight if like.shape == (3, 3) else as_it_is(like, generator))
+    rule.convert(
+        net, init=lambda like, generator: net[2].weight if like.shape == (3, 3) else as_it_is(like, generator)
+    )
     assert torch.equal(net[2].weight, start)
     train(net, torch.optim.SGD(net.parameters(), lr=0.5), [(normal(4, 3), normal(4, 3, seed=2))] * 2)
     for m in rules.feedback_layers(net).values():

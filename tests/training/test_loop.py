@@ -97,24 +97,42 @@ def test_recording_changes_no_weight(optimizer: str) -> None:
     assert all(torch.equal(recorded[name], p) for name, p in bare.items())
 
 
+def random_states() -> list[Any]:
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    return [torch.get_rng_state().tolist(), random.getstate(), numpy_state[1].tolist()]
+
+
 def test_the_global_random_states_stay_as_they_were() -> None:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    torch.manual_seed(123)
+    before = random_states()
     train(spec(steps=3), task=TINY)
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
-    assert torch.equal(after[0], before[0])
-    assert after[1:] == before[1:]
+    assert random_states() == before
 
 
 def test_a_run_that_fails_leaves_no_trace() -> None:
+    class Guest(Probe):
+        there = False
+
+        def attach(self, model: Any) -> None:
+            self.there = True
+
+        def detach(self) -> None:
+            self.there = False
+
     def broken(output: Tensor, target: Tensor) -> Tensor:
-        raise ZeroDivisionError
+        if output.requires_grad:
+            assert guest.there
+            raise ZeroDivisionError
+        return output.sum()
 
     task = Task("broken", TINY.train, TINY.validation, TINY.test, broken, TINY.n_in, 3, has_accuracy=True)
-    state, backward = torch.get_rng_state(), torch.Tensor.backward
+    guest = Guest()
+    torch.manual_seed(123)
+    before = random_states()
     with pytest.raises(ZeroDivisionError):
-        train(spec(), task=task)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.Tensor.backward is backward
+        train(spec(), probes=[guest, Loss()], task=task)
+    assert not guest.there
+    assert random_states() == before
 
 
 def test_arms_that_share_a_seed_start_from_one_point() -> None:

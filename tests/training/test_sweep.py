@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,28 @@ def test_processes_give_the_numbers_of_one_process(tmp_path: Path) -> None:
         one, two = (Segments(tmp_path / where).read(name).drop_vars("wall_time") for where in ("one", "two"))
         xr.testing.assert_identical(one, two)
     assert missing_cells([*cells, IMPOSSIBLE], tmp_path / "two") == [IMPOSSIBLE]
+
+
+def slow_cell(spec: RunSpec, store: Path, name: str) -> None:
+    """Stands in for ``run_cell``."""
+    time.sleep(0.2)
+    (store / name).touch()
+
+
+def test_an_interrupt_stops_the_processes_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_cell", slow_cell)
+    monkeypatch.setattr(
+        sweep, "get_context", lambda method: multiprocessing.get_context("fork")
+    )  # quick, and enough here
+    cells = [BASE.changed(seed=seed) for seed in range(30)]
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, tmp_path, workers=2, notify=interrupt)
+    assert (
+        0 < len(list(tmp_path.iterdir())) < 15
+    )  # those that ran or were handed out, not all the others as well
 
 
 def test_a_dead_worker_is_told_as_such(tmp_path: Path) -> None:
