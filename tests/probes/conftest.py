@@ -1,3 +1,5 @@
+"""What the tests of the probes share: they run on one thread."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
