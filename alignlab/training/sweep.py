@@ -25,12 +25,8 @@ from alignlab.training.loop import train
 from alignlab.training.spec import RunSpec
 
 PACKAGE = Path(__file__).resolve().parent.parent
-COMPUTING = (
-    "measures",
-    "rules",
-    "probes",
-    "training",
-)  # the floors whose code decides what a run's numbers are
+# the floors whose code decides what a run's numbers are
+COMPUTING = ("measures", "rules", "probes", "training")
 LISTED = 10  # failures that an error tells in full
 Notify = Callable[[int], None]
 

@@ -546,6 +546,23 @@ def _products(net: Net, x: Tensor) -> _Products:
     return found
 
 
+def test_a_shared_normalisation_costs_no_more_than_two() -> None:
+    """Its gradient is looked for below each activation, and the search must not run on through the layers there."""
+
+    class Separate(SharedPReLU):
+        def build(self) -> None:
+            super().build()
+            self.other = nn.PReLU()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.out(self.other(self.b(self.act(self.a(x)))))
+
+    shared, separate = (
+        _backward_flops(rules.convert(make(), "dfa"), normal(4, 6)) for make in (SharedPReLU, Separate)
+    )
+    assert shared == separate
+
+
 @over_direct
 def test_a_pass_is_freed_as_soon_as_its_output_is(rule: RuleCase) -> None:
     """No cycle through the graph: activations must not wait for the garbage collector, let alone stay for ever."""
@@ -659,6 +676,24 @@ def test_indirect_feedback_has_one_matrix_and_goes_forward() -> None:
     delta3 = delta2 @ net[4].weight.detach().T * (1 - h3**2)
     for i, delta, h in ((0, delta1, x), (2, delta2, h1), (4, delta3, h2), (6, e, h3)):
         close(net[i].weight.grad, delta.T @ h)
+
+
+def test_indirect_feedback_comes_from_the_last_layer_that_reaches_the_input() -> None:
+    """Around a skip connection: from the layer that it leads around."""
+    net = rules.convert(Residual(), "ifa")
+    x = normal(4, 6)
+    net(x).square().sum().backward()
+    with torch.no_grad():
+        za = net.a(x)
+        zb = net.b(za.relu())
+        hb = za.relu() + zb.relu()
+        zc = net.c(hb)
+        e = 2 * net.out(hb + zc.relu())
+        delta_a = e @ net.a.feedback * (za > 0)
+        delta_b = delta_a @ net.b.weight.T * (zb > 0)
+        delta_c = delta_b @ net.c.weight.T * (zc > 0)
+    close(net.b.weight.grad, delta_b.T @ za.relu())
+    close(net.c.weight.grad, delta_c.T @ hb)
 
 
 def test_indirect_feedback_goes_forward_through_a_convolution() -> None:
@@ -812,6 +847,17 @@ def test_a_loss_on_a_hidden_activation_acts_on_the_layer_that_made_it() -> None:
             close(penalised[name], gradient + 3 * bare["z"].sum(0))
         elif name != "b.weight":
             close(penalised[name], gradient)
+
+
+def test_a_delivered_signal_is_not_delivered_again() -> None:
+    """A second backward pass from a hidden activation alone brings its own error, not the output's old one."""
+    net = rules.convert(Plain(), "dfa")
+    kept: list[Tensor] = []
+    net.b.register_forward_hook(lambda m, i, out: kept.append(out))
+    net(normal(4, 6)).square().sum().backward(retain_graph=True)
+    net.zero_grad()
+    kept[0].sum().backward()
+    close(net.b.bias.grad, torch.full((6,), 4.0, dtype=torch.float64))
 
 
 def test_a_hook_on_a_hidden_tensor_sees_its_signal_once() -> None:

@@ -149,6 +149,7 @@ def test_the_code_hash_follows_every_source_that_computes(
 
 
 def test_the_code_that_computes_is_where_the_hash_looks() -> None:
+    assert {"measures", "rules", "probes", "training"} <= set(sweep.COMPUTING)
     assert all((sweep.PACKAGE / floor / "__init__.py").is_file() for floor in sweep.COMPUTING)
 
 
@@ -265,15 +266,13 @@ def test_an_interrupt_stops_the_processes_soon(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, "run_cell", slow_cell)
-    monkeypatch.setattr(
-        sweep, "get_context", lambda method: multiprocessing.get_context("fork")
-    )  # quick, and enough here
+    forked = multiprocessing.get_context("fork")  # quick, and enough for sleepers
+    monkeypatch.setattr(sweep, "get_context", lambda method: forked)
     cells = [BASE.changed(seed=seed) for seed in range(30)]
     with pytest.raises(KeyboardInterrupt):
         run_cells(cells, tmp_path, workers=2, notify=interrupt)
-    assert (
-        0 < len(list(tmp_path.iterdir())) < 15
-    )  # those that ran or were handed out, not all the others as well
+    assert not multiprocessing.active_children()
+    assert 0 < len(list(tmp_path.iterdir())) < 15  # those that ran or were handed out, not all the others
 
 
 def test_a_dead_worker_is_told_as_such(tmp_path: Path) -> None:
