@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.store import Segments
 from alignlab.training.spec import RunSpec
 from alignlab.training.sweep import missing_cells, run_cells
+from alignlab.training.workers import Workers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,17 +25,24 @@ Phase = Callable[[str, int], Any]  # (what, how many runs) → a context manager
 
 
 class Bench:
-    """Runs of one claim in one store. Outcomes are final values, oriented so that higher is better."""
+    """Runs of one claim in one store. Outcomes are final values, oriented so that higher is better. A context manager
+    that ends its ``workers`` at the end."""
 
     def __init__(
         self, claim: Claim, store: str | Path, *, workers: int = 1, phase: Phase | None = None
     ) -> None:
-        self.claim, self.store, self.workers = claim, Path(store), workers
+        self.claim, self.store, self.workers = claim, Path(store), Workers(workers)
         self.computed = 0
         self.groups: dict[str, tuple[RunSpec, ...]] = {}
         self._phase = phase or _silent
         self._final: dict[RunSpec, dict[str, float]] = {}
         self._names: dict[RunSpec, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.workers.close()
 
     def run(self, what: str, specs: Sequence[RunSpec]) -> None:
         """Have all ``specs`` in the store; ``what`` is shown as progress."""

@@ -33,10 +33,15 @@ def audit(
     """
     store = Path("runs") / f"audit-{claim.digest()}" if store is None else Path(store)
     chosen = [ALL[name]() for name in claim.controls] if controls is None else list(controls)
-    bench = Bench(claim, store, workers=workers, phase=phase)
+    with Bench(claim, store, workers=workers, phase=phase) as bench:
+        return _audited(bench, chosen)
+
+
+def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
+    claim = bench.claim
     treatment = bench.outcomes("treatment", claim.treatment)
     baseline = bench.outcomes("baseline", claim.baseline)
-    findings = [control.apply(bench, treatment, baseline) for control in chosen]
+    findings = [control.apply(bench, treatment, baseline) for control in controls]
     samples = [finding.samples for finding in findings if finding.samples is not None]
     evidence = gather(
         tuple(treatment - baseline),
@@ -44,7 +49,7 @@ def audit(
         claim.smallest_effect,
         alpha=claim.alpha,
         checks=[check for finding in findings for check in finding.checks],
-        caveats=[*_caveats(bench, chosen), *(caveat for finding in findings for caveat in finding.caveats)],
+        caveats=[*_caveats(bench, controls), *(caveat for finding in findings for caveat in finding.caveats)],
     )
     return AuditResult(
         claim=claim,
@@ -58,10 +63,10 @@ def audit(
         runs={group: [bench.name(spec) for spec in specs] for group, specs in bench.groups.items()},
         details={
             control.name: finding.details
-            for control, finding in zip(chosen, findings, strict=True)
+            for control, finding in zip(controls, findings, strict=True)
             if finding.details
         },
-        store=store,
+        store=bench.store,
         computed=bench.computed,
         provenance=_provenance(claim),
     )

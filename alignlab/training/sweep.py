@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import signal
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,12 +19,12 @@ from alignlab.store import Segments
 from alignlab.training import tasks
 from alignlab.training.loop import train
 from alignlab.training.spec import RunSpec
+from alignlab.training.workers import Notify, Workers
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # the floors whose code decides what a run's numbers are
 COMPUTING = ("measures", "rules", "probes", "training")
 LISTED = 10  # failures that an error tells in full
-Notify = Callable[[int], None]
 
 
 class SweepError(RuntimeError):
@@ -54,26 +50,28 @@ def cell_name(spec: RunSpec) -> str:
 
 
 def run_cells(
-    specs: Iterable[RunSpec], store: str | Path, *, workers: int = 1, notify: Notify | None = None
+    specs: Iterable[RunSpec], store: str | Path, *, workers: int | Workers = 1, notify: Notify | None = None
 ) -> tuple[dict[RunSpec, str], int]:
     """Make sure that every spec's run is in ``store``.
 
     Returns the segment's name of each spec, and how many had to be computed. ``notify(1)`` is called for each computed cell
-    as it finishes. Raises :class:`SweepError` after all others are done if some failed. With ``workers`` above 1 the calling
-    script is imported anew in each, so what it runs belongs under ``if __name__ == "__main__":``.
+    as it finishes. Raises :class:`SweepError` after all others are done if some failed. ``workers``: how many processes, or a
+    :class:`Workers` to keep them from call to call. With more than one the calling script is imported anew in each, so what
+    it runs belongs under ``if __name__ == "__main__":``.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, expected at least 1")
+    if isinstance(workers, int):
+        with Workers(workers) as own:
+            return run_cells(specs, store, workers=own, notify=notify)
     names = {spec: cell_name(spec) for spec in dict.fromkeys(specs)}
     segments = Segments(store).prepare()
     there = set(segments.names())
     missing = [spec for spec, name in names.items() if name not in there]
-    failures = _run(missing, Path(store), names, workers, notify or (lambda n: None))
+    jobs = [(spec, Path(store), names[spec]) for spec in missing]
+    errors = workers.run(run_cell, jobs, notify or (lambda n: None))
+    failures = [(spec, error) for spec, error in zip(missing, errors, strict=True) if error is not None]
     if failures:
-        listed = [f"{_short(spec)}: {reason}" for spec, reason in failures[:LISTED]]
-        listed += [f"and {len(failures) - LISTED} more"] if len(failures) > LISTED else []
         raise SweepError(
-            f"{len(failures)} of {len(names)} runs failed, the others are stored in {store}. {'; '.join(listed)}"
+            f"{len(failures)} of {len(names)} runs failed, the others are stored in {store}. {_listed(failures)}"
         )
     return names, len(missing)
 
@@ -95,53 +93,22 @@ def run_cell(spec: RunSpec, store: Path, name: str) -> None:
         torch.set_num_threads(threads)
 
 
-def _run(
-    specs: Sequence[RunSpec], store: Path, names: dict[RunSpec, str], workers: int, notify: Notify
-) -> list[tuple[RunSpec, str]]:
-    if workers > 1 and len(specs) > 1:
-        return _run_in_processes(specs, store, names, workers, notify)
-    failures = []
-    for spec in specs:
-        try:
-            run_cell(spec, store, names[spec])
-        except Exception as error:  # one bad cell must not cost the others
-            failures.append((spec, _reason(error)))
-        notify(1)
-    return failures
+def _listed(failures: list[tuple[RunSpec, Exception]]) -> str:
+    """The failed cells, those with one and the same reason together."""
+    reasons: dict[str, list[str]] = {}
+    for spec, error in failures:
+        reasons.setdefault(_reason(error), []).append(_short(spec))
+    listed = [f"{_few(cells)}: {reason}" for reason, cells in reasons.items()]
+    return "; ".join(listed[:LISTED]) + (
+        f"; and {len(listed) - LISTED} more reasons" if len(listed) > LISTED else ""
+    )
 
 
-def _run_in_processes(
-    specs: Sequence[RunSpec], store: Path, names: dict[RunSpec, str], workers: int, notify: Notify
-) -> list[tuple[RunSpec, str]]:
-    failures = []
-    size = min(workers, len(specs))
-    with ProcessPoolExecutor(size, mp_context=get_context("spawn"), initializer=_die_at_interrupt) as pool:
-        waiting: dict[Any, RunSpec] = {
-            pool.submit(run_cell, spec, store, names[spec]): spec for spec in specs
-        }
-        try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    spec = waiting.pop(future)
-                    error = future.exception()
-                    if error is not None:
-                        failures.append((spec, _reason(error)))
-                    notify(1)
-        except BaseException:
-            # not wait=False: the block's own exit would take the cancellation back and run all cells to come
-            pool.shutdown(cancel_futures=True)
-            raise
-    return failures
+def _few(cells: list[str]) -> str:
+    return ", ".join(cells[:LISTED]) + (f" and {len(cells) - LISTED} more" if len(cells) > LISTED else "")
 
 
-def _die_at_interrupt() -> None:
-    """A worker that Ctrl-C reaches ends at once and without a traceback; the sweep's own process tells the user."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in a shell's background has it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, BrokenProcessPool):
         return "its worker process died (killed, out of memory, or the script has no `if __name__ == '__main__':`)"
     return f"{type(error).__name__}: {error}"
