@@ -221,10 +221,10 @@ def _read(interval: Interval, m: float) -> str:
 def _read_removed(interval: Interval, m: float) -> str:
     """What an interval of T − N_k says."""
     statements = [
-        (interval.low > m, "takes away more than m"),
-        (interval.low > 0, "takes something away"),
-        (interval.high < 0, "adds to the advantage"),
-        (interval.high <= m, "takes away no more than m"),
+        (interval.low > m, "accounts for more than m"),
+        (interval.low > 0, "accounts for something"),
+        (interval.high < 0, "hides some of the advantage"),
+        (interval.high <= m, "accounts for no more than m"),
     ]
     return next((text for holds, text in statements if holds), "undecided")
 

@@ -144,7 +144,7 @@ def _contrast_name(claim: Claim, name: str, contrast: str) -> str:
         "total": "as claimed",
         "without": f"{name}: without it",
         "given": f"{name}: baseline given it",
-        "removed": f"{name}: what removing it costs",
+        "removed": f"{name}: what it accounts for",
     }[contrast]
 
 

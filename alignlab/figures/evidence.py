@@ -30,8 +30,8 @@ class Side(NamedTuple):
     text: str
 
 
-TREATMENT = Side("#0173b2", "o", "treatment better")
-BASELINE = Side("#d55e00", "s", "baseline better")
+TREATMENT = Side("#0173b2", "o", "favours the treatment")
+BASELINE = Side("#d55e00", "s", "favours the baseline")
 NONE = Side("0.3", "D", "no difference that matters")
 OPEN = Side("0.55", "v", "undecided")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("task", "rule", "arm", "control", "lr", "optimizer", "feedback_init")
 MOST_PANELS = 40
-_SELF_EVIDENT = ("layer", "task", "rule")  # levels that can be read without the name of their coordinate
+_SELF_EVIDENT = ("task", "rule")  # levels that can be read without the name of their coordinate
 _NOTHING = ("", "none")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 ROW = 10  # points between the rows above the frame
+FAR = 10.0  # times the untrained loss, beyond which a run is merely bad
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def loss_against_lr(
 
     Points are means of the runs that finished (geometric on a log axis), bars 95 % t-intervals where at least two did.
     Triangles above the frame count the runs that diverged; a learning rate at which any did is no candidate for
-    the optimum. Runs that crashed, still go on or have no value are left out, and the note below
-    says how many.
+    the optimum. Runs that crashed, still go on or have no value are left out, and the note below says how many. Losses
+    beyond ten times the untrained one leave the frame at its top, so that one rule's explosion does not flatten
+    all the optima; the note tells how far they go.
 
     Raises:
         ValueError: if the outcome or the learning rates are missing, and for an unknown hue or col.
@@ -70,6 +72,7 @@ def loss_against_lr(
     found = [sweeps(panel.data, outcome, hue, log) for panel in panels]
     if not any(sweep.finished.any() for several in found for sweep in several):
         raise ValueError(f"no run finished with a final {outcome!r}: there is nothing to compare")
+    ceiling = _ceiling(data, outcome, log)
     order = list(dict.fromkeys(level for panel in panels for level in groups.levels(panel.data, hue)))
     look = style.looks(order)
     with style.styled():
@@ -77,16 +80,20 @@ def loss_against_lr(
         most = max(_rows_above(several) for several in found)
         figure.set_figheight(figure.get_figheight() + len(axes) * most * ROW / 72)
         for ax, panel, several in zip(used, panels, found, strict=True):
-            _draw_panel(ax, several, look)
+            _draw_panel(ax, several, look, ceiling)
             ax.set_title(panel.title, loc="left", pad=6 + ROW * _rows_above(several))
-        _fit(used, [sweep for several in found for sweep in several], log)
+        _fit(used, [sweep for several in found for sweep in several], log, ceiling)
         for ax in style.bottoms(axes):
             ax.set_xlabel(style.axis_label("learning_rate"))
         for ax in axes[:, 0]:
             ax.set_ylabel(style.axis_label(outcome, f"final {outcome.replace('_', ' ')}"))
         entries = _legend(panels, hue, found)
         return style.finish(
-            figure, groups.context(data, hue, col, "lr", "layer"), entries, hue, _note(data, found, log)
+            figure,
+            groups.context(data, hue, col, "lr", "layer"),
+            entries,
+            hue,
+            _note(data, found, log, ceiling),
         )
 
 
@@ -128,10 +135,22 @@ def _optimum(mean: np.ndarray, highest: bool) -> int | None:
     return int(np.nanargmax(mean) if highest else np.nanargmin(mean))
 
 
-def _fit(axes: list[Axes], every: list[Sweep], log: bool) -> None:
-    """Limits for all means, with room at the ends for the optima's labels."""
-    ends = np.concatenate([end for sweep in every for end in (sweep.low, sweep.high)])
-    bottom, top = scales.limits(np.concatenate([sweep.mean for sweep in every]), ends, log)
+def _ceiling(data: xr.Dataset, outcome: str, log: bool) -> float:
+    """The value above which it does not matter how bad a run is."""
+    table = contents.values(data, outcome, ("step",)).values
+    first = table[np.arange(len(table)), np.isfinite(table).argmax(axis=1)]
+    first = first[np.isfinite(first)]
+    return FAR * float(first.max()) if log and first.size else np.inf
+
+
+def _fit(axes: list[Axes], every: list[Sweep], log: bool, ceiling: float) -> None:
+    """Limits for all means up to the ceiling, with room at the ends for the optima's labels."""
+    means, low, high = (
+        np.concatenate([getattr(sweep, name) for sweep in every]) for name in ("mean", "low", "high")
+    )
+    shown = means <= ceiling if (means <= ceiling).any() else np.isfinite(means)
+    bottom, top = scales.limits(means[shown], np.concatenate([low[shown], high[shown]]), log)
+    top = max(min(top, ceiling), means[shown].max())
     for ax in axes:
         ax.set_yscale("log" if log else "linear")
         ax.set_ylim(bottom / (top / bottom) ** 0.15 if log else bottom - 0.15 * (top - bottom), top)
@@ -139,12 +158,15 @@ def _fit(axes: list[Axes], every: list[Sweep], log: bool) -> None:
             scales.log_axis(ax)
 
 
-def _draw_panel(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look]) -> None:
-    """Means with their intervals, then optima and what diverged."""
+def _draw_panel(
+    axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look], ceiling: float = np.inf
+) -> None:
+    """Means with their intervals, those of points within the frame; then optima and what diverged."""
     for sweep in found:
-        own = look[sweep.level]
+        own, inside = look[sweep.level], sweep.mean <= ceiling
+        ends = np.where(inside, [sweep.mean - sweep.low, sweep.high - sweep.mean], 0.0)
         line = axes.errorbar(
-            sweep.lrs, sweep.mean, np.nan_to_num([sweep.mean - sweep.low, sweep.high - sweep.mean]),
+            sweep.lrs, sweep.mean, np.nan_to_num(ends),
             **own._asdict(), markeredgecolor="white", markeredgewidth=0.5, elinewidth=1, capsize=2.5,
         )  # fmt: skip
         line.lines[0].set_label(style.level_text(sweep.level))
@@ -244,13 +266,18 @@ def _legend(panels: list[groups.Panel], hue: str, found: list[list[Sweep]]) -> d
     return entries
 
 
-def _note(data: xr.Dataset, found: list[list[Sweep]], log: bool) -> str:
+def _note(data: xr.Dataset, found: list[list[Sweep]], log: bool, ceiling: float) -> str:
     counts = sorted({int(n) for several in found for sweep in several for n in sweep.finished if n})
     parts = []
     if counts and counts[-1] > 1:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         parts.append(
             f"Points: {'geometric ' if log else ''}mean of {number} finished runs; bars: 95 % t-interval."
+        )
+    above = [mean for several in found for sweep in several for mean in sweep.mean if mean > ceiling]
+    if above:
+        parts.append(
+            f"Above the frame: up to {max(above):.0e}, the untrained loss being {ceiling / FAR:.2g}."
         )
     counted = sum(int(sweep.finished.sum() + sweep.diverged.sum()) for several in found for sweep in several)
     if left_out := data.sizes["run"] - counted:

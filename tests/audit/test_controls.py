@@ -10,6 +10,7 @@ import alignlab as al
 from alignlab.audit.bench import _final_values
 from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
+from alignlab.audit.evidence import gather
 from alignlab.training.spec import RunSpec, SpecError
 
 CLAIM = al.Claim(
@@ -125,6 +126,15 @@ def test_tuning_compares_best_with_best_and_extends_both_grids():
     assert found.details["sign_sync"]["learning_rates"] == found.details["bp"]["learning_rates"]
     assert all(check.passed for check in found.checks)
     assert np.mean(found.samples.necessity) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("control", [Magnitude(), Tuning()])
+def test_what_a_control_accounts_for_is_the_claimed_advantage_less_what_is_left_of_it(control):
+    bench = KnownBench(CLAIM, lambda spec: parabola(0.5 if spec.rule == "bp" else 0.2, 1.0)(spec))
+    treatment, baseline = claimed(bench)
+    samples = control.apply(bench, treatment, baseline).samples
+    removed = gather(treatment - baseline, [samples], 0.1).controls[0].removed
+    assert removed.estimate == pytest.approx(np.mean(treatment - baseline) - np.mean(samples.necessity))
 
 
 def test_an_optimum_that_stays_on_the_edge_fails_the_check():

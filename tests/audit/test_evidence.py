@@ -178,10 +178,10 @@ def test_rows_read_an_interval_as_far_as_it_goes(mean, spread, reading):
 @pytest.mark.parametrize(
     ("mean", "spread", "reading"),
     [
-        (0.5, 0.02, "takes away more than m"),
-        (0.1, 0.02, "takes something away"),
-        (-0.1, 0.02, "adds to the advantage"),
-        (0.0, 0.02, "takes away no more than m"),
+        (0.5, 0.02, "accounts for more than m"),
+        (0.1, 0.02, "accounts for something"),
+        (-0.1, 0.02, "hides some of the advantage"),
+        (0.0, 0.02, "accounts for no more than m"),
         (0.1, 0.5, "undecided"),
     ],
 )

@@ -21,7 +21,7 @@ def points(axes):
 
 def test_a_panel_a_layer_shows_each_steps_eigenvalues(run):
     figure = figures.spectra(run)
-    assert [axes.get_title(loc="left") for axes in panels(figure)] == ["fc1", "fc2", "fc3"]
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == ["layer fc1", "layer fc2", "layer fc3"]
     for axes, layer in zip(panels(figure), ("fc1", "fc2", "fc3"), strict=True):
         for step, shown in zip((0, 40, 80, 120, 160), points(axes), strict=True):
             there = run.sel(layer=layer, step=step).dropna("mode")
@@ -94,7 +94,10 @@ def test_several_rules_get_panels_and_seeds_share_one(runs):
 def test_a_layer_without_a_spectrum_gets_no_panel(run):
     partial = run.copy(deep=True)
     partial["spectrum_real"].values[:, 0] = np.nan
-    assert [axes.get_title(loc="left") for axes in panels(figures.spectra(partial))] == ["fc2", "fc3"]
+    assert [axes.get_title(loc="left") for axes in panels(figures.spectra(partial))] == [
+        "layer fc2",
+        "layer fc3",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,18 @@ def test_nothing_to_compare_is_an_error(sweep):
         figures.loss_against_lr(sweep.drop_vars("lr"))
     with pytest.raises(ValueError, match="no 'validation_loss'"):
         figures.loss_against_lr(sweep.drop_vars("validation_loss"))
+
+
+def test_an_explosion_leaves_the_frame_and_is_told(sweep):
+    """Or a loss of 1e13 at a far too high rate would press all optima into one line."""
+    top = (sweep.rule.values == "sign_sync") & (sweep.lr.values == sweep.lr.values.max())
+    wild = sweep.assign_coords(status=("run", np.full(sweep.sizes["run"], "finished"))).copy(deep=True)
+    last = np.isfinite(wild["validation_loss"].values[0]).nonzero()[0][-1]
+    wild["validation_loss"].values[top, last] = 3e13
+    figure = figures.loss_against_lr(wild)
+    (axes,) = panels(figure)
+    low, high = axes.get_ylim()
+    assert high <= 10 * np.nanmax(wild["validation_loss"].values[:, 0])
+    assert all(low < star.get_ydata()[0] < high for star in marks(axes, "_optimum"))
+    assert "Above the frame: up to 3e+13" in figure._supxlabel.get_text().replace("\n", " ")
+    assert "Above the frame" not in figures.loss_against_lr(sweep)._supxlabel.get_text()

@@ -34,9 +34,7 @@ class Magnitude(Control):
         kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
         y_tb = bench.outcomes(kept, rule_arm, lr=lr, graft={"direction": own, "magnitude": other})
         y_bt = bench.outcomes(given, rule_arm, lr=lr, graft={"direction": other, "magnitude": own})
-        samples = ControlSamples(
-            self.name, tuple(y_tb - baseline), tuple(treatment - y_bt), tuple(treatment - y_tb)
-        )
+        samples = ControlSamples(self.name, tuple(y_tb - baseline), tuple(treatment - y_bt))
         runs = [*bench.groups[kept], *bench.groups[given]]
         return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
 

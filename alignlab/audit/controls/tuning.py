@@ -33,10 +33,7 @@ class Tuning(Control):
             for search in searches:  # equal budgets: what one arm gets, the other gets
                 search.rates = sorted({rate for s in searches for rate in s.rates})
         best_t, best_b = (bench.outcomes(f"{s.arm.label}, tuned", s.arm, lr=s.best) for s in searches)
-        samples = ControlSamples(
-            self.name, tuple(best_t - best_b), tuple(treatment - best_b), tuple(treatment - best_t)
-        )
-        finding = Finding(samples)
+        finding = Finding(ControlSamples(self.name, tuple(best_t - best_b), tuple(treatment - best_b)))
         finding.checks = [search.edge_check() for search in searches]
         finding.checks.append(_budget_check(searches))
         finding.details = {search.arm.label: search.summary() for search in searches}
