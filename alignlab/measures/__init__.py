@@ -24,6 +24,7 @@ from alignlab.measures.spectra import (
 )
 from alignlab.measures.steps import (
     angular_update,
+    angular_update_from_products,
     applied_gain,
     effective_lr,
     feedback_gain,
@@ -35,6 +36,7 @@ from alignlab.measures.steps import (
     update_angle,
     update_angle_from_products,
     update_products,
+    weight_products,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "angle",
     "angle_from_products",
     "angular_update",
+    "angular_update_from_products",
     "applied_gain",
     "chance_band",
     "chance_std",
@@ -66,4 +69,5 @@ __all__ = [
     "update_angle_from_products",
     "update_products",
     "weight_angle",
+    "weight_products",
 ]

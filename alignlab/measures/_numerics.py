@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+BLOCK = 1 << 17  # numbers
+
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors outside the graph, in their common dtype, which is float32 at least.
@@ -47,18 +49,40 @@ def _last(dims: int) -> tuple[int, ...]:
     return tuple(range(-dims, 0))
 
 
+def row_blocks(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
+    """Matrices (..., n, m) in blocks of rows. What is computed from a block stays in the processor's cache, where the
+    like of a whole layer would be fresh memory, and that costs more than the arithmetic. Whole on other devices.
+    """
+    first = matrices[0]
+    if first.device.type != "cpu" or first.numel() <= BLOCK or len({m.shape for m in matrices}) > 1:
+        return [matrices]
+    rows = max(1, BLOCK * first.shape[-2] // first.numel())
+    return list(zip(*(torch.split(matrix, rows, dim=-2) for matrix in matrices), strict=True))
+
+
 def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
     """⟨a, b⟩ over the last ``dims`` dimensions: a row in the operands' dtype, the rows' sum in float64."""
-    product = a * b
-    if dims > 1:
-        product = product.sum(-1)  # torch sums pairwise; a wide sum here would copy the matrix to float64
-    return product.sum(dim=_last(max(dims - 1, 1)), dtype=wide_dtype(a))
+    if dims == 1:
+        return (a * b).sum(-1, dtype=wide_dtype(a))
+    # torch sums pairwise; a wide sum of all would copy the matrix to float64
+    rows = [(x * y).sum(-1) for x, y in row_blocks(a, b)] if dims == 2 else [(a * b).sum(-1)]
+    return torch.cat(rows, -1).sum(dim=_last(dims - 1), dtype=wide_dtype(a))
 
 
 def norm(x: Tensor, dims: int) -> Tensor:
     """‖x‖ over the last ``dims`` dimensions, squared and summed in float64."""
-    length: Tensor = torch.linalg.vector_norm(x, dim=_last(dims), dtype=wide_dtype(x))
+    if dims == 2 and x.device.type == "cpu" and x.dtype != torch.float64:
+        rows = torch.linalg.vector_norm(x, dim=-1)  # a wide norm would copy the matrix to float64
+        length: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=wide_dtype(x))
+        if _squares_are_safe(length):
+            return length
+    length = torch.linalg.vector_norm(x, dim=_last(dims), dtype=wide_dtype(x))
     return length
+
+
+def _squares_are_safe(size: Tensor) -> bool:
+    """Whether no square of numbers of this size under- or overflows in float32."""
+    return bool(size.log().abs().max() < 27)  # e^±27 is about 1e±12; NaN is not <
 
 
 def unit(x: Tensor, dims: int) -> Tensor:
@@ -68,6 +92,16 @@ def unit(x: Tensor, dims: int) -> Tensor:
     return x / length[(..., *[None] * dims)]
 
 
+def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows of (..., n, m) over their length, whether the row is not zero); NaN for rows without a direction.
+
+    Each row is first divided by its largest entry, so that no square under- or overflows, in any dtype.
+    """
+    largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))  # abs() would be a copy
+    unit = x / largest
+    return unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True)), (largest != 0)[..., 0]
+
+
 def balance(x: Tensor) -> tuple[Tensor, Tensor]:
     """(x / s, s) of matrices (..., n, m), with s (...) a power of two next to the largest |x|, in float64.
 
@@ -75,8 +109,8 @@ def balance(x: Tensor) -> tuple[Tensor, Tensor]:
     that small), and dividing by a power of two is exact.
     """
     size = torch.linalg.vector_norm(x, dim=(-2, -1))
-    if x.device.type == "cpu" and bool(size.log().abs().max() < 27):  # e^±27 is about 1e±12; NaN is not <
-        return x, torch.ones_like(size, dtype=wide_dtype(x))  # elsewhere the question would synchronise
+    if x.device.type == "cpu" and _squares_are_safe(size):  # elsewhere the question would synchronise
+        return x, torch.ones_like(size, dtype=wide_dtype(x))
     largest = torch.maximum(x.amax((-2, -1)), -x.amin((-2, -1))).to(wide_dtype(x))
     scale = torch.exp2(torch.frexp(largest).exponent.to(largest.dtype))
     return x / scale[..., None, None].to(x.dtype), scale
@@ -97,9 +131,25 @@ def inner_products(a: Tensor, b: Tensor, metric: Callable[[Tensor], Tensor]) -> 
     """
     lifted = metric(a)
     n11, n12 = inner(lifted, a, 2).clamp(min=0), inner(lifted, b, 2)
-    c = torch.where(n11 == 0, 0.0, n12 / n11).to(a.dtype)  # a zero a leaves r = b; NaN passes
+    c = _along(n11, n12, a)
     residual = b - c[..., None, None] * a
-    nrr = inner(metric(residual), residual, 2)
+    return _tied(n11, n12, c, inner(metric(residual), residual, 2))
+
+
+def matrix_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(‖a‖², ⟨a,b⟩, ‖b‖²) of matrices (..., n, m): ``inner_products`` without a metric, block by block."""
+    n11, n12 = norm(a, 2).square(), inner(a, b, 2)
+    c = _along(n11, n12, a)
+    residuals = (torch.addcmul(y, x, -c[..., None, None]) for x, y in row_blocks(a, b))
+    return _tied(n11, n12, c, sum((norm(r, 2).square() for r in residuals), torch.zeros_like(n11)))
+
+
+def _along(n11: Tensor, n12: Tensor, a: Tensor) -> Tensor:
+    """The part of b along a, in a's dtype; a zero a leaves r = b, and NaN passes."""
+    return torch.where(n11 == 0, 0.0, n12 / n11).to(a.dtype)
+
+
+def _tied(n11: Tensor, n12: Tensor, c: Tensor, nrr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide_c = c.to(n11.dtype)
     n1r = n12 - wide_c * n11
     n22 = wide_c.square() * n11 + 2 * wide_c * n1r + nrr

@@ -13,7 +13,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignlab.measures._numerics import balance, inner, inner_products, matmul, norm, unit, widen
+from alignlab.measures._numerics import (
+    balance,
+    inner,
+    inner_products,
+    matmul,
+    matrix_products,
+    norm,
+    unit,
+    unit_rows,
+    wide_dtype,
+    widen,
+)
 
 
 def cosine(a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
@@ -66,7 +77,7 @@ def gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> tuple[Tens
         gram = matmul(h, h.mT)
         n11, n12, n22 = inner_products(a, b, lambda delta: matmul(gram, delta))
     else:
-        n11, n12, n22 = inner_products(matmul(a.mT, h), matmul(b.mT, h), lambda G: G)
+        n11, n12, n22 = matrix_products(matmul(a.mT, h), matmul(b.mT, h))
     scale_1, scale_2 = scale_1 * scale_h, scale_2 * scale_h
     return n11 * scale_1.square(), n12 * scale_1 * scale_2, n22 * scale_2.square()
 
@@ -82,11 +93,9 @@ def angle_from_products(n11: Tensor, n12: Tensor, n22: Tensor) -> Tensor:
     >>> angle_from_products(n, torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64), n).round(decimals=6)
     tensor([ 60., 180.,  nan], dtype=torch.float64)
     """
-    # unit lengths first: fourth powers of small gradients underflow
-    length = n11.sqrt() * n22.sqrt()
-    cos = n12 / length.where(length > 0, torch.nan)
-    sin = ((1 - cos) * (1 + cos)).clamp(min=0).sqrt()
-    return torch.rad2deg(torch.atan2(sin, cos))
+    # ratios first: fourth powers of small gradients underflow; and of equal products they are exactly 1
+    square = (n12 / n11.where(n11 > 0, torch.nan)) * (n12 / n22.where(n22 > 0, torch.nan))
+    return torch.rad2deg(torch.atan2((1 - square).clamp(min=0).sqrt(), square.sqrt().copysign(n12)))
 
 
 def gradient_angle(delta_rule: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
@@ -114,8 +123,10 @@ def delta_angle(delta_rule: Tensor, delta_bp: Tensor) -> tuple[Tensor, Tensor, T
     [22.5, 22.5, 0.333]
     """
     delta_rule, delta_bp = widen(delta_rule, delta_bp)
-    has_angle = (norm(delta_rule, 1) != 0) & (norm(delta_bp, 1) != 0)  # a NaN row stays in, and shows
-    angles = angle(delta_rule, delta_bp).where(has_angle, 0.0)
+    (u, has_u), (v, has_v) = unit_rows(delta_rule), unit_rows(delta_bp)
+    has_angle = has_u & has_v  # a NaN row stays in, and shows
+    across, along = (torch.linalg.vector_norm(x, dim=-1).to(wide_dtype(x)) for x in (u - v, u + v))
+    angles = torch.rad2deg(2 * torch.atan2(across, along)).where(has_angle, 0.0)
     count = has_angle.sum(-1).to(angles.dtype)
     mean = angles.sum(-1) / count
     variance = (angles - mean[..., None]).where(has_angle, 0.0).square().sum(-1) / count
@@ -142,7 +153,8 @@ def weight_angle(B: Tensor, W: Tensor) -> Tensor:
     >>> weight_angle(torch.ones(2, 2), torch.eye(2)).round(decimals=4)
     tensor(45., dtype=torch.float64)
     """
-    return angle(B, W, dims=2)
+    B, W = widen(B, W)
+    return angle_from_products(*matrix_products(balance(B)[0], balance(W)[0]))
 
 
 def _check_samples(h: Tensor, *deltas: Tensor) -> None:

@@ -10,11 +10,17 @@ dimensions. Results are float64 of shape (...). A ratio to something of length z
 
 from __future__ import annotations
 
-import torch  # noqa: F401  (the doctests use it)
+import torch
 from torch import Tensor
 
-from alignlab.measures._numerics import inner, matmul, norm, safe_ratio, widen
-from alignlab.measures.angles import _check_samples, angle, angle_from_products, gradient_products
+from alignlab.measures._numerics import balance, inner, matmul, matrix_products, norm, safe_ratio, widen
+from alignlab.measures.angles import (
+    _check_samples,
+    angle,
+    angle_from_products,
+    gradient_products,
+    weight_angle,
+)
 
 
 def frobenius(x: Tensor, dims: int = 2) -> Tensor:
@@ -141,7 +147,36 @@ def angular_update(W_before: Tensor, W_after: Tensor) -> Tensor:
     >>> angular_update(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])).round(decimals=4)
     tensor(45., dtype=torch.float64)
     """
-    return angle(W_before, W_after, dims=2)
+    return weight_angle(W_before, W_after)
+
+
+def weight_products(W: Tensor, dW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(‖W‖², ⟨W, ΔW⟩, ‖ΔW‖²): all that the sizes of a step are made of. Args: (..., out, in) each.
+
+    >>> weight_products(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 1.0]]))
+    (tensor(4., dtype=torch.float64), tensor(-2., dtype=torch.float64), tensor(2., dtype=torch.float64))
+    """
+    W, dW = widen(W, dW)
+    (W, scale_w), (dW, scale_dw) = balance(W), balance(dW)
+    n11, n12, n22 = matrix_products(W, dW)
+    return n11 * scale_w.square(), n12 * scale_w * scale_dw, n22 * scale_dw.square()
+
+
+def angular_update_from_products(n_weight: Tensor, n_weight_update: Tensor, n_update: Tensor) -> Tensor:
+    """∠(W, W + ΔW) in degrees from ``weight_products``, exact for small steps too; NaN where either is zero.
+
+    Or next to it: a step that leaves less than a thousandth of both W and ΔW has cancelled the weight, and
+    what is left is mostly the rounding of the products.
+
+    >>> W, dW = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1e-9]])
+    >>> angular_update_from_products(*weight_products(W, dW)).deg2rad()
+    tensor(1.0000e-09, dtype=torch.float64)
+    """
+    across = (n_weight * n_update - n_weight_update.square()).clamp(min=0).sqrt()
+    along = n_weight + n_weight_update
+    after = n_weight + 2 * n_weight_update + n_update
+    has_angle = (n_weight > 0) & (after > 1e-6 * (n_weight + n_update))
+    return torch.rad2deg(torch.atan2(across, along)).where(has_angle, torch.nan)
 
 
 def _gradient(delta: Tensor, h: Tensor) -> Tensor:

@@ -41,19 +41,20 @@ class EffectiveLR(Probe):
             "effective_lr": measures.effective_lr(layer.learning_rate, gain),
             "gradient_norm": rule.sqrt(),
             "gradient_norm_bp": bp.sqrt(),
-            "weight_norm": measures.frobenius(layer.weight.flatten(1)),
         }
-        return found if layer.update is None else found | self._steps(layer, layer.update, bp)
+        if layer.update is None:
+            return found | {"weight_norm": measures.frobenius(layer.weight.flatten(1))}
+        return found | self._steps(layer, layer.update, bp)
 
     @staticmethod
     def _steps(layer: LayerObservation, update: Tensor, bp: Tensor) -> dict[str, Tensor]:
-        dW, W = update.flatten(1), layer.weight.flatten(1)
-        size = measures.frobenius(dW)
+        weight, across, step = measures.weight_products(layer.weight.flatten(1), update.flatten(1))
         return {
             "projected_lr": measures.projected_lr_from_products(layer.update_product, bp),
-            "update_angle": measures.update_angle_from_products(size.square(), layer.update_product, bp),
-            "applied_gain": measures.applied_gain(dW, layer.learning_rate, bp.sqrt()),
-            "relative_update": measures.relative_update(dW, W),
-            "angular_update": measures.angular_update(W, W + dW),
-            "update_norm": size,
+            "update_angle": measures.update_angle_from_products(step, layer.update_product, bp),
+            "applied_gain": measures.gain_from_products(step, layer.learning_rate**2 * bp),
+            "relative_update": measures.gain_from_products(step, weight),
+            "angular_update": measures.angular_update_from_products(weight, across, step),
+            "update_norm": step.sqrt(),
+            "weight_norm": weight.sqrt(),
         }

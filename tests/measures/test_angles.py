@@ -7,6 +7,7 @@ import torch
 
 from alignlab import measures
 from alignlab.measures import angles
+from alignlab.testing import naive
 
 GRAM, EXPLICIT = (8, 30, 20), (60, 12, 10)  # (N, in, out) below and above the crossover
 
@@ -199,3 +200,37 @@ def test_the_gpu_gives_the_cpu_angles():
         inputs = signals(shape)
         on_gpu = measures.gradient_angle(*(x.cuda() for x in inputs))
         assert on_gpu.item() == pytest.approx(measures.gradient_angle(*inputs).item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30, 1e37])
+def test_angles_of_single_errors_survive_any_scale(scale):
+    """The squares of such entries are 0 or infinite in float32."""
+    generator = torch.Generator().manual_seed(0)
+    rule, bp = (torch.randn(50, 7, generator=generator) for _ in range(2))
+    rule[3], bp[4] = 0, 0
+    loud = scale * rule
+    mean, std, zeros = (x.item() for x in measures.delta_angle(loud, bp))
+    expected = naive.delta_angle(loud.double(), bp.double())
+    assert (mean, std, zeros) == pytest.approx(expected, abs=2e-3)
+    assert zeros == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_angles_of_weights_survive_any_scale(scale):
+    generator = torch.Generator().manual_seed(0)
+    B, W = (torch.randn(30, 20, generator=generator) for _ in range(2))
+    for a, b in ((scale * B, W), (B, scale * W), (scale * B, scale * W)):
+        expected = naive.weight_angle(a.double(), b.double())
+        assert measures.weight_angle(a, b).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_large_matrices_are_measured_block_by_block_like_small_ones():
+    generator = torch.Generator().manual_seed(0)
+    W, noise = (torch.randn(2, 700, 301, generator=generator) for _ in range(2))
+    for B in (W, -W, W + 1e-4 * noise, noise):
+        expected = [naive.weight_angle(b.double(), w.double()) for b, w in zip(B, W, strict=True)]
+        assert measures.weight_angle(B, W).tolist() == pytest.approx(expected, abs=1e-5)
+    rule, bp, h = (torch.randn(2, 900, n, generator=generator) for n in (300, 300, 450))
+    every = zip(rule.double(), bp.double(), h.double(), strict=True)
+    expected = [naive.gradient_angle(*layer) for layer in every]
+    assert measures.gradient_angle(rule, bp, h).tolist() == pytest.approx(expected, abs=1e-4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from alignlab import measures
+from alignlab.testing import naive
 
 
 def layer(seed=0, dtype=torch.float64):
@@ -89,3 +90,41 @@ def test_frobenius_takes_any_number_of_dimensions():
     assert measures.frobenius(x).tolist() == pytest.approx([12**0.5] * 2)
     assert measures.frobenius(x, dims=3).item() == pytest.approx(24**0.5)
     assert measures.frobenius(torch.full((2, 2), 1e-30)).item() == pytest.approx(2e-30)
+
+
+# below and above the size at which matrices are taken block by block, and one that no block divides
+SIZES = [(1, 1), (3, 5), (600, 401), (2, 300, 500), (1, 150_000)]
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("step", [1e-8, 1e-3, 0.5, 30.0])
+def test_the_angle_of_a_step_follows_from_three_products(shape, scale, step):
+    generator = torch.Generator().manual_seed(0)
+    W, other = (torch.randn(*shape, generator=generator) for _ in range(2))
+    for dW in (step * other, step * W, -step * W, step * (W + 1e-3 * other)):
+        weight, update = scale * W, scale * dW
+        found = measures.angular_update_from_products(*measures.weight_products(weight, update))
+        pairs = zip(
+            weight.double().reshape(-1, *shape[-2:]), update.double().reshape(-1, *shape[-2:]), strict=True
+        )
+        expected = [naive.angular_update(before, before + change) for before, change in pairs]
+        assert found.reshape(-1).tolist() == pytest.approx(expected, rel=1e-4, abs=5e-4)
+
+
+def test_products_of_a_weight_and_its_step_are_those_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    W, dW = (torch.randn(2, 600, 401, generator=generator) for _ in range(2))
+    for found, a, b in zip(measures.weight_products(W, dW), (W, W, dW), (W, dW, dW), strict=True):
+        expected = (a.double() * b.double()).sum((-2, -1))
+        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-2)
+
+
+def test_a_weight_that_its_step_cancels_has_no_angle():
+    W = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    for dW in (-W, -W * (1 + 1e-6)):
+        assert measures.angular_update_from_products(*measures.weight_products(W, dW)).isnan()
+    half = measures.angular_update_from_products(*measures.weight_products(W, -0.5 * W))
+    assert half.item() == pytest.approx(0, abs=1e-3)
+    for zero, other in ((torch.zeros_like(W), W), (torch.zeros_like(W), torch.zeros_like(W))):
+        assert measures.angular_update_from_products(*measures.weight_products(zero, other)).isnan()
