@@ -33,7 +33,7 @@ def cosine(a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
     >>> cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([1.0, 1.0])).round(decimals=6)
     tensor([0.7071,    nan], dtype=torch.float64)
     """
-    a, b = widen(a, b)
+    a, b = _comparable(a, b, dims)
     return inner(unit(a, dims), unit(b, dims), dims).clamp(-1, 1)
 
 
@@ -46,7 +46,7 @@ def angle(a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
     >>> angle(torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]]), torch.tensor([1.0, 0.0])).round(decimals=4)
     tensor([  0.,  45., 180.], dtype=torch.float64)
     """
-    a, b = widen(a, b)
+    a, b = _comparable(a, b, dims)
     u, v = unit(a, dims), unit(b, dims)
     return torch.rad2deg(2 * torch.atan2(norm(u - v, dims), norm(u + v, dims)))
 
@@ -122,7 +122,7 @@ def delta_angle(delta_rule: Tensor, delta_bp: Tensor) -> tuple[Tensor, Tensor, T
     >>> [round(x.item(), 3) for x in delta_angle(rule, torch.tensor([[1.0, 0.0]]).expand(3, 2))]
     [22.5, 22.5, 0.333]
     """
-    delta_rule, delta_bp = widen(delta_rule, delta_bp)
+    delta_rule, delta_bp = _comparable(delta_rule, delta_bp, 2)
     (u, has_u), (v, has_v) = unit_rows(delta_rule), unit_rows(delta_bp)
     has_angle = has_u & has_v  # a NaN row stays in, and shows
     across, along = (torch.linalg.vector_norm(x, dim=-1).to(wide_dtype(x)) for x in (u - v, u + v))
@@ -153,8 +153,16 @@ def weight_angle(B: Tensor, W: Tensor) -> Tensor:
     >>> weight_angle(torch.ones(2, 2), torch.eye(2)).round(decimals=4)
     tensor(45., dtype=torch.float64)
     """
-    B, W = widen(B, W)
+    B, W = _comparable(B, W, 2)
     return angle_from_products(*matrix_products(balance(B)[0], balance(W)[0]))
+
+
+def _comparable(a: Tensor, b: Tensor, dims: int) -> tuple[Tensor, ...]:
+    if a.shape[-dims:] != b.shape[-dims:]:
+        raise ValueError(
+            f"no angle between {tuple(a.shape)} and {tuple(b.shape)}: the last {dims} dimensions must be equal"
+        )
+    return widen(a, b)
 
 
 def _check_samples(h: Tensor, *deltas: Tensor) -> None:

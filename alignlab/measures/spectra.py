@@ -30,6 +30,7 @@ class Spectrum:
     Exact, there are ``out`` modes, those beyond min(out, in) exact zeros; by Arnoldi there are k, NaN where one
     did not converge. ``positive_fraction`` is the share of Re λ > 0 among the nonzero modes listed,
     ``symmetric_positive_fraction`` that of positive ones among all nonzero eigenvalues of the symmetric part.
+    ``symmetric_error``: how far ``symmetric_min`` and ``symmetric_max`` may lie from an eigenvalue, 0 where exact.
     ``method`` is "exact", "exact+lanczos" or "arnoldi+lanczos" (modes + symmetric part) and ``parameters`` holds
     its settings, all of them numbers.
     """
@@ -39,6 +40,7 @@ class Spectrum:
     positive_fraction: Tensor
     symmetric_min: Tensor
     symmetric_max: Tensor
+    symmetric_error: Tensor
     symmetric_positive_fraction: Tensor
     trace: Tensor
     method: str
@@ -74,28 +76,28 @@ def feedback_spectrum(
     """
     if W.shape != B.shape or W.dim() < 2:
         raise ValueError(f"W {tuple(W.shape)} and B {tuple(B.shape)} must share one shape (..., out, in)")
-    W, B = widen(W, B)
+    (W, scale_W), (B, scale_B) = (balance(x) for x in widen(W, B))  # products in float32 fit
+    scale = (scale_W * scale_B).cpu().to(torch.float64)
     n_out, n_in = W.shape[-2:]
     settings = _Settings(n_out, n_in, exact_limit, k, probes, steps, seed)
     runs = zip(W.reshape(-1, n_out, n_in), B.reshape(-1, n_out, n_in), strict=True)
     with one_thread():
         found = [_one_run(w, b, settings) for w, b in runs]
     modes = torch.stack([run.modes for run in found]).reshape(*W.shape[:-2], -1)
-    summaries = torch.stack([run.summaries for run in found]).reshape(*W.shape[:-2], 4)
+    summaries = torch.stack([run.summaries for run in found]).reshape(*W.shape[:-2], 5)
     parameters = settings.reported
     if settings.arnoldi:
         parameters["converged"] = min(run.converged for run in found)
-    if settings.lanczos:
-        parameters["edge_residual"] = max(run.edge_residual for run in found)
-    positive, low, high, symmetric_positive = summaries.unbind(-1)
+    positive, low, high, symmetric_positive, residual = summaries.unbind(-1)
     return Spectrum(
-        real=modes.real,
-        imag=modes.imag,
+        real=modes.real * scale[..., None],
+        imag=modes.imag * scale[..., None],
         positive_fraction=positive,
-        symmetric_min=low,
-        symmetric_max=high,
+        symmetric_min=low * scale,
+        symmetric_max=high * scale,
+        symmetric_error=residual * scale,
         symmetric_positive_fraction=symmetric_positive,
-        trace=inner(W, B, 2).cpu().to(torch.float64),
+        trace=inner(W, B, 2).cpu().to(torch.float64) * scale,
         method=settings.method,
         parameters=parameters,
     )
@@ -104,8 +106,9 @@ def feedback_spectrum(
 def descent_fraction(e: Tensor, W: Tensor, B: Tensor) -> Tensor:
     """The share of errors e, the rows of (..., N, out), with eᵀ W Bᵀ e = (e W)·(e B) > 0; shape (...).
 
-    W Bᵀ is not formed. Zero errors have no direction and are left out; NaN where all are. Backprop gives 1. Args:
-    ``W``, ``B`` (..., out, in). Source: Lillicrap et al. 2016, the condition of their theorem.
+    W Bᵀ is not formed. Errors that W hands nothing down of are left out, zero ones among them: there is no descent for the
+    feedback to agree with. NaN where all are. Backprop gives 1. Args: ``W``, ``B`` (..., out, in). Source: Lillicrap et al.
+    2016, the condition of their theorem.
 
     >>> e = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> descent_fraction(e, torch.eye(2), torch.diag(torch.tensor([1.0, -1.0])))
@@ -114,13 +117,11 @@ def descent_fraction(e: Tensor, W: Tensor, B: Tensor) -> Tensor:
     e, W, B = widen(e, W, B)
     # only signs are asked for: with unit rows and balanced weights no product underflows
     rows = _unit_or_zero(e)
-    return _share_descending(matmul(rows, balance(W)[0]), matmul(rows, balance(B)[0]), norm(e, 1) != 0)
+    return descent_fraction_from_signals(matmul(rows, balance(W)[0]), matmul(rows, balance(B)[0]))
 
 
 def descent_fraction_from_signals(by_weight: Tensor, by_feedback: Tensor) -> Tensor:
-    """``descent_fraction`` from the signals e W and e B (..., N, in) that are at hand; NaN where all are zero.
-
-    A sample is left out where W hands down nothing: there is no descent for the feedback to agree with.
+    """``descent_fraction`` from the signals e W and e B (..., N, in) that are at hand; NaN where all e W are zero.
 
     >>> descent_fraction_from_signals(torch.eye(2), torch.tensor([[2.0, 0.0], [1.0, -1.0]]))
     tensor(0.5000, dtype=torch.float64)
@@ -201,40 +202,39 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run's modes, and its (positive fraction, symmetric min, max, positive fraction)."""
+    """One run's modes, and its (positive fraction, symmetric min, max, positive fraction, residual of the edges)."""
 
     modes: Tensor
     summaries: Tensor
     converged: int = 0
-    edge_residual: float = 0.0
 
 
 def _one_run(W: Tensor, B: Tensor, settings: _Settings) -> _Run:
     if not bool(W.isfinite().all() & B.isfinite().all()):
         nan = torch.tensor(complex(torch.nan, torch.nan), dtype=torch.complex128)
-        return _Run(nan.repeat(settings.k if settings.arnoldi else settings.n_out), nan.real.repeat(4))
+        return _Run(nan.repeat(settings.k if settings.arnoldi else settings.n_out), nan.real.repeat(5))
     if settings.arnoldi:
         modes, converged = arnoldi(W, B, settings.k, settings.seed)
         positive = _positive_fraction(modes, ZERO_ITERATIVE)
     else:
         modes, converged = exact_modes(W, B), settings.n_out
         positive = _positive_fraction(modes, ZERO)
-    symmetric, residual = (_lanczos_summary if settings.lanczos else _exact_summary)(W, B, settings)
-    return _Run(modes, torch.stack([positive, *symmetric]), converged, residual)
+    symmetric = (_lanczos_summary if settings.lanczos else _exact_summary)(W, B, settings)
+    return _Run(modes, torch.stack([positive, *symmetric]), converged)
 
 
-def _exact_summary(W: Tensor, B: Tensor, settings: _Settings) -> tuple[list[Tensor], float]:
+def _exact_summary(W: Tensor, B: Tensor, settings: _Settings) -> list[Tensor]:
     values = exact_symmetric(W, B)
-    return [values[0], values[-1], _positive_fraction(values, ZERO)], 0.0
+    return [values[0], values[-1], _positive_fraction(values, ZERO), values.new_zeros(())]
 
 
-def _lanczos_summary(W: Tensor, B: Tensor, settings: _Settings) -> tuple[list[Tensor], float]:
+def _lanczos_summary(W: Tensor, B: Tensor, settings: _Settings) -> list[Tensor]:
     W, B = compress(W, B)  # a cluster of zeros converges slowly, and half of it would count as negative
     density = symmetric_density(W, B, settings.probes, settings.steps, settings.seed)
     low, high = density.edges
     if W.shape[0] < settings.n_out:
         low, high = low.clamp(max=0), high.clamp(min=0)
-    return [low, high, density.positive_fraction(ZERO_ITERATIVE)], density.residual
+    return [low, high, density.positive_fraction(ZERO_ITERATIVE), low.new_tensor(density.residual)]
 
 
 def _positive_fraction(values: Tensor, zero: float) -> Tensor:

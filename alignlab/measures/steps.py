@@ -72,8 +72,13 @@ def update_products(dW: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
     tensor(-6., dtype=torch.float64)
     """
     _check_samples(h, delta_bp)
+    if dW.shape[-2:] != (delta_bp.shape[-1], h.shape[-1]):
+        raise ValueError(
+            f"ΔW {tuple(dW.shape)} is not of the layer of delta {tuple(delta_bp.shape)} and h {tuple(h.shape)}"
+        )
     dW, delta_bp, h = widen(dW, delta_bp, h)
-    return inner(matmul(h, dW.mT), delta_bp, 2)
+    (dW, scale_w), (delta_bp, scale_delta), (h, scale_h) = balance(dW), balance(delta_bp), balance(h)
+    return inner(matmul(h, dW.mT), delta_bp, 2) * scale_w * scale_delta * scale_h
 
 
 def projected_lr(dW: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
@@ -86,8 +91,8 @@ def projected_lr(dW: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
     >>> projected_lr(-0.25 * delta.mT @ h, delta, h).round(decimals=6)
     tensor(0.2500, dtype=torch.float64)
     """
-    dW, G_bp = widen(dW, _gradient(delta_bp, h))
-    return projected_lr_from_products(inner(dW, G_bp, 2), inner(G_bp, G_bp, 2))
+    n_bp = gradient_products(delta_bp, delta_bp, h)[2]
+    return projected_lr_from_products(update_products(dW, delta_bp, h), n_bp)
 
 
 def projected_lr_from_products(n_update_bp: Tensor, n_bp: Tensor) -> Tensor:
@@ -182,4 +187,4 @@ def angular_update_from_products(n_weight: Tensor, n_weight_update: Tensor, n_up
 def _gradient(delta: Tensor, h: Tensor) -> Tensor:
     _check_samples(h, delta)
     delta, h = widen(delta, h)
-    return matmul(delta.mT, h)
+    return matmul(balance(delta)[0].mT, balance(h)[0])  # times a power of two: direction only

@@ -13,8 +13,9 @@ class FeedbackSpectrum(Probe):
     """The eigenvalues of W Bᵀ and of its symmetric part, for layers whose feedback is in use.
 
     Records ``spectrum_real``, ``spectrum_imag`` (dim ``mode``, by descending modulus), ``spectrum_positive_fraction``,
-    ``symmetric_min``, ``symmetric_max``, ``symmetric_positive_fraction``, ``spectrum_trace``; and ``descent_fraction``, the
-    share of the batch's own errors with eᵀ W Bᵀ e > 0 (Lillicrap et al. 2016), at every scheduled step.
+    ``symmetric_min``, ``symmetric_max``, ``symmetric_error`` (of these two: 0 where exact), ``symmetric_positive_fraction``,
+    ``spectrum_trace``; and ``descent_fraction``, the share of the batch's own errors with eᵀ W Bᵀ e > 0 (Lillicrap et al.
+    2016), at every scheduled step.
 
     Eigenvalues are costly and change slowly: they are taken at every ``every``-th scheduled step, the first included.
     Exact up to matrices of ``exact_limit``; beyond, the ``largest`` by Arnoldi and the symmetric part by stochastic Lanczos.
@@ -26,6 +27,7 @@ class FeedbackSpectrum(Probe):
         "spectrum_positive_fraction",
         "symmetric_min",
         "symmetric_max",
+        "symmetric_error",
         "symmetric_positive_fraction",
         "spectrum_trace",
         "descent_fraction",
@@ -68,6 +70,7 @@ class FeedbackSpectrum(Probe):
             "spectrum_positive_fraction": spectrum.positive_fraction,
             "symmetric_min": spectrum.symmetric_min,
             "symmetric_max": spectrum.symmetric_max,
+            "symmetric_error": spectrum.symmetric_error,
             "symmetric_positive_fraction": spectrum.symmetric_positive_fraction,
             "spectrum_trace": spectrum.trace,
         }

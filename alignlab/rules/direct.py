@@ -3,7 +3,7 @@
 The signal for layer l enters at the layer's *activation*, the tensor in which its output next meets a converted layer,
 as ``e B_l`` with ``e = ∂L/∂output`` (the loss's averaging included) and B_l (n_error, out); from there the true local
 derivative (nonlinearity, dropout, normalisation, pooling) takes it to the layer's output. Each layer so receives its
-own error exactly once, however many skip connections lead around it; layers that feed the network's output directly
+own error exactly once, however many skip connections lead around it; layers whose output meets no other converted layer
 receive the true error. Nothing else flows: the products ``delta W`` that make up backprop's chain are never computed,
 and no gradient reaches the network's input. (A hook on a hidden tensor sees its signal, then the chain's
 None.)
@@ -89,7 +89,7 @@ def _rows(target: Call, error_shape: tuple[int, ...]) -> tuple[tuple[int, ...], 
     """
     if target.layer.features_last and error_shape[:-1] == target.input_shape[:-1]:
         return error_shape[:-1], error_shape[-1]
-    if len(error_shape) == 1 or target.layer.takes_one_sample(target.input_shape):
+    if target.layer.takes_one_sample(target.input_shape):
         return (), math.prod(error_shape)
     return error_shape[:1], math.prod(error_shape[1:])
 
@@ -97,7 +97,8 @@ def _rows(target: Call, error_shape: tuple[int, ...]) -> tuple[tuple[int, ...], 
 def _feedback_shape(target: Call, error_shape: tuple[int, ...]) -> tuple[int, int]:
     rows, features = _rows(target, error_shape)
     shape = target.input_shape
-    if rows != shape[: len(rows)]:
+    one_sample = target.layer.takes_one_sample(shape)
+    if rows != shape[: len(rows)] or not (rows or one_sample):
         raise ValueError(
             f"a direct rule needs one batch dimension throughout: the output is {error_shape}, an activation {shape}"
         )

@@ -54,7 +54,9 @@ def like_forward(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def orthogonal(like: Tensor, generator: torch.Generator) -> Tensor:
     """A random (semi-)orthogonal matrix, kernels flattened. Saxe et al. 2014."""
-    result: Tensor = torch.nn.init.orthogonal_(torch.empty_like(like), generator=generator)
+    result: Tensor = torch.nn.init.orthogonal_(
+        torch.empty_like(like, dtype=torch.promote_types(like.dtype, torch.float32)), generator=generator
+    )
     return result
 
 

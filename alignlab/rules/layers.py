@@ -58,6 +58,11 @@ class FeedbackLayer(nn.Module):
 
     def tick(self) -> None:
         """Advance the clock if the weights changed since the last differentiable forward pass, and refresh B."""
+        if "weight" not in self._parameters:
+            raise RuntimeError(
+                f"the weight of a {type(self).__name__} is made anew at each pass (pruned or reparametrised after convert), "
+                "so its changes cannot be counted: revert the model, or prune before converting and make it permanent"
+            )
         version = self.weight._version
         if self._seen is not None:
             if version == self._seen and not self.rule.every_forward:
@@ -69,7 +74,8 @@ class FeedbackLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return self.transform(x, self.weight, self.bias, None, chain=True)
+            x, weight, bias, _ = self._autocast(x)
+            return self.transform(x, weight, bias, None, chain=True)
         self.tick()
         x, weight, bias, carrier = self._autocast(x)
         if not self.rule.direct:
@@ -122,16 +128,28 @@ class FeedbackLayer(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         return {
             "rule": self.rule.name,
+            "settings": self._plain_settings(),
             "clock": self.clock,
             "seed": self.feedback_seed,
             "pending": int(self._resume_point() == _PENDING),
         }
+
+    def _plain_settings(self) -> dict[str, Any]:
+        """The rule's settings that a checkpoint can hold and compare: no callables."""
+        return {k: v for k, v in self.rule.settings().items() if isinstance(v, str | int | float)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["rule"] != self.rule.name:
             raise ValueError(
                 f"the checkpoint's layers learn by {state['rule']!r}, this model's by {self.rule!r}: convert the model "
                 f"to {state['rule']!r} before loading"
+            )
+        saved, own = state.get("settings", {}), self._plain_settings()
+        differ = [f"{key}={saved[key]!r}" for key in saved if key in own and saved[key] != own[key]]
+        if differ:
+            raise ValueError(
+                f"the checkpoint's layers learn with {', '.join(differ)}, this model's by {self.rule!r}: convert the "
+                "model with the checkpoint's settings before loading"
             )
         self.clock, self.feedback_seed = state["clock"], state["seed"]
         self._seen = _PENDING if state["pending"] else None

@@ -16,7 +16,8 @@ class FeedbackAlignment(Rule):
 class Rerandomised(Rule):
     """A new B for each backward pass: there is nothing that W could align with. A control, not a proposal.
 
-    Draw number ``t`` is a function of the layer's seed and ``t`` alone, so a resumed run sees the same sequence.
+    Draw number ``t`` is a function of the layer's seed and ``t`` alone, so a resumed run sees the same sequence. Tied layers
+    see the same B at the same pass of each; where one is used more often than the other, their draws part.
     """
 
     name = "rerandomised"

@@ -62,7 +62,7 @@ class SignSync(Rule):
     Unscaled, as in the experiment that alignlab began with, the entries of B are ±1: about √fan_in times W's own size,
     so that every layer below learns faster by that factor. ``preserve_magnitude=True`` sets ``B ← |B₀| ∘ sign(W)``.
 
-    ``period``: T in changes of the weights (optimizer steps), at least 1.
+    ``period``: T in changes of the weights, at least 1: an optimizer step is one (LBFGS, which tries points, makes several).
     """
 
     name = "sign_sync"

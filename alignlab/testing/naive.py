@@ -161,9 +161,9 @@ def spectrum_trace(W: Any, B: Any) -> float:
 
 
 def descent_fraction(e: Any, W: Any, B: Any) -> float:
-    """The share of nonzero rows e with eᵀ W Bᵀ e > 0."""
+    """The share of rows e with eᵀ W Bᵀ e > 0 among those with e W ≠ 0."""
     matrix = product(W, B)
-    signs = [row @ matrix @ row > 0 for row in array(e) if frobenius(row) > 0]
+    signs = [row @ matrix @ row > 0 for row in array(e) if frobenius(row @ array(W)) > 0]
     return _ratio(sum(signs), len(signs))
 
 

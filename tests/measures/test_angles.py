@@ -234,3 +234,39 @@ def test_large_matrices_are_measured_block_by_block_like_small_ones():
     every = zip(rule.double(), bp.double(), h.double(), strict=True)
     expected = [naive.gradient_angle(*layer) for layer in every]
     assert measures.gradient_angle(rule, bp, h).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [3e-12, 1e-11, 1e-9, 1e-6, 1.0, 1e6, 1e9, 1e10])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 30, 20), (60, 12, 10)])
+def test_the_size_of_signal_and_input_does_not_reach_the_angle(shape, size):
+    """Squares of gradients are fourth powers of this size."""
+    n, n_in, n_out = shape
+    generator = torch.Generator().manual_seed(0)
+    h, bp, noise = (size * torch.randn(n, k, generator=generator) for k in (n_in, n_out, n_out))
+    rule = bp + noise
+    G, G_bp = rule.double().T @ h.double(), bp.double().T @ h.double()
+    dW = (-0.1 * G).float()
+    degrees = measures.angle(G, G_bp, dims=2).item()
+    assert measures.gradient_angle(rule, bp, h).item() == pytest.approx(degrees, abs=1e-3)
+    assert measures.feedback_gain(rule, bp, h).item() == pytest.approx(
+        (G.norm() / G_bp.norm()).item(), rel=1e-4
+    )
+    assert measures.update_angle(dW, bp, h).item() == pytest.approx(degrees, abs=1e-2)
+    lr = 0.1 * ((G * G_bp).sum() / G_bp.square().sum()).item()
+    assert measures.projected_lr(dW, bp, h).item() == pytest.approx(lr, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "compare",
+    [
+        lambda: measures.weight_angle(torch.ones(1, 1), torch.eye(3)),
+        lambda: measures.delta_angle(torch.ones(4, 3), torch.ones(1, 3)),
+        lambda: measures.cosine(torch.ones(4), torch.ones(1)),
+        lambda: measures.angle(torch.ones(2, 3), torch.ones(2, 1), dims=2),
+        lambda: measures.update_angle(torch.ones(3, 1), torch.ones(4, 3), torch.ones(4, 5)),
+        lambda: measures.update_products(torch.ones(1, 5), torch.ones(4, 3), torch.ones(4, 5)),
+    ],
+)
+def test_what_does_not_match_has_no_angle(compare):
+    with pytest.raises(ValueError, match=r"must be equal|is not of the layer"):
+        compare()

@@ -72,3 +72,13 @@ def test_ritz_values_lie_inside_the_spectrum_by_no_more_than_the_steps_leave():
         low, high = symmetric_density(W, B, steps=steps).edges
         assert exact[0] - 1e-9 <= low <= exact[0] * (1 - slack)
         assert exact[-1] * (1 - slack) <= high <= exact[-1] + 1e-9
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_the_residual_bounds_how_far_an_edge_is_from_an_eigenvalue(steps):
+    generator = torch.Generator().manual_seed(0)
+    W, B = (torch.randn(200, 250, generator=generator, dtype=torch.float64) for _ in range(2))
+    exact = torch.linalg.eigvalsh((W @ B.mT + B @ W.mT) / 2)
+    density = symmetric_density(W, B, steps=steps)
+    distances = [(exact - edge).abs().min().item() for edge in density.edges]
+    assert 0 < max(distances) <= density.residual

@@ -11,6 +11,7 @@ NAMES = [
     "feedback_gain", "effective_lr", "applied_gain", "projected_lr", "update_angle", "relative_update",
     "angular_update", "weight_norm", "feedback_norm", "gradient_norm", "gradient_norm_bp", "update_norm",
     "spectrum_real", "spectrum_imag", "spectrum_positive_fraction", "symmetric_min", "symmetric_max",
+    "symmetric_error",
     "symmetric_positive_fraction", "spectrum_trace", "descent_fraction", "loss", "learning_rate",
     "wall_time", "samples_seen", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     "test_loss", "test_accuracy",
@@ -50,3 +51,18 @@ def test_one_sided_ranges_give_the_side_that_exists():
     assert QUANTITIES["feedback_gain"].attrs()["valid_min"] == 0
     assert "valid_max" not in QUANTITIES["feedback_gain"].attrs()
     assert not {"valid_min", "valid_max", "valid_range"} & QUANTITIES["projected_lr"].attrs().keys()
+
+
+BY_CHANCE = {
+    **dict.fromkeys(("gradient_angle", "delta_angle", "local_angle", "weight_angle", "update_angle"), 90),
+    **dict.fromkeys(("projected_lr", "spectrum_trace"), 0),
+    **dict.fromkeys(("spectrum_positive_fraction", "symmetric_positive_fraction", "descent_fraction"), 0.5),
+}
+
+
+def test_units_and_nulls_are_those_of_the_definitions():
+    for name, quantity in QUANTITIES.items():
+        assert quantity.null == BY_CHANCE.get(name), name
+        degrees = "angle" in name or name == "angular_update"
+        expected = {"wall_time": "s", "samples_seen": "samples"}.get(name, "degree" if degrees else "1")
+        assert quantity.units == expected, name

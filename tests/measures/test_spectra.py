@@ -108,7 +108,7 @@ def test_a_thin_layer_with_a_wide_symmetric_part_mixes_both_ways():
     assert spectrum.method == "exact+lanczos"
     assert torch.equal(spectrum.real, exact.real)
     assert spectrum.symmetric_min.item() == pytest.approx(exact.symmetric_min.item(), abs=1e-3)
-    assert spectrum.parameters.keys() == {"exact_limit", "probes", "steps", "seed", "edge_residual"}
+    assert spectrum.parameters.keys() == {"exact_limit", "probes", "steps", "seed"}
 
 
 def test_few_lanczos_steps_do_not_count_structural_zeros_as_signs():
@@ -195,3 +195,48 @@ def test_silent_feedback_descends_nowhere_and_silent_weights_ask_for_nothing():
     signals = torch.ones(2, 3)
     assert measures.descent_fraction_from_signals(signals, torch.zeros(2, 3)) == 0
     assert measures.descent_fraction_from_signals(torch.zeros(2, 3), signals).isnan()
+
+
+def test_eigenvalues_are_found_on_one_thread(monkeypatch):
+    seen, eigvals = [], torch.linalg.eigvals
+    monkeypatch.setattr(torch.linalg, "eigvals", lambda m: seen.append(torch.get_num_threads()) or eigvals(m))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        measures.feedback_spectrum(torch.eye(3), torch.eye(3))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1]
+
+
+def test_modes_that_did_not_converge_have_no_part_in_the_positive_fraction(monkeypatch):
+    monkeypatch.setattr("alignlab.measures.iterative.RESTARTS", 1)
+    W, B = weights(400, 400)
+    spectrum = measures.feedback_spectrum(W, B, exact_limit=20, k=16)
+    assert 0 < spectrum.parameters["converged"] < 16
+    known = spectrum.real[~spectrum.real.isnan()]
+    assert spectrum.positive_fraction.item() == pytest.approx((known > 0).double().mean().item())
+
+
+def test_the_error_of_the_symmetric_edges_is_told_and_is_zero_where_they_are_exact():
+    W, B = weights(200, 250)
+    exact = measures.feedback_spectrum(W, B)
+    assert exact.symmetric_error == 0
+    few = measures.feedback_spectrum(W, B, exact_limit=20, k=16, steps=5)
+    assert few.symmetric_error > 0
+    larger = measures.feedback_spectrum(4 * W, B, exact_limit=20, k=16, steps=5)
+    assert larger.symmetric_error.item() == pytest.approx(4 * few.symmetric_error.item())
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e20])
+@pytest.mark.parametrize("exact_limit", [1024, 20])
+def test_spectra_scale_with_their_weights(scale, exact_limit):
+    """Products of such float32 weights under- or overflow."""
+    W, B = (x.float() for x in weights(60, 50))
+    found = measures.feedback_spectrum(scale * W, scale * B, exact_limit=exact_limit, k=8)
+    usual = measures.feedback_spectrum(W, B, exact_limit=exact_limit, k=8)
+    largest = usual.real.abs().max().item()
+    for name in ("real", "symmetric_min", "symmetric_max", "trace"):
+        scaled = getattr(found, name) / scale / scale
+        assert torch.allclose(scaled, getattr(usual, name), atol=1e-3 * largest), name

@@ -378,3 +378,50 @@ def test_feedback_layers_lists_them_by_name() -> None:
     net = rules.convert(convnet(), "fa")
     assert list(rules.feedback_layers(net)) == ["0", "4", "6"]
     assert rules.feedback_layers(convnet()) == {}
+
+
+def test_a_weight_reparametrised_after_conversion_is_an_error() -> None:
+    """Its version counts nothing: sign_sync would never synchronise again, and say nothing."""
+    net = rules.convert(mlp(), "usf")
+    torch.nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(RuntimeError, match="made anew"):
+        net(normal(2, 5))
+
+
+def _autocast_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    image = nn.Unflatten(1, (1, 4, 4))
+    return nn.Sequential(nn.Linear(16, 16), image, nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa"])
+def test_autocast_gives_the_plain_forward_value(rule: str, grad: bool, dtype: torch.dtype) -> None:
+    """With gradients and without; double precision it leaves alone."""
+    plain = _autocast_net().to(dtype)
+    net = rules.convert(copy.deepcopy(plain), rule)
+    x = normal(3, 16).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        assert torch.equal(net(x), plain(x))
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "batch": lambda: nn.BatchNorm2d(4),
+    "instance": lambda: nn.InstanceNorm2d(4, affine=True),
+    "group": lambda: nn.GroupNorm(2, 4),
+    "layer": lambda: nn.LayerNorm([4, 4, 4]),
+    "rms": lambda: nn.RMSNorm([4, 4, 4]),
+    "prelu": lambda: nn.PReLU(4),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=str)
+def test_norms_stay_and_learn(kind: str, rule: RuleCase) -> None:
+    torch.manual_seed(0)
+    norm: Any = NORMS[kind]()
+    net = rule.convert(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(64, 2)))
+    net(torch.randn(5, 1, 6, 6)).square().sum().backward()
+    assert net[1] is norm
+    assert norm.weight.grad.norm() > 0

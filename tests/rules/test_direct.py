@@ -962,3 +962,29 @@ def test_direct_feedback_learns() -> None:
         net = rules.convert(mlp((2, 16, 16, 1)), rule, generator=torch.Generator().manual_seed(0))
         train(net, torch.optim.Adam(net.parameters(), lr=0.03), [(x, y)] * 120)
         assert F.mse_loss(net(x), y) < 0.01
+
+
+@over_direct
+def test_an_output_of_one_number_a_sample_keeps_the_samples_apart(rule: RuleCase) -> None:
+    flat, column = (
+        rule.convert(nn.Sequential(*mlp((5, 4, 3, 1)), nn.Flatten(0))),
+        rule.convert(mlp((5, 4, 3, 1))),
+    )
+    x, y = normal(8, 5), normal(8, seed=2)
+    F.mse_loss(flat(x), y).backward()
+    F.mse_loss(column(x), y[:, None]).backward()
+    assert flat[0].feedback.shape == (1, 4)
+    for one, other in zip(flat.parameters(), column.parameters(), strict=True):
+        close(one.grad, other.grad)
+    flat(x[:3])  # a batch of another size is no other output
+
+
+@over_direct
+def test_a_model_that_returns_its_loss_has_no_error_of_a_sample(rule: RuleCase) -> None:
+    class Loss(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z.square().mean()
+
+    net = rule.convert(nn.Sequential(*mlp(), Loss()))
+    with pytest.raises(ValueError, match="batch dimension"):
+        net(normal(8, 5))

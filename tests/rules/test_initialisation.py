@@ -152,3 +152,13 @@ def test_a_callable_that_answers_wrongly_is_an_error(wrong: Any, words: str) -> 
 def test_an_unknown_name_is_an_error_with_the_names(name: Any, hint: str) -> None:
     with pytest.raises(ValueError, match=f"unknown feedback initialisation .*{hint}"):
         resolve_init(name)
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_initialisation_serves_half_precision(init: str, dtype: torch.dtype) -> None:
+    net = convert(
+        torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Linear(4, 3)).to(dtype), "fa", init=init
+    )
+    assert net[1].feedback.dtype == dtype
+    assert net[1].feedback.isfinite().all()

@@ -546,3 +546,19 @@ def test_in_true_mode_the_same_graph_gives_backprops_errors_and_no_weight_gradie
     assert all(
         torch.equal(_there(p.grad), q.grad) for p, q in zip(net.parameters(), twin.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("case", ALL_LAYERS, ids=str)
+@pytest.mark.parametrize("rule", LAYERWISE, ids=str)
+def test_switched_to_backprop_a_layer_hands_down_the_true_signal_and_forms_no_weight_gradient(
+    rule: RuleCase, case: LayerCase
+) -> None:
+    """What a probe asks for: autograd would form all of them, and a step would cost twice as much."""
+    layer = case.build()
+    plain, x = copy.deepcopy(layer), case.input().requires_grad_()
+    rule.convert(layer)
+    expected = torch.autograd.grad(plain(x).mul(2).sum(), x)[0]
+    with layer.credit.backprop():
+        found = torch.autograd.grad(layer(x).mul(2).sum(), [x, *layer.parameters()], allow_unused=True)
+    close(found[0], expected)
+    assert all(gradient is None for gradient in found[1:])

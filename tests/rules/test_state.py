@@ -270,3 +270,20 @@ def test_feedback_that_is_the_weight_stays_behind_when_the_weight_moves(rule: Ru
             assert buffer is None or buffer.data_ptr() not in {p.data_ptr() for p in net.parameters()}
     if rule.name == "fa":
         assert torch.equal(net[2].feedback, start)
+
+
+@pytest.mark.parametrize(
+    ("rule", "first", "second"),
+    [
+        ("sign_sync", {"period": 3}, {"period": 4}),
+        ("sign_sync", {"preserve_magnitude": True}, {"preserve_magnitude": False}),
+        ("brsf", {"init": "xavier"}, {"init": "lillicrap"}),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(
+    rule: str, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    saved = rules.convert(mlp(), rule, **first).state_dict()
+    with pytest.raises(ValueError, match=next(iter(first))):
+        rules.convert(mlp(), rule, **second).load_state_dict(saved)
+    rules.convert(mlp(), rule, **first).load_state_dict(saved)
