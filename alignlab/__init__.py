@@ -41,8 +41,8 @@ __all__ = [  # noqa: RUF022 — grouped by floor
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from alignlab import audit, figures, measures, probes, rules, store, training
-    from alignlab.audit import Arm, Claim, Verdict, controls
+    from alignlab import figures, measures, probes, rules, store, training
+    from alignlab.audit import Arm, Claim, Verdict, audit, controls
     from alignlab.probes import (
         EffectiveLR,
         FeedbackSpectrum,

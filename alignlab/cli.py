@@ -53,21 +53,24 @@ def run(
     Example: alignlab run fa.yaml --out out/fa --seed 3    with fa.yaml holding:  {task: mnist_small, rule: fa, steps: 500}
     """
     from alignlab.store import Segments, open_runs
-    from alignlab.training.loop import train
     from alignlab.training.spec import RunSpec, SpecError
-    from alignlab.training.sweep import cell_name
+    from alignlab.training.sweep import SweepError, cell_name, run_cell
 
     if not spec.is_file():
         raise SpecError(f"no spec at {spec}: expected a YAML file")
     made = RunSpec.from_yaml(spec)
     made = made if seed is None else made.changed(seed=seed)
     folder = out or Path("out") / spec.stem
+    _make_room(folder, "spec.yaml")
     segments, name = Segments(folder / "store").prepare(), cell_name(made)
     if segments.has(name):
         typer.echo("nothing to compute: the run is in the store")
     else:
         with _progress()(f"{made.rule} on {made.task}", made.steps) as notify:
-            segments.append(train(made, progress=notify).assign_coords(run_id=name), name=name)
+            try:
+                run_cell(made, folder / "store", name, progress=notify)
+            except RuntimeError as error:  # ifa meets pooling, a module that no rule takes
+                raise SweepError(f"{spec}: {error}") from error
     made.to_yaml(folder / "spec.yaml")
     finished = segments.read(name)
     for quantity in ("train_loss", "validation_loss", "test_loss", "test_accuracy"):
@@ -98,6 +101,7 @@ def audit(
     if seed is not None:
         found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
     folder = out or Path("out") / name
+    _make_room(folder, "result.json", "table.txt")
     typer.echo(f"{found.statement}\n  {found.source}\n")
     result = run_audit(found, store=folder / "store", workers=workers, phase=_progress())
     _write_result(result, folder)
@@ -139,7 +143,7 @@ def data_path(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
     from alignlab.training import datafiles
     from alignlab.training.errors import DataError
 
-    found = datafiles.locate(name)
+    found = datafiles.embedded(name) if name == "mnist_small" else datafiles.locate(name)
     if found is None:
         raise DataError(f"{name} is not on this machine: alignlab data fetch {name}, or set ALIGNLAB_DATA")
     typer.echo(found)
@@ -158,6 +162,8 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A data set.")], out: Ou
 
 def main() -> None:
     """The entry point: turns every expected error into one line and exit code 2."""
+    if sys.argv[1:] in ([], ["data"]):
+        sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
     except typer.Exit as stop:
@@ -170,6 +176,8 @@ def main() -> None:
         if usage is None and not _expected(error):
             raise
         sys.exit(_fail(str(error) if usage is None else usage()))
+    if code == 130:  # typer makes an exit of Ctrl-C
+        typer.echo("\nstopped; what was finished is stored, the same command goes on from there", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -225,13 +233,28 @@ def _draw_runs(runs: Any, folder: Path) -> None:
     typer.echo(f"figures in {folder}")
 
 
+def _make_room(folder: Path, *files: str) -> None:
+    """Whatever will be written has a place: found out before the work, not after it."""
+    figures = folder / "figures"
+    if figures.exists() and not figures.is_dir():
+        raise FileExistsError(
+            f"{figures} is a file where a folder is to be: move it away, or choose another --out"
+        )
+    for name in files:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(
+                f"{folder / name} is a folder where a file is to be: move it away, or choose another --out"
+            )
+    figures.mkdir(parents=True, exist_ok=True)
+
+
 def _write_result(result: AuditResult, folder: Path) -> None:
     from alignlab.figures import audit_figures, save
 
-    for name, figure in audit_figures(result).items():
-        save(figure, folder / "figures" / name)
     _write(folder / "result.json", json.dumps(result.to_dict(), indent=1))
     _write(folder / "table.txt", f"{_summary(result)}\n")
+    for name, figure in audit_figures(result).items():
+        save(figure, folder / "figures" / name)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,13 +1,18 @@
 """The command line: what it prints, what it leaves, and one clear line with exit code 2 on bad input."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 import yaml
 
 from alignlab import cli
+from alignlab.training import sweep
 
 SPEC = {
     "task": "xor",
@@ -145,3 +150,70 @@ def test_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "alignlab.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "audit" in done.stdout
+
+
+def test_run_trains_on_one_thread_like_every_cell_of_its_name(spec, tmp_path, monkeypatch, capsys):
+    """Or an audit on this store would take numbers for its own that depend on how many cores were free."""
+    seen, train = [], sweep.train
+
+    def watched(*arguments, **options):
+        seen.append(torch.get_num_threads())
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "train", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert run(["run", spec, "--out", tmp_path / "out"], monkeypatch) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+
+
+def test_a_place_that_is_taken_is_found_before_the_work(spec, claim, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "train", None)  # nothing may run
+    for taken, kind, command in (
+        ("figures", "file", ["run", spec]),
+        ("spec.yaml", "folder", ["run", spec]),
+        ("result.json", "folder", ["audit", claim]),
+    ):
+        out = tmp_path / f"out-{taken}"
+        (out / taken).mkdir(parents=True) if kind == "folder" else (out.mkdir(), (out / taken).touch())
+        assert run([*command, "--out", out], monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert f"is a {kind} where" in error
+        assert taken in error
+
+
+@pytest.mark.parametrize("command", [[], ["data"]])
+def test_no_command_shows_what_there_is(command, monkeypatch, capsys):
+    assert run(command, monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "Usage" in shown
+    assert ("audit" if not command else "fetch") in shown
+    assert shown.count("\n") > 5
+
+
+def test_the_embedded_images_have_a_path(monkeypatch, capsys):
+    assert run(["data", "path", "mnist_small"], monkeypatch) == 0
+    assert os.path.exists(capsys.readouterr().out.strip())
+
+
+def test_an_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
+    claim = {**CLAIM, "controls": ["placebo"], "setup": {**CLAIM["setup"], "steps": 4000}}
+    path, out = tmp_path / "claim.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(claim))
+    command = [sys.executable, "-m", "alignlab.cli", "audit", str(path), "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((out / "store").glob("*.nc")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what was finished is stored" in error
+    assert "Traceback" not in error
+    kept = len(list((out / "store").glob("*.nc")))
+    assert 0 < kept < 12
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{12 - kept} of 12 runs computed" in again.stdout

@@ -78,8 +78,7 @@ class Bench:
         return np.array([sign * self.final(spec)[metric] for spec in specs])
 
     def final(self, spec: RunSpec) -> dict[str, float]:
-        """The last evaluation of a run. A diverged run counts as one that learned nothing: its values before training, if
-        those are better than what it ended with."""
+        """The last evaluation of a run; of a diverged one, which counts as having learned nothing, that before training."""
         if spec not in self._final:
             self._final[spec] = _final_values(self.dataset(spec))
         return self._final[spec]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ class Claim(BaseModel):
     outcome: str = "train_loss"
     direction: Literal["lower", "higher"] = "lower"
     smallest_effect: float = Field(gt=0, allow_inf_nan=False)
-    seeds: tuple[int, ...] = tuple(range(10))
+    seeds: Sequence[int] = tuple(range(10))
     setup: dict[str, Any] = Field(default_factory=dict)
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     tuning_seeds: int = Field(default=3, ge=1)
@@ -70,7 +71,7 @@ class Claim(BaseModel):
     def _seeds_from_any_sequence(cls, seeds: Any) -> Any:
         if isinstance(seeds, int) and not isinstance(seeds, bool):
             return tuple(range(seeds))
-        return tuple(seeds) if isinstance(seeds, range | list) else seeds
+        return tuple(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str | bytes) else seeds
 
     @field_validator("outcome")
     @classmethod
@@ -90,7 +91,11 @@ class Claim(BaseModel):
     @field_validator("learning_rates")
     @classmethod
     def _grid_is_a_grid(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if len(rates) < 3 or any(not rate > 0 for rate in rates) or list(rates) != sorted(set(rates)):
+        if (
+            len(rates) < 3
+            or any(not 0 < rate < float("inf") for rate in rates)
+            or list(rates) != sorted(set(rates))
+        ):
             raise ValueError("expected at least three different learning rates > 0 in rising order")
         return rates
 
@@ -103,6 +108,8 @@ class Claim(BaseModel):
         if self.outcome.endswith("loss") != (self.direction == "lower"):
             better = "lower" if self.outcome.endswith("loss") else "higher"
             raise ValueError(f"direction is {self.direction!r}, but for {self.outcome} {better} is better")
+        if self.treatment.label == self.baseline.label:
+            raise ValueError(f"both arms are called {self.treatment.label!r}: give one a name of its own")
         self.spec(self.treatment, self.seeds[0])
         self.spec(self.baseline, self.seeds[0])
         return self

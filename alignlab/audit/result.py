@@ -15,6 +15,7 @@ from alignlab.audit.controls import Contrast
 from alignlab.audit.evidence import Evidence
 from alignlab.audit.statistics import paired, probability_of_improvement
 from alignlab.audit.verdict import Verdict
+from alignlab.measures.quantities import QUANTITIES
 from alignlab.store import open_runs
 
 if TYPE_CHECKING:
@@ -60,15 +61,16 @@ class AuditResult:
             rows.append((contrast.label, contrast.group, interval.to_dict()))
         columns = {
             name: ("contrast", np.array([float(row[name]) for *_, row in rows]))
-            for name in ("estimate", "low", "high", "n")
+            for name in ("estimate", "low", "high", "n", "alpha")
         }
         labels, groups = [label for label, *_ in rows], [group for _, group, _ in rows]
         coords = {"label": ("contrast", np.array(labels)), "group": ("contrast", np.array(groups))}
-        units = {"units": self.claim.outcome, "alpha": self.claim.alpha}
-        dataset = xr.Dataset(columns, {"contrast": np.arange(len(rows)), **coords}, units)
+        about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
+        dataset = xr.Dataset(columns, {"contrast": np.arange(len(rows)), **coords}, about)
         dataset["estimate"].attrs["long_name"] = (
             f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         )
+        dataset["estimate"].attrs["units"] = QUANTITIES[self.claim.outcome].units
         return dataset
 
     @cached_property

@@ -14,6 +14,8 @@ from alignlab.audit.evidence import gather
 from alignlab.audit.result import AuditResult
 from alignlab.audit.verdict import decide
 from alignlab.probes.metadata import alignlab_version
+from alignlab.training import tasks
+from alignlab.training.spec import SpecError
 from alignlab.training.sweep import code_hash
 
 
@@ -31,8 +33,15 @@ def audit(
     runs that are there already are not computed again. By default a folder named by the claim's hash under ``runs``.
     ``workers``: processes, of one thread each. ``phase``: called as ``phase(what, n)`` for progress, see :class:`Bench`.
     """
+    claim = claim.model_copy(
+        deep=True
+    )  # what is hashed is what runs, whatever happens to its dicts meanwhile
     store = Path("runs") / f"audit-{claim.digest()}" if store is None else Path(store)
     chosen = [ALL[name]() for name in claim.controls] if controls is None else list(controls)
+    if claim.outcome.endswith("accuracy") and not tasks.load(claim.task).has_accuracy:
+        raise SpecError(f"outcome is {claim.outcome}, but the task {claim.task} has no classes: take a loss")
+    for control in chosen:
+        control.check(claim)
     with Bench(claim, store, workers=workers, phase=phase) as bench:
         return _audited(bench, chosen)
 

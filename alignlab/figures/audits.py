@@ -30,13 +30,16 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
     }
     grids = [group for group in result.runs if ", lr " in group]
     if grids:
+        chosen = {label: search["best_lr"] for label, search in result.details["tuning"].items()}
         drawn["loss_against_lr"] = loss_against_lr(
-            _by_arm(result, grids), "validation_" + claim.outcome.split("_")[1], hue="arm"
+            _by_arm(result, grids), "validation_" + claim.outcome.split("_")[1], hue="arm", chosen=chosen
         )
     arm = "treatment" if claim.treatment.rule != "bp" else "baseline"
     runs = result.select(arm)
-    drawn["gains"] = gains(runs)
-    drawn["angles"] = angles(runs)
+    if _there(runs, "feedback_gain", "effective_lr"):
+        drawn["gains"] = gains(runs)
+    if _there(runs, "gradient_angle"):
+        drawn["angles"] = angles(runs)
     if _there(runs, "spectrum_real", "spectrum_imag"):
         drawn["spectra"] = spectra(runs.isel(run=0))
     return drawn

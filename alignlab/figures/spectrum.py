@@ -128,7 +128,7 @@ def _legend(data: xr.Dataset) -> dict[str, Artist]:
 
     entries: dict[str, Artist] = {
         "eigenvalue": Line2D([], [], color=style.sequential()(1.0), marker="o", markersize=4, linestyle=""),
-        "Re λ > 0: descends": Patch(color=style.SHADE, alpha=0.55),
+        "Re λ > 0": Patch(color=style.SHADE, alpha=0.55),
     }
     if _symmetric_range(data) is not None:
         entries["symmetric part,\nmin to max at last step"] = Line2D([], [], **BAR)

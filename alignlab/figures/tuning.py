@@ -6,7 +6,7 @@ may lie beyond it. So every curve's optimum carries a star, and one on the edge 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,12 @@ class Sweep:
 
 
 def loss_against_lr(
-    dataset: xr.Dataset, outcome: str = "validation_loss", *, hue: str = "rule", col: str | None = None
+    dataset: xr.Dataset,
+    outcome: str = "validation_loss",
+    *,
+    hue: str = "rule",
+    col: str | None = None,
+    chosen: Mapping[Any, float] | None = None,
 ) -> Figure:
     """Final outcome against learning rate, one curve for each level of `hue`, with each curve's optimum.
 
@@ -55,6 +60,8 @@ def loss_against_lr(
         outcome: a variable with one value a step; its last value counts. Lowest is best, for an accuracy highest.
         hue: a coordinate of the runs, told apart by colour.
         col: another of these, told apart by panel.
+        chosen: the learning rate of each level of `hue`, where something else than this figure chose it: it
+            gets the star. By default the best mean has it.
 
     Points are means of the runs that finished (geometric on a log axis), bars 95 % t-intervals where at least two did.
     Triangles above the frame count the runs that diverged; a learning rate at which any did is no candidate for
@@ -69,7 +76,7 @@ def loss_against_lr(
     data = contents.as_runs(dataset)
     panels = groups.panels(data, hue, col, layered=False, on_axis=("lr",))
     log = is_log(data, outcome)
-    found = [sweeps(panel.data, outcome, hue, log) for panel in panels]
+    found = [sweeps(panel.data, outcome, hue, log, chosen) for panel in panels]
     if not any(sweep.finished.any() for several in found for sweep in several):
         raise ValueError(f"no run finished with a final {outcome!r}: there is nothing to compare")
     ceiling = _ceiling(data, outcome, log)
@@ -97,8 +104,10 @@ def loss_against_lr(
         )
 
 
-def sweeps(data: xr.Dataset, outcome: str, hue: str, log: bool) -> list[Sweep]:
-    """One sweep for each level of `hue`; its optimum is among the learning rates at which no run diverged."""
+def sweeps(
+    data: xr.Dataset, outcome: str, hue: str, log: bool, chosen: Mapping[Any, float] | None = None
+) -> list[Sweep]:
+    """One sweep for each level of `hue`; its optimum, if not `chosen`, is among the rates at which no run diverged."""
     final, status = final_values(data, outcome), _status(data)
     found = []
     for level in groups.levels(data, hue):
@@ -111,7 +120,10 @@ def sweeps(data: xr.Dataset, outcome: str, hue: str, log: bool) -> list[Sweep]:
         ]
         mean, low, high = np.array(points)[:, :, 0].T
         diverged = np.array([np.sum(here & (status == "diverged")) for here in at])
-        best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
+        if chosen is None:
+            best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
+        else:
+            best = _position(lrs, chosen.get(level))
         found.append(Sweep(level, lrs, mean, low, high, np.array([len(t) for t in tables]), diverged, best))
     return found
 
@@ -141,6 +153,11 @@ def _ceiling(data: xr.Dataset, outcome: str, log: bool) -> float:
     first = table[np.arange(len(table)), np.isfinite(table).argmax(axis=1)]
     first = first[np.isfinite(first)]
     return FAR * float(first.max()) if log and first.size else np.inf
+
+
+def _position(lrs: np.ndarray, lr: float | None) -> int | None:
+    there = np.isclose(lrs, np.nan if lr is None else lr, rtol=1e-6)
+    return int(there.argmax()) if there.any() else None
 
 
 def _fit(axes: list[Axes], every: list[Sweep], log: bool, ceiling: float) -> None:

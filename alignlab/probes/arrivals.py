@@ -8,11 +8,12 @@ and these were not cleared since; of a closure's evaluations the first counts, t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignlab.probes.uses import Use
+from alignlab.probes.uses import Use, parameter_of
 
 
 class Arrivals:
@@ -26,12 +27,18 @@ class Arrivals:
         self.within_step = False
         self._uses: dict[str, dict[Use, None]] = {}
         self._landed: set[int] = set()
+        self._accumulated: set[int] = set()  # of these, the passes that went into .grad
         self._learnt: set[str] = set()
+        self._left: dict[int, Any] = {}  # in which state the last pass left each weight's gradient
+        self._heard: dict[Use, None] = {}  # every use that was reached, thrown away or not
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self._restart()
+        for use in self._heard:
+            use.settle(())
+        self._heard = {}
         self.current = -1  # autograd's number of the backward pass that runs
         self.closed = False  # whether a closure's first evaluation is over
 
@@ -40,7 +47,7 @@ class Arrivals:
         backward = torch._C._current_graph_task_id()
         if backward != self.current:
             self.current = backward
-            if self._uses and self._gradients_are_cleared():
+            if self._uses and (self._accumulated or self.within_step) and self._gradients_are_cleared():
                 self.closed = self.within_step and bool(self._landed)
                 if not self.closed:
                     self._restart()  # a batch that was thrown away
@@ -50,6 +57,7 @@ class Arrivals:
         """An error has arrived at a use of a layer."""
         use.note("delta_rule", self.current, error)
         self._uses.setdefault(name, {})[use] = None
+        self._heard[use] = None
 
     def land(self, name: str) -> None:
         """The pass that runs has brought a gradient to a layer's weight."""
@@ -57,10 +65,17 @@ class Arrivals:
             self._landed.add(torch._C._current_graph_task_id())
             self._learnt.add(name)
 
+    def accumulate(self, weight: Tensor) -> None:
+        """The pass that runs has added to a weight's ``.grad``; what ``autograd.grad`` returns goes elsewhere."""
+        self._left[id(weight)] = _mark(weight.grad)
+        if not self.closed:
+            self._accumulated.add(torch._C._current_graph_task_id())
+
     def take(self) -> tuple[dict[str, list[Use]], frozenset[int], frozenset[str]]:
         """The uses by layer, in forward order and with their signals settled; the passes that count; the layers that learnt."""
         uses, learnt = self._uses, frozenset(self._learnt)
-        counted = frozenset(self._landed if any(map(learns, self.layers.values())) else _all_passes(uses))
+        landed = self._accumulated or self._landed  # all by autograd.grad: gradients put together by hand
+        counted = frozenset(landed if any(map(learns, self.layers.values())) else _all_passes(uses))
         for use in (use for found in uses.values() for use in found):
             use.settle(sorted(counted))
         self._uses = {}
@@ -74,20 +89,30 @@ class Arrivals:
         return {name: found for name, found in settled.items() if found}, counted, learnt
 
     def _restart(self) -> None:
-        for use in (use for found in self._uses.values() for use in found):
-            use.settle(())
-        self._uses, self._landed, self._learnt = {}, set(), set()
+        for use in self._heard:
+            use.signals = {}  # it may be reached again, by another pass on the same graph
+        self._uses, self._landed, self._accumulated, self._learnt = {}, set(), set(), set()
 
     def _gradients_are_cleared(self) -> bool:
-        gradients = [layer.weight.grad for layer in self.layers.values() if learns(layer)]
+        weights = [parameter_of(layer) for layer in self.layers.values() if learns(layer)]
+        if any(
+            w is not None and w.grad is not None and self._left.get(id(w)) == _mark(w.grad) for w in weights
+        ):
+            return False  # nobody touched it since: no need to look, which would wait for the device
+        gradients = [weight.grad for weight in weights if weight is not None]
         return bool(gradients) and not any(isinstance(g, Tensor) and bool(g.any()) for g in gradients)
 
 
 def learns(layer: nn.Module) -> bool:
     """Whether the weight is a parameter that takes gradients (not frozen, nor computed from others)."""
-    weight = layer.weight
-    return isinstance(weight, Tensor) and weight.is_leaf and weight.requires_grad
+    weight = parameter_of(layer)
+    return weight is not None and weight.requires_grad
 
 
 def _all_passes(arrived: Mapping[str, Mapping[Use, None]]) -> set[int]:
     return {p for uses in arrived.values() for use in uses for p in use.signals.get("delta_rule", ())}
+
+
+def _mark(gradient: Tensor | None) -> Any:
+    """Changes when a gradient is set to zero, written to, or replaced."""
+    return None if gradient is None else (gradient.data_ptr(), gradient._version)

@@ -32,8 +32,9 @@ from alignlab.probes.hooks import (
     tapped,
     topmost,
 )
+from alignlab.probes.ruled import Ruled
 from alignlab.probes.truth import asking, errors_at, somebody_asks
-from alignlab.probes.uses import Use, used_feedback
+from alignlab.probes.uses import Use, parameter_of, used_feedback
 from alignlab.rules.credit import Credit
 from alignlab.rules.layers import FeedbackLayer
 
@@ -50,19 +51,26 @@ class Capture:
         self._fresh: Placed = []  # the uses of the forward pass that runs
         self._asked: list[Placed] = []  # those of the passes whose true errors were asked for
         self._count = 0
-        self._proven = (
-            False  # whether the signals of one step were found to come from the model's output alone
-        )
+        self._test = selftest.GradientTest()
         self._handles: list[Any] = []
         self._credits: list[Credit] = []
+        self._buffers: list[Tensor] = []
+        self._ruled = Ruled(self.model)
         self._is_backprop = self._is_direct = False
 
     def arm(self) -> None:
         """Start to listen."""
+        self._ruled.check()
         if self._handles:
             return
         hold_eager()
         rules = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
+        self._buffers = [  # feedback is replaced, never changed in place
+            b
+            for m in self.model.modules()
+            if not isinstance(m, FeedbackLayer)
+            for b in m.buffers(recurse=False)
+        ]
         self._credits = list({id(m.credit): m.credit for m in rules}.values())
         self._is_backprop = not any(m.rule.uses_feedback for m in rules)
         self._is_direct = any(m.rule.direct for m in rules)
@@ -71,9 +79,8 @@ class Capture:
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
             if learns(layer):
                 weight: Any = layer.weight
-                self._handles.append(
-                    weight.register_hook(lambda gradient, name=name: self.arrivals.land(name))
-                )
+                self._handles.append(weight.register_hook(Hook(partial(self._on_gradient, name))))
+                self._handles.append(weight.register_post_accumulate_grad_hook(self.arrivals.accumulate))
         if not self._is_backprop:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
@@ -93,13 +100,15 @@ class Capture:
 
         Raises :class:`ProbeError` where a layer learnt without its signals being known.
         """
+        self._ruled.check()
         taken, self.passes, learnt = self.arrivals.take()
         self._let_go()
         for name, use in ((name, use) for name, uses in taken.items() for use in uses):
             self._complete(name, use)
         self._check_seen(taken, learnt)
-        if taken and not self._is_backprop:
-            self._proven = self._proven or selftest.check_paths(taken)
+        if taken:
+            selftest.check_paths(taken)
+            self._test.check(taken, self.layers, self.passes)
         return taken
 
     def _let_go(self) -> None:
@@ -123,16 +132,21 @@ class Capture:
             )
 
     def _check_seen(self, taken: dict[str, list[Use]], learnt: frozenset[str]) -> None:
-        known = {id(self.layers[name].weight) for name in taken}
+        known = {id(parameter_of(self.layers[name])) for name in taken}
         for name in self.layers:
-            if name in learnt and id(self.layers[name].weight) not in known:
+            if name in learnt and id(parameter_of(self.layers[name])) not in known:
                 raise ProbeError(
                     f"layer {name!r} learns, but no call of it was seen: its weight is used without it, as inside "
                     "nn.MultiheadAttention (leave it out with layers=), or it runs in an activation checkpoint without "
                     "use_reentrant=False"
                 )
 
+    def _on_gradient(self, name: str, gradient: Tensor) -> None:
+        self.arrivals.land(name)
+        self._test.note(name, self.layers[name], gradient)
+
     def _on_start(self, model: nn.Module, args: Any) -> None:
+        self._ruled.check()
         self._fresh = []  # of a forward pass that did not reach its end
 
     def _on_layer(self, name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -161,9 +175,18 @@ class Capture:
             if error is not None and not somebody_asks(self._credits) and self.arrivals.counts():
                 self.arrivals.reach(name, use, error.detach().reshape(use.shape))
 
+        def stray(grads: Sequence[Tensor | None]) -> None:
+            asked = somebody_asks(self._credits) or any(credit.delivering for credit in self._credits)
+            if grads[slot] is not None and not asked and self.arrivals.counts():
+                raise ProbeError(
+                    f"layer {name!r} receives an error beside the one that the direct rule sends it, so its true error is "
+                    "unknown: a loss on activations inside the model. Measure such a run under backprop or a layerwise rule"
+                )
+
         if isinstance(use.layer, FeedbackLayer) and use.layer.rule.direct:
             # the gate on the output receives nothing; what it *passes on* is the rule's signal
             use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
+            use.handles.append(node.register_prehook(stray))
         else:
             use.handles.append(node.register_prehook(arrived))
 
@@ -204,19 +227,26 @@ class Capture:
         self._asked.append(fresh)
         with asking(self._credits, true=True) as switch:
             asked = self._ask("delta_bp", fresh, below, error)
-        if not switch.seen and not all(use.feeds_output for use in asked):
+        if not switch.seen and _some_lie_deeper(asked, fresh, below):
             raise ProbeError(
                 "the layers' backward pass did not look at the switch to the true weights, so that every angle would be a "
                 "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"
             )
-        if not self._is_direct and not self._proven:
+        if not self._is_direct and self._test.due:
             with asking(self._credits, true=False):
                 self._ask("expected", fresh, below, error)
 
     def _ask(self, kind: str, fresh: Placed, below: GradientEdge, error: Tensor) -> list[Use]:
         """Note the errors that ``error`` at the output causes; return the uses that one reaches."""
-        signals = errors_at([edge for _, edge in fresh], below, error)
+        signals = errors_at([edge for _, edge in fresh], below, error, self._buffers)
         found = [(use, signal) for (use, _), signal in zip(fresh, signals, strict=True) if signal is not None]
         for use, signal in found:
             use.note(kind, self.arrivals.current, signal.reshape(use.shape))
         return [use for use, _ in found]
+
+
+def _some_lie_deeper(asked: Sequence[Use], fresh: Placed, below: GradientEdge) -> bool:
+    """Whether an error from ``below`` reaches some of the uses through other layers alone."""
+    ends = {edge.node: use for use, edge in fresh}
+    first = {ends[node] for node in topmost(frontier([below.node], ends)) if node in ends}
+    return any(use not in first for use in asked)

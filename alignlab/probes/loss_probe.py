@@ -97,7 +97,7 @@ class Loss(Probe):
             value.reshape(()).double() for backward, value in self._values if backward in observation.passes
         ]
         if values:
-            scale = observation.scale if self.criterion is None else None
+            scale = observation.scale
             found["loss"] = torch.stack(values).sum() / (1.0 if scale is None else scale.to(values[0].device))
         self._rest()
         return found
@@ -110,15 +110,20 @@ class Loss(Probe):
 
     def _hear(self, value: Any) -> None:
         if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
-            note: Any = functools.partial(self._note, value.detach().clone())
-            self._handles.append(value.register_hook(note))  # type: ignore[no-untyped-call]
+            kept, handles = value.detach().clone(), list[Any]()
 
-    def _note(self, value: Tensor, gradient: Tensor) -> None:
-        """The value takes part in the backward pass that runs; whether that pass counts is known at the step's end."""
-        self._values.append((torch._C._current_graph_task_id(), value))
+            def note(gradient: Tensor) -> None:
+                """The value takes part in the backward pass that runs; whether that pass counts is known at the step's end."""
+                self._values.append((torch._C._current_graph_task_id(), kept * gradient))
+                if self.criterion is None:
+                    handles[0].remove()  # each call of backward() is heard by itself
+
+            handles.append(value.register_hook(note))  # type: ignore[no-untyped-call]
+            self._handles += handles
 
     def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.is_grad_enabled() and model.training:
+        again = torch._C._current_graph_task_id() != -1  # a checkpoint computes the model again
+        if torch.is_grad_enabled() and model.training and not again:
             batch = next(
                 (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None
             )

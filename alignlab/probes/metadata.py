@@ -32,7 +32,7 @@ def run_attrs(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, A
         "numpy_version": np.__version__,
         "device": str(device),
         "learning_rule": "; ".join(rules) or "the model's own gradients",
-        "feedback_init": "; ".join(_name(getattr(rule, "init", "")) for rule in rules.values()),
+        "feedback_init": "; ".join(_name(rule.init) for rule in rules.values() if rule.draws),
         "optimizer": _describe(optimizer),
         "gradients": "of this process only" if local else "of the whole batch",
     }

@@ -27,6 +27,7 @@ class LayerObservation:
     weight: Tensor
     update: Tensor | None
     learning_rate: float
+    sharing: list[Use]  # the uses of all layers with this weight: G is the weight's gradient
     above: list[Tensor] | None = (
         None  # for direct rules: the weights from the next layer to the output, if a plain chain
     )
@@ -44,7 +45,7 @@ class LayerObservation:
     @cached_property
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(h, delta_rule, delta_bp)`` of a linear layer, (N, in), (N, out), (N, out)."""
-        parts = [use.rows() for use in self.uses]
+        parts = [use.rows() for use in self.sharing]
         h, rule, bp = (joined(list(column)) for column in zip(*parts, strict=True))
         return h, rule, bp
 
@@ -60,8 +61,8 @@ class LayerObservation:
     @cached_property
     def gradients(self) -> tuple[Tensor, Tensor]:
         """``(G_rule, G_bp)`` formed explicitly, in W's shape (convolutions; linear layers only if asked)."""
-        rule = sum(use.gradient(_some(use.delta_rule)) for use in self.uses)
-        bp = rule if self.same else sum(use.gradient(_some(use.delta_bp)) for use in self.uses)
+        rule = sum(use.gradient(_some(use.delta_rule)) for use in self.sharing)
+        bp = rule if self.same else sum(use.gradient(_some(use.delta_bp)) for use in self.sharing)
         assert isinstance(rule, Tensor)
         assert isinstance(bp, Tensor)
         return rule, bp
@@ -69,7 +70,7 @@ class LayerObservation:
     @cached_property
     def same(self) -> bool:
         """Whether the rule's signals *are* backprop's (the same tensors), so that half the products are known."""
-        return all(use.delta_rule is use.delta_bp for use in self.uses)
+        return all(use.delta_rule is use.delta_bp for use in self.sharing)
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.probes.arrivals import learns
 from alignlab.probes.observation import LayerObservation
 from alignlab.probes.selection import learning_rates
-from alignlab.probes.uses import MEASURABLE, Use, joined
+from alignlab.probes.uses import MEASURABLE, Use, joined, parameter_of, weight_of
+from alignlab.rules.layers import FeedbackLayer
 
 Taken = Mapping[str, Sequence[Use]]
 
 
 def weights_of(layers: Mapping[str, nn.Module], copy: bool) -> dict[str, Tensor]:
     """Each layer's weight, outside the graph; ``copy`` it where it will be needed after the update."""
-    weights = {name: layer.weight.detach() for name, layer in layers.items()}  # type: ignore[operator]
+    weights = {name: weight_of(layer) for name, layer in layers.items()}
     return {name: weight.clone() for name, weight in weights.items()} if copy else weights
 
 
@@ -39,8 +41,18 @@ def observe(
     found = {}
     for name, uses in taken.items():
         layer: Any = layers[name]
-        update = layer.weight.detach() - before[name] if updated else None
-        made = LayerObservation(name, layer, list(uses), before[name], update, rates.get(name, float("nan")))
+        ours = name in rates or not learns(layer)  # what another optimizer does to it is not known
+        update = weight_of(layer) - before[name] if updated and ours else None
+        weight = parameter_of(layer)
+        sharing = [
+            u
+            for n, others in taken.items()
+            if n == name or (weight is not None and parameter_of(layers[n]) is weight)
+            for u in others
+        ]
+        made = LayerObservation(
+            name, layer, list(uses), before[name], update, rates.get(name, float("nan")), sharing
+        )
         if made.direct and complete:
             above = _chain_above(uses[-1], [use for others in taken.values() for use in others])
             if above is not None and all(use.error is not None for use in uses):
@@ -75,7 +87,11 @@ def _chain_above(use: Use, uses: Sequence[Use]) -> list[Use] | None:
     chain: list[Use] = []
     while not use.feeds_output:
         after = [other for other in uses if use in other.below]
-        if len(after) != 1 or len(after[0].below) != 1 or not after[0].is_linear:
+        if (
+            len(after) != 1
+            or len(after[0].below) != 1
+            or not (after[0].is_linear and isinstance(after[0].layer, FeedbackLayer))
+        ):
             return None
         use = after[0]
         chain.append(use)

@@ -10,7 +10,7 @@ from torch import nn
 
 from alignlab.probes.selftest import LastLayers
 from alignlab.probes.tape import Tape, Value
-from alignlab.store import Segments, check
+from alignlab.store import Segments, StoreError, check
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,6 +33,10 @@ class Recording:
         self._flush_every = flush_every
         self._tape, self._parts = Tape(layers), list["xr.Dataset"]()
         self._segments = None if path is None else Segments(path).prepare()
+        if self._segments is not None and self._segments.latest_status(run_id) is not None:
+            raise StoreError(
+                f"run {run_id!r} is in {path} already, and steps of two runs would be mixed: pass another run_id or path"
+            )
 
     def describe(self, facts: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
         """Set the coordinates and attributes; what cannot be stored is refused now, not after the run."""

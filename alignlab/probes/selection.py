@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alignlab.probes.compiled import unwrapped
-from alignlab.probes.uses import MEASURABLE
+from alignlab.probes.uses import MEASURABLE, parameter_of
 
 Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
 
@@ -55,7 +55,7 @@ def learning_rates(optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Mod
 
 def _trained(layer: nn.Module) -> Iterator[nn.Parameter]:
     """The weight, or what it is computed from (weight normalisation)."""
-    if isinstance(layer.weight, nn.Parameter):
-        yield layer.weight
+    if (weight := parameter_of(layer)) is not None:
+        yield weight
     else:
         yield from (p for name, p in layer.named_parameters() if name != "bias")

@@ -1,19 +1,21 @@
 """Tests that a recording makes of itself: where two signals are one by construction, they must be equal.
 
 A layer that feeds the model's output gets backprop's own error, whatever the rule: tested at every measured step. And in
-the first pass every layer's error is computed a second time from the output's: what arrives from elsewhere, from a loss on
-hidden activations, say, would be missing from the true error and bend the angle.
+some steps every layer's error is computed a second time from the output's: what arrives from elsewhere, from a loss on
+hidden activations, say, would be missing from the true error and bend the angle. There too, deltaᵀ h must be the gradient
+that the weight got.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignlab.probes.errors import ProbeError
-from alignlab.probes.uses import Use
+from alignlab.probes.hooks import Hook
+from alignlab.probes.uses import Use, parameter_of
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # relative
 TOLERANCE_HALF = 3e-2  # bfloat16 rounds at 4e-3
@@ -62,6 +64,69 @@ def check_paths(layers: Mapping[str, Iterable[Use]]) -> bool:
                 "that changes gradients at random. Return such activations from the model beside its output"
             )
     return True
+
+
+class GradientTest:
+    """Whether deltaᵀ h is what came to the weights; tested, as all that costs, at measured steps 0, 1, 2, 4, 8, …"""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._weights: dict[str, Tensor] = {}
+        self._landed: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
+
+    @property
+    def due(self) -> bool:
+        """Whether the step under way is tested."""
+        return self._steps & (self._steps - 1) == 0
+
+    def note(self, name: str, layer: nn.Module, gradient: Tensor) -> None:
+        """A gradient comes to a layer's weight; copied, since ``.grad`` takes its memory."""
+        weight, task = parameter_of(layer), torch._C._current_graph_task_id()
+        if self.due and weight is not None and not _hooked(weight):
+            self._weights.setdefault(name, weight.detach().clone())  # as it was before the step
+            by_pass = self._landed.setdefault(name, {})
+            by_pass[task] = by_pass.get(task, 0) + gradient.detach().clone()
+
+    def check(
+        self, taken: Mapping[str, Sequence[Use]], layers: Mapping[str, nn.Module], passes: Iterable[int]
+    ) -> None:
+        """End a step; raise :class:`ProbeError` where a weight got another gradient than the deltaᵀ h of the uses seen.
+
+        Weight decay in the loss (L2 or L1) is let pass, as in the optimizer: it is no part of the teaching signal.
+        """
+        landed, self._landed, weights, self._weights = self._landed, {}, self._weights, {}
+        self._steps += 1
+        for name, by_pass in landed.items():
+            if parts := [by_pass[p] for p in passes if p in by_pass]:
+                tied = [n for n in taken if parameter_of(layers[n]) is parameter_of(layers[name])]
+                uses = [use for n in tied for use in taken[n] if use.delta_rule is not None]
+                _compare(name, uses, sum(parts[1:], parts[0]), weights[name])
+
+
+def _compare(name: str, uses: Sequence[Use], landed: Tensor, weight: Tensor) -> None:
+    signals = [(use, delta) for use in uses if (delta := use.delta_rule) is not None]
+    seen = sum(use.gradient(delta) for use, delta in signals)
+    difference = _beyond_decay(landed - seen, weight, landed)
+    if difference > max((_tolerance(delta) for _, delta in signals), default=0.0):
+        raise ProbeError(
+            f"the weight of layer {name!r} got another gradient than deltaᵀ h (they differ by {difference:.1e}, relative): "
+            "the layer does something else than its class, its weight is used elsewhere too (tied by hand, a penalty in "
+            "the loss), or the loss contains gradients (a gradient penalty). Leave it out with layers="
+        )
+
+
+def _hooked(weight: Tensor) -> bool:
+    """Whether a hook of the loop's own may have changed the gradient on its way."""
+    hooks = (getattr(weight, "_backward_hooks", None) or {}).values()
+    return not all(isinstance(hook, Hook) for hook in hooks)
+
+
+def _beyond_decay(rest: Tensor, weight: Tensor, total: Tensor) -> float:
+    """‖rest‖ / ‖total‖, of what no multiple of the weight or of its signs explains."""
+    rest, weight, total = rest.float(), weight.float(), total.float()
+    decays = (torch.zeros_like(weight), weight, weight.sign())
+    left = [rest - (rest * d).sum() / d.square().sum().clamp(min=1e-30) * d for d in decays]
+    return float(torch.stack([part.norm() for part in left]).min() / total.norm())
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

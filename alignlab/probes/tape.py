@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.measures.quantities import QUANTITIES
+from alignlab.probes.uses import weight_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -104,7 +105,7 @@ class Tape:
 
     def _layer_coords(self) -> dict[str, Any]:
         kinds = ["linear" if isinstance(layer, nn.Linear) else "conv2d" for layer in self._layers.values()]
-        shapes = [tuple(layer.weight.shape) for layer in self._layers.values()]  # type: ignore[arg-type]
+        shapes = [tuple(weight_of(layer).shape) for layer in self._layers.values()]
         return {
             "layer": np.asarray(list(self._layers), dtype=str),
             "kind": ("layer", np.asarray(kinds, dtype=str)),

@@ -44,13 +44,24 @@ def somebody_asks(credits_: Sequence[Credit]) -> bool:
     return any(credit.true is not False for credit in credits_)
 
 
+@contextlib.contextmanager
+def untouched(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block, checkpoints may compute layers again: what that does to ``buffers`` (running statistics) is undone."""
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.data.copy_(value)  # .data: the graph may have saved the buffer
+
+
 def errors_at(
-    places: Sequence[GradientEdge], below: GradientEdge, error: Tensor
+    places: Sequence[GradientEdge], below: GradientEdge, error: Tensor, buffers: Sequence[Tensor] = ()
 ) -> tuple[Tensor | None, ...]:
     """The errors at ``places`` that ``error`` at the model's output causes; the random state stays as it is."""
     devices = [error.device] if error.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), untouched(buffers):
             return torch.autograd.grad([below], places, [error], retain_graph=True, allow_unused=True)
     except RuntimeError as failure:
         raise ProbeError(

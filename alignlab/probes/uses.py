@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from alignlab.rules.functions import conv_input_gradient, conv_weight_gradient
 from alignlab.rules.layers import FeedbackLayer
@@ -90,7 +91,7 @@ class Use:
             return _rows(delta).T @ _rows(h)
         padded = _pad(self._conv, _batched(h))
         return conv_weight_gradient(
-            _batched(delta), padded, self._conv.weight.detach().to(delta.dtype), self._geometry
+            _batched(delta), padded, weight_of(self._conv).to(delta.dtype), self._geometry
         )
 
     def carried(self, delta: Tensor, carrier: Tensor) -> Tensor:
@@ -118,6 +119,30 @@ class Use:
         """``(stride, padding, dilation, groups)`` of the convolution that runs on what :func:`_pad` returns."""
         conv = self._conv
         return conv.stride, (0, 0) if _pads_outside(conv) else conv.padding, conv.dilation, conv.groups
+
+
+def parameter_of(layer: nn.Module) -> nn.Parameter | None:
+    """The weight where it is a parameter; None where it is computed from others. Asking computes nothing."""
+    return layer._parameters.get("weight")
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight, outside the graph, asked for without a trace.
+
+    A parametrisation may draw random numbers or move its buffers (spectral_norm) when it is computed for training.
+    """
+    parameter = parameter_of(layer)
+    if parameter is not None or not parametrize.is_parametrized(layer, "weight"):
+        return (layer.weight if parameter is None else parameter).detach()  # type: ignore[operator]
+    at_work = [m for m in layer.parametrizations.weight.modules() if m.training]  # type: ignore[union-attr]
+    for module in at_work:
+        module.training = False
+    try:
+        with torch.no_grad():
+            return layer.weight.detach()  # type: ignore[operator]
+    finally:
+        for module in at_work:
+            module.training = True
 
 
 def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Credit:
     """What the layers of one converted model share. ``true`` asks for backprop's cotangents."""
 
     true: bool = False
+    size: int = 0  # how many layers share this
     delivering: bool = (
         False  # while a direct rule takes its signals to the layers: none passes a second layer
     )
@@ -90,4 +91,4 @@ class Credit:
 
     def __getstate__(self) -> dict[str, Any]:
         # A pass in progress stays behind: graph edges can be neither pickled nor copied.
-        return {"true": False, "delivering": False, "calls": None}
+        return {"true": False, "size": self.size, "delivering": False, "calls": None}

@@ -51,6 +51,11 @@ class Rule:
         """For direct rules: the signal at the point where ``call``'s output next meets a converted layer."""
         raise NotImplementedError(f"{self.name} is not a direct rule")
 
+    @property
+    def draws(self) -> bool:
+        """Whether ``init`` has a part in the feedback."""
+        return self.uses_feedback
+
     def settings(self) -> dict[str, Any]:
         """The arguments that make this rule again, for attrs and messages."""
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}

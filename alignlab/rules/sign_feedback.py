@@ -75,6 +75,10 @@ class SignSync(Rule):
             raise ValueError(f"sign_sync: period is {period!r}, expected a whole number of steps, at least 1")
         self.period, self.preserve_magnitude = period, bool(preserve_magnitude)
 
+    @property
+    def draws(self) -> bool:
+        return self.preserve_magnitude
+
     def start(self, layer: FeedbackLayer) -> None:
         super().start(layer)
         if self.preserve_magnitude:

@@ -78,7 +78,12 @@ def survey(path: Path) -> tuple[Record | None, list[str]]:
     _check_folder(path)
     names = Segments(path).names()
     if zarrs.is_zarr(path / COMPACTION):
-        compaction = read_compaction(path / COMPACTION)
+        try:
+            compaction = read_compaction(path / COMPACTION)
+        except StoreError:
+            if not names or zarrs.is_zarr(path / COMPACTION):
+                raise
+            return None, names  # it is being replaced at this moment, and the segments are the truth
         if holds(compaction, path, names):
             return compaction, [name for name in names if name not in compaction.notes["segments"]]
     if not names:

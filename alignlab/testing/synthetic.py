@@ -211,6 +211,7 @@ def _spectrum(
         "spectrum_positive_fraction": (layerwise, positive),
         "symmetric_min": (layerwise, low),
         "symmetric_max": (layerwise, high),
+        "symmetric_error": (layerwise, np.zeros_like(high)),
         "symmetric_positive_fraction": (layerwise, np.clip(high / (high - low), 0.0, 1.0)),
         "spectrum_trace": (layerwise, np.nansum(re, axis=2)),
         "descent_fraction": (layerwise, np.clip(0.5 + 0.5 * positive, 0.0, 1.0)),

@@ -82,12 +82,12 @@ def missing_cells(specs: Iterable[RunSpec], store: str | Path) -> list[RunSpec]:
     return [spec for spec in dict.fromkeys(specs) if cell_name(spec) not in there]
 
 
-def run_cell(spec: RunSpec, store: Path, name: str) -> None:
+def run_cell(spec: RunSpec, store: Path, name: str, progress: Notify | None = None) -> None:
     """Train one spec on one thread and store it: its numbers then do not depend on how many cores were free."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        dataset = train(spec).assign_coords(run_id=name)
+        dataset = train(spec, progress=progress).assign_coords(run_id=name)
         Segments(store).append(dataset, name=name, exist_ok=True)
     finally:
         torch.set_num_threads(threads)

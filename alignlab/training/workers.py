@@ -58,12 +58,18 @@ class Workers:
             pool.shutdown(cancel_futures=True)
 
     def _submitted(self, function: Callable[..., Any], job: tuple[Any, ...]) -> Future[Any]:
+        pool = self._started()  # first: it starts multiprocessing's resource tracker, which unblocks SIGINT
+        held = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # a process inherits it while it starts
         try:
-            return self._started().submit(function, *job)
+            return pool.submit(function, *job)
         except BrokenProcessPool as error:  # by one of the jobs before
             broken: Future[Any] = Future()
             broken.set_exception(error)
             return broken
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -101,3 +107,6 @@ def _die_at_interrupt() -> None:
     """A worker that Ctrl-C reaches ends at once and without a traceback; the sweep's own process tells the user."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in a shell's background has it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGINT}
+    )  # what came while this process was starting acts now

@@ -66,7 +66,7 @@ def test_the_bar_runs_over_the_symmetric_part_at_the_last_step_shown(run):
 def test_the_symmetric_part_is_optional(run):
     figure = figures.spectra(run.drop_vars(["symmetric_min", "symmetric_max"]))
     assert not any(marks(axes, "_symmetric part") for axes in panels(figure))
-    assert legend(figure) == ["eigenvalue", "Re λ > 0: descends"]
+    assert legend(figure) == ["eigenvalue", "Re λ > 0"]
 
 
 def test_the_colour_bar_names_the_steps_and_dark_is_late(run):

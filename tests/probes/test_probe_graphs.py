@@ -439,7 +439,7 @@ def test_a_crooked_run_stays_without_data() -> None:
 
     def bend(g: Tensor) -> Tensor:
         seen.append(1)
-        return g * (1 + (len(seen) > 20))
+        return g * (1 + (len(seen) > 26))
 
     def output_hook(m: nn.Module, args: Any, z: Tensor) -> None:
         z.register_hook(bend)
@@ -450,7 +450,7 @@ def test_a_crooked_run_stays_without_data() -> None:
         chain_loss(model, step).backward()
         optimizer.step()
     for _ in range(2):
-        with pytest.raises(ProbeError, match=r"layer 'last', step 9: it feeds the output"):
+        with pytest.raises(ProbeError, match=r"layer 'last', step 10: it feeds the output"):
             recorder.to_dataset()
 
 

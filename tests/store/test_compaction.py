@@ -291,3 +291,16 @@ def test_chunks_have_at_most_four_mebibytes_and_no_less_than_one_where_there_are
     assert size <= zarrs.CHUNK_BYTES
     assert all(chunk <= max(n, 1) for chunk, n in zip(chunks, shape, strict=True))
     assert size >= min(1 << 20, 4 * np.prod(shape, dtype=int))
+
+
+def test_a_store_opens_while_its_compaction_is_replaced(store, monkeypatch):
+    """Between the old one's going and the new one's coming there is an instant without."""
+    compact(store)
+    expected = open_runs(store)
+
+    def gone(path):
+        shutil.rmtree(path)
+        raise StoreError(f"{path} is damaged")
+
+    monkeypatch.setattr("alignlab.store.reading.read_compaction", gone)
+    xr.testing.assert_identical(open_runs(store), expected)

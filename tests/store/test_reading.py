@@ -311,3 +311,23 @@ def test_importing_the_store_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_named_segments_follow_in_the_order_of_writing_even_within_one_tick_of_the_clock(
+    make_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000)
+    segments = Segments(tmp_path)
+    segments.append(make_run(steps=[0, 1], status="running"), "z")
+    segments.append(make_run(steps=[2, 3], status="crashed"), "a")
+    assert open_runs(tmp_path).status.item() == "crashed"
+
+
+@pytest.mark.parametrize(
+    "other", [{"rule": "bp"}, {"lr": 0.2}, {"task": "mnist"}, {"arm": "b"}, {"control": "placebo"}]
+)
+def test_two_runs_under_one_run_id_are_refused_by_any_coordinate(make_run, tmp_path, other):
+    for scalars in ({}, other):
+        Segments(tmp_path).append(make_run(**scalars))
+    with pytest.raises(StoreError, match=f"'run' is two runs: {next(iter(other))} is"):
+        open_runs(tmp_path)

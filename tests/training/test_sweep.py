@@ -33,7 +33,7 @@ class Training:
         self.threads: list[int] = []
         monkeypatch.setattr(sweep, "train", self)
 
-    def __call__(self, spec: RunSpec) -> xr.Dataset:
+    def __call__(self, spec: RunSpec, progress: object = None) -> xr.Dataset:
         self.threads.append(torch.get_num_threads())
         if spec.seed in self.failing:
             raise self.failing[spec.seed]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from alignlab.audit.bench import Bench
+from alignlab.audit.claim import Claim
 from alignlab.audit.evidence import Check, ControlSamples
 
 
@@ -33,6 +34,9 @@ class Control:
     """Base of all controls. ``name`` as claims and verdicts use it."""
 
     name: ClassVar[str]
+
+    def check(self, claim: Claim) -> None:
+        """Refuse a claim that the control cannot be applied to, with a SpecError, before anything runs."""
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         """Run the intervention. ``treatment`` and ``baseline`` are the oriented outcomes as claimed, one a seed."""

@@ -13,9 +13,10 @@ import numpy as np
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.budget import budget_curve
-from alignlab.audit.claim import Arm
+from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Control, Finding
 from alignlab.audit.evidence import Check, ControlSamples
+from alignlab.training.spec import SpecError
 
 FIRST_TUNING_SEED = 1_000_003  # far from anybody's seeds
 EXTENSIONS = 3
@@ -25,6 +26,11 @@ class Tuning(Control):
     """Best against best: N = both tuned; S = the treatment as claimed against the tuned baseline."""
 
     name = "tuning"
+
+    def check(self, claim: Claim) -> None:
+        """The rates are chosen on seeds of their own."""
+        if shared := set(claim.seeds) & set(_tuning_seeds(claim)):
+            raise SpecError(f"seeds {sorted(shared)} are those that choose the learning rates: take others")
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
@@ -52,7 +58,7 @@ class _Search:
 
     def run(self) -> None:
         """Score every rate of the grid that has no score yet."""
-        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.bench.claim.tuning_seeds)
+        seeds = _tuning_seeds(self.bench.claim)
         new = [rate for rate in self.rates if rate not in self.scores]
         grids = {rate: self.bench.specs(self.arm, seeds, lr=rate) for rate in new}
         self.bench.run(
@@ -99,6 +105,10 @@ class _Search:
             "mean_scores": [sign * mean for mean in means],
             "expected_best_by_budget": [float(value) for value in curve],
         }
+
+
+def _tuning_seeds(claim: Claim) -> range:
+    return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + claim.tuning_seeds)
 
 
 def _budget_check(searches: list[_Search]) -> Check:

@@ -1,0 +1,203 @@
+"""The protocol: what is chosen on what, at which level it is read, what is refused, and what reaches the result."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import alignlab as al
+from alignlab.audit.bench import Bench
+from alignlab.audit.controls import Placebo, Tuning
+from alignlab.audit.controls.magnitude import manipulation_check
+from alignlab.audit.controls.tuning import _budget_check
+from alignlab.audit.statistics import paired
+from alignlab.training.spec import SpecError
+
+CLAIM = al.Claim(
+    statement="sign_sync beats bp",
+    treatment=al.Arm(rule="sign_sync"),
+    baseline=al.Arm(rule="bp"),
+    task="xor",
+    smallest_effect=0.1,
+    seeds=range(5),
+    setup={"lr": 0.1, "steps": 10},
+    learning_rates=(0.01, 0.1, 1.0),
+    tuning_seeds=2,
+)
+
+
+class Known(Bench):
+    def __init__(self, value, store):
+        super().__init__(CLAIM, store)
+        self.value, self.asked = value, set()
+
+    def run(self, what, specs):
+        """Nothing to do."""
+
+    def values(self, specs, metric=None):
+        self.asked.add(metric)
+        return np.array([self.value(s) for s in specs])
+
+
+def peak(optimum, top):
+    return lambda s: top - np.log10(s.lr / optimum) ** 2 + 0.01 * np.sin(s.seed)
+
+
+def test_tuning_given_is_the_claimed_treatment_against_the_tuned_baseline_chosen_on_validation(tmp_path):
+    bench = Known(lambda s: peak(*(0.02, 1.0) if s.rule == "sign_sync" else (0.4, 2.0))(s), tmp_path)
+    t, b = bench.outcomes("t", CLAIM.treatment), bench.outcomes("b", CLAIM.baseline)
+    bench.asked.clear()
+    found = Tuning().apply(bench, t, b)
+    best_b = bench.values(bench.specs(CLAIM.baseline, lr=found.details["bp"]["best_lr"]))
+    assert found.samples.sufficiency == pytest.approx(tuple(t - best_b))
+    assert bench.asked == {"validation_loss", None}  # None: the claim's own outcome, of the final runs
+
+
+def test_an_optimum_at_the_lower_edge_extends_downwards_and_fails_if_it_stays(tmp_path):
+    bench = Known(lambda s: -np.log10(s.lr), tmp_path)
+    found = Tuning().apply(bench, np.arange(5.0), np.zeros(5))
+    assert min(found.details["bp"]["learning_rates"]) == pytest.approx(1e-5)
+    assert [c.passed for c in found.checks] == [False, False, True]
+
+
+def test_unequal_budgets_fail():
+    arm = lambda label, n: SimpleNamespace(  # noqa: E731
+        arm=SimpleNamespace(label=label), scores=dict.fromkeys(range(n)), bench=SimpleNamespace(claim=CLAIM)
+    )
+    assert _budget_check([arm("a", 3), arm("b", 3)]).passed
+    assert not _budget_check([arm("a", 3), arm("b", 4)]).passed
+
+
+def test_values_are_oriented_by_their_metric(tmp_path):
+    bench = Bench(CLAIM, tmp_path)
+    bench.final = lambda spec: {"train_loss": 2.0, "validation_accuracy": 0.7}
+    assert bench.values([None]) == [-2.0]
+    assert bench.values([None], "validation_accuracy") == [0.7]
+
+
+def test_the_placebo_is_read_at_the_claims_alpha(tmp_path):
+    difference = np.array([0.3, 0.5, 0.1, 0.45, -0.02])
+    alpha = paired(difference).p_value
+    for factor, passes in ((0.9, True), (1.1, False)):
+        bench = Known(lambda s: difference[s.seed] if s.order else 0.0, tmp_path)
+        bench.claim = CLAIM.model_copy(update={"alpha": factor * alpha})
+        assert Placebo().apply(bench, np.zeros(5), np.zeros(5)).checks[0].passed is passes
+
+
+def test_one_bad_run_fails_the_manipulation_check_wherever_it_stands():
+    spec = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "rule", "magnitude": "bp"})
+
+    class Runs:
+        def __init__(self):
+            self.applied = iter((7.0, 1.0))
+
+        def dataset(self, spec):
+            gain = {"feedback_gain": 7.0, "applied_gain": next(self.applied)}
+            return xr.Dataset({k: (("step", "layer"), np.full((3, 2), v)) for k, v in gain.items()})
+
+    assert not manipulation_check(Runs(), [spec, spec]).passed
+
+
+def test_alpha_and_orientation_and_divergence_reach_the_result(tmp_path):
+    claim = al.Claim(
+        statement="s",
+        treatment=al.Arm(rule="bp", lr=100.0),
+        baseline=al.Arm(rule="fa", lr=0.01),
+        task="linear_toy",
+        smallest_effect=0.1,
+        seeds=range(3),
+        alpha=0.2,
+        controls=("placebo",),
+        setup={"hidden": (5,), "activation": "linear", "steps": 60, "record_every": 20},
+    )
+    result = al.audit(claim, store=tmp_path)
+    d = np.subtract(result.outcomes["baseline"], result.outcomes["treatment"])
+    assert result.evidence.total == paired(d, 0.2)
+    placebo = result.contrast_dataset().isel(contrast=-1)
+    assert float(placebo["low"]) == pytest.approx(paired(result.contrasts[0].differences, 0.2).low)
+    assert result.probability_of_improvement().estimate == np.mean(d > 0)
+    assert any("3 of 3 runs of 'treatment' diverged" in c for c in result.verdict.caveats)
+
+
+def test_the_audits_figures_draw_its_own_numbers(tmp_path):
+    claim = CLAIM.model_copy(
+        update={"seeds": (0, 1, 2), "setup": {"hidden": (4,), "batch_size": 4, "steps": 20}}
+    )
+    result = al.audit(claim, [al.controls.Magnitude(), Tuning()], store=tmp_path)
+    drawn = al.figures.audit_figures(result)
+    axes = drawn["forest"].axes[0]
+    rows = result.evidence.rows()
+    spans = [list(line.get_xdata()) for line in axes.lines if line.get_label() == "_interval"]
+    assert spans[: len(rows)] == [[row["low"], row["high"]] for row in rows]
+    names = [label.get_text().strip() for label in axes.get_yticklabels()]
+    assert names.index("magnitude: without it") < names.index("magnitude: baseline given it")
+    assert any("±0.1" in text.get_text() for text in drawn["forest"].legends[0].get_texts())
+    assert "Intervals" in drawn["forest"]._supxlabel.get_text()
+    curves = {line.get_label(): line.get_ydata() for line in drawn["learning_curves"].axes[0].lines}
+    last = np.exp(np.mean(np.log(result.outcomes["treatment"])))
+    assert curves["sign_sync, as claimed"][-1] == pytest.approx(last, rel=1e-5)
+    assert "validation" in drawn["loss_against_lr"].axes[0].get_ylabel()
+
+
+def test_one_layer_that_was_not_grafted_fails_the_manipulation_check():
+    """The top layer is right by construction, so over all layers the median would be."""
+    spec = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "rule", "magnitude": "bp"})
+
+    def bench(*applied):
+        gains = {"feedback_gain": (200.0, 14.0, 1.0), "applied_gain": applied}
+        run = xr.Dataset({k: (("step", "layer"), np.tile(v, (4, 1))) for k, v in gains.items()})
+        return SimpleNamespace(dataset=lambda spec: run)
+
+    assert manipulation_check(bench(1.0, 1.0, 1.0), [spec]).passed
+    assert not manipulation_check(bench(200.0, 1.0, 1.0), [spec]).passed
+    assert manipulation_check(bench(np.nan, 1.0, 1.0), [spec]).passed  # a layer that is not measured
+    assert not manipulation_check(bench(np.nan, np.nan, np.nan), [spec]).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"setup": {"lr": 0.1, "steps": 10, "record_every": 0}}, "record_every"),
+        ({"setup": {"lr": 0.1, "steps": 10, "momentum": 0.9}}, "momentum"),
+        ({"baseline": al.Arm(rule="fa")}, "'sign_sync' and 'fa'"),
+        ({"baseline": al.Arm(rule="bp", lr=0.2)}, "one learning rate"),
+        ({"task": "linear_toy", "outcome": "train_accuracy", "direction": "higher"}, "has no classes"),
+        ({"seeds": (0, 1_000_003)}, r"seeds \[1000003\] are those that choose"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_before_anything_runs(changes, named, tmp_path):
+    claim = al.Claim(**{**{name: getattr(CLAIM, name) for name in type(CLAIM).model_fields}, **changes})
+    with pytest.raises(SpecError, match=named):
+        al.audit(claim, [al.controls.Magnitude(), Tuning(), Placebo()], store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_arms_of_one_name_are_refused():
+    arms = {
+        "treatment": al.Arm(rule="sign_sync", rule_args={"period": 3}),
+        "baseline": al.Arm(rule="sign_sync"),
+    }
+    fields = {"statement": "s", "task": "xor", "smallest_effect": 0.1}
+    with pytest.raises(ValueError, match="both arms are called 'sign_sync'"):
+        al.Claim(**arms, **fields)
+    arms["treatment"] = al.Arm(name="often", rule="sign_sync", rule_args={"period": 3})
+    assert al.Claim(**arms, **fields).treatment.label == "often"
+
+
+@pytest.mark.parametrize("seeds", [range(3), [0, 1, 2], (0, 1, 2), 3])
+def test_seeds_may_be_any_sequence_and_are_one_claim(seeds):
+    claim = al.Claim(**{**CLAIM.model_dump(), "seeds": seeds})
+    assert claim.seeds == (0, 1, 2)
+    assert hash(claim.seeds)
+
+
+def test_the_star_is_at_the_rate_that_the_audit_chose(tmp_path):
+    """Not where the figure's own means are best: it leaves diverged runs out, the audit counts them as untrained."""
+    claim = CLAIM.model_copy(update={"seeds": (0, 1), "setup": {"hidden": (4,), "batch_size": 4, "steps": 5}})
+    result = al.audit(claim, [Tuning()], store=tmp_path)
+    for label, search in result.details["tuning"].items():
+        search["best_lr"] = search["learning_rates"][1 if label == "bp" else 2]
+    (axes,) = [a for a in al.figures.audit_figures(result)["loss_against_lr"].axes if a.get_xlabel()]
+    stars = {float(line.get_xdata()[0]) for line in axes.lines if line.get_label() == "_optimum"}
+    assert stars == {s["best_lr"] for s in result.details["tuning"].values()}

@@ -1,0 +1,363 @@
+"""Loops and models that are hard to record: nothing of the run changes, and the numbers are right or refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from probe_worlds import CLASSES, WORLDS, World, loss_of, seeded, sgd
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from alignlab.probes import (
+    EffectiveLR,
+    FeedbackSpectrum,
+    GradientAngle,
+    Loss,
+    Probe,
+    ProbeError,
+    Recorder,
+    WeightAngle,
+    every,
+)
+from alignlab.rules import convert, revert
+from alignlab.store import StoreError
+
+MLP, RESIDUAL = WORLDS["mlp"], WORLDS["residual"]
+HALVES = (slice(0, 4), slice(4, 9))
+Step = Callable[[Any, int], None]
+
+
+def every_probe() -> list[Probe]:
+    return [GradientAngle(), WeightAngle(), EffectiveLR(), FeedbackSpectrum(), Loss()]
+
+
+def recorded(
+    model: nn.Module, step: Step, times: int = 3, probes: list[Probe] | None = None,
+    optimizer: torch.optim.Optimizer | None = None, **options: Any,
+) -> xr.Dataset:  # fmt: skip
+    optimizer = optimizer or sgd(model)
+    with Recorder(model, optimizer, probes or every_probe(), **options) as recorder:
+        for i in range(times):
+            optimizer.zero_grad()
+            step(model, i)
+            optimizer.step()
+    return recorder.to_dataset()
+
+
+def plain_step(model: nn.Module, i: int) -> None:
+    loss_of(model, *MLP.batch(i)).backward()
+
+
+class Hidden(nn.Module):
+    """Two layers; ``h`` is the activation between them."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        self.h = torch.tanh(self.a(x))
+        return self.b(self.h)
+
+
+class Returned(Hidden):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), self.h
+
+
+class CheckpointedNorm(nn.Module):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.dropout(torch.tanh(self.bn(self.a(x))), 0.2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(checkpoint(self.body, x, use_reentrant=False))
+
+
+class Spectral(Hidden):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.a = parametrizations.spectral_norm(self.a)
+
+
+class Tied(nn.Module):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 8), nn.Linear(8, CLASSES)
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Any:
+        return self.leave(torch.tanh(self.b(torch.tanh(self.a(torch.tanh(self.enter(x)))))))
+
+
+def make(kind: type[nn.Module], rule: str | None = None) -> Any:
+    return World(kind, (6,)).model(rule)
+
+
+# Observing is harmless --------------------------------------------------------------------------------------------------
+
+
+def ends(model: Any, probed: bool, change: Callable[[Any], None] = lambda model: None) -> list[Tensor]:
+    """What a run of four steps leaves behind."""
+    optimizer = sgd(model)
+    with seeded(1), Recorder(model, optimizer, every_probe()) if probed else contextlib.nullcontext():
+        for i in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(model, *MLP.batch(i))
+            change(model)
+            loss.backward()
+            optimizer.step()
+        state = [value.clone() for value in model.state_dict().values() if isinstance(value, Tensor)]
+        return [*state, torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "rerandomised"])
+def test_a_checkpoint_that_is_computed_again_moves_nothing(rule: str) -> None:
+    """Neither running statistics nor feedback that is drawn anew for each forward pass."""
+    bare, probed = (ends(make(CheckpointedNorm, rule), probed) for probed in (False, True))
+    assert all(map(torch.equal, bare, probed))
+
+
+def test_a_weight_that_is_computed_for_training_is_not_computed_for_the_probes() -> None:
+    """Each time that spectral_norm's weight is asked for, its power iteration goes on."""
+    bare, probed = (ends(make(Spectral), probed) for probed in (False, True))
+    assert all(map(torch.equal, bare, probed))
+
+
+def test_random_numbers_drawn_by_a_hook_inside_the_model_stay_the_same() -> None:
+    def draw(gradient: Tensor) -> None:
+        torch.rand(1)
+
+    def change(model: Any) -> None:
+        model.h.register_hook(draw)
+
+    bare, probed = (ends(make(Hidden, "fa"), probed, change) for probed in (False, True))
+    assert all(map(torch.equal, bare, probed))
+
+
+# What is measured is what reached the weights ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("rule", [None, "fa", "dfa"])
+def test_gradients_that_do_not_go_into_grad_have_no_part(rule: str | None, before: bool) -> None:
+    """They are logged, say: two micro-batches, each looked at before or after its backward pass."""
+
+    def plain(model: Any, i: int) -> None:
+        x, y = RESIDUAL.batch(i)
+        for part in HALVES:
+            (loss_of(model, x[part], y[part]) / 2).backward()
+
+    def logging(model: Any, i: int) -> None:
+        x, y = RESIDUAL.batch(i)
+        for part in HALVES:
+            loss = loss_of(model, x[part], y[part]) / 2
+            if before:
+                torch.autograd.grad(loss, model.leave.weight, retain_graph=True)
+            loss.backward(retain_graph=not before)
+            if not before:
+                torch.autograd.grad(loss, model.leave.weight)
+
+    expected, found = (recorded(RESIDUAL.model(rule), step) for step in (plain, logging))
+    for name in ("gradient_norm", "gradient_angle", "loss"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=2e-5)
+
+
+def test_gradients_of_tasks_put_together_by_hand_are_all_seen() -> None:
+    def by_hand(model: Any, i: int) -> None:
+        x, y = RESIDUAL.batch(i)
+        weights = list(model.parameters())
+        parts = [torch.autograd.grad(loss_of(model, x[part], y[part]), weights) for part in HALVES]
+        for weight, first, second in zip(weights, *parts, strict=True):
+            weight.grad = first + second
+
+    np.testing.assert_allclose(recorded(RESIDUAL.model(), by_hand).update_angle, 0, atol=1e-3)
+
+
+def test_tied_layers_have_the_gradient_of_their_weight() -> None:
+    run = recorded(make(Tied), plain_step)
+    np.testing.assert_allclose(run.update_angle, 0, atol=1e-3)
+    np.testing.assert_allclose(run.projected_lr, 0.05, rtol=1e-5)
+
+
+def test_a_normalised_weight_has_its_rate() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, CLASSES))).double()
+    run = recorded(model, plain_step)
+    np.testing.assert_allclose(run.effective_lr / run.feedback_gain, 0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [torch.square, torch.abs])
+def test_weight_decay_in_the_loss_is_no_part_of_the_teaching_signal(
+    penalty: Callable[[Tensor], Tensor],
+) -> None:
+    def decayed(model: Any, i: int) -> None:
+        weights = sum(penalty(layer.weight).sum() for layer in (model.a, model.b))
+        (loss_of(model, *MLP.batch(i)) + 0.1 * weights).backward()
+
+    found, plain = (recorded(make(Hidden, "fa"), step, 1) for step in (decayed, plain_step))
+    for name in ("gradient_angle", "gradient_norm", "gradient_norm_bp"):
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-6)
+    assert plain.update_angle.sel(layer="b").item() == pytest.approx(0, abs=1e-3)
+    assert found.update_angle.sel(layer="b").item() > 5
+
+
+def test_a_weight_that_learns_elsewhere_too_is_an_error() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * (self.weight > 0), self.bias)
+
+    with pytest.raises(ProbeError, match="the weight of layer '0' got another gradient"):
+        recorded(nn.Sequential(Masked(6, CLASSES)).double(), plain_step)
+
+    def gradient_penalty(model: Any, i: int) -> None:
+        x = MLP.batch(i)[0].requires_grad_()
+        z = model(x)
+        (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+        (z.mean() + slope.square().sum()).backward()
+
+    with pytest.raises(ProbeError, match="got another gradient"):
+        recorded(make(Hidden), gradient_penalty)
+
+
+def test_the_first_hidden_layer_may_be_returned_and_learnt_from() -> None:
+    def step(model: Any, i: int) -> None:
+        x, y = MLP.batch(i)
+        z, h = model(x)
+        (F.cross_entropy(z, y) + h.square().mean()).backward()
+
+    model, twin = make(Returned, "fa"), make(Returned)
+    step(twin, 0)
+    found = float(recorded(model, step, 1).gradient_norm_bp.sel(layer="a", step=0))
+    assert found == pytest.approx(float(twin.a.weight.grad.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize("own_pass", [True, False])
+def test_a_loss_on_hidden_activations_is_found_whenever_it_comes(rule: str, own_pass: bool) -> None:
+    """In a pass of its own, or as a term that joins at the second step."""
+
+    def step(model: Any, i: int) -> None:
+        loss = loss_of(model, *MLP.batch(i))
+        if own_pass:
+            loss.backward(retain_graph=True)
+            model.h.square().mean().backward()
+        else:
+            (loss + model.h.square().mean() if i else loss).backward()
+
+    with pytest.raises(ProbeError, match="layer 'a'"):
+        recorded(make(Hidden, rule), step)
+
+
+# Loss and samples --------------------------------------------------------------------------------------------------------
+
+
+def test_each_call_of_backward_is_heard_once_and_with_its_weight() -> None:
+    criterion = nn.CrossEntropyLoss()
+    x, y = MLP.batch(0)
+    value = criterion(make(Hidden)(x), y).item()
+
+    def twice(model: Any, i: int) -> None:
+        loss = criterion(model(x), y)
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    def thirds(model: Any, i: int) -> None:
+        for start in range(0, 9, 3):
+            part = slice(start, start + 3)
+            (criterion(model(x[part]), y[part]) / 3).backward()
+
+    assert float(recorded(make(Hidden), twice, 1).loss[0]) == pytest.approx(2 * value, rel=1e-6)
+    weighted = recorded(make(Hidden), thirds, 1, [Loss(criterion)])
+    assert float(weighted.loss[0]) == pytest.approx(value, rel=1e-6)
+
+
+def test_a_checkpointed_model_has_its_samples_counted_once() -> None:
+    def step(model: Any, i: int) -> None:
+        x, y = MLP.batch(i)
+        F.cross_entropy(checkpoint(model, x, use_reentrant=False), y).backward()
+
+    assert recorded(make(Hidden, "fa"), step).samples_seen.values.tolist() == [9, 18, 27]
+
+
+# Whose run it is ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [every(1), every(2)])
+def test_a_rule_that_changes_while_recording_is_an_error(schedule: Any) -> None:
+    def there(model: Any, i: int) -> None:
+        if i == 1:
+            convert(model, "fa")
+        plain_step(model, i)
+
+    def back(model: Any, i: int) -> None:
+        if i == 1:
+            revert(model)
+        plain_step(model, i)
+
+    for rule, step in ((None, there), ("fa", back)):
+        with pytest.raises(ProbeError, match="was converted or reverted while recording"):
+            recorded(MLP.model(rule), step, schedule=schedule)
+
+
+def test_a_part_of_a_converted_model_is_refused() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Linear(8, CLASSES)).double()
+    convert(model, "fa")
+    with pytest.raises(ProbeError, match="part of what was converted"):
+        Recorder(model[0], sgd(model), [GradientAngle()]).attach()
+
+
+def test_steps_of_another_optimizer_are_not_this_ones() -> None:
+    model = make(Hidden, "fa")
+    run = recorded(model, plain_step, optimizer=sgd(model.a))
+    assert np.isnan(run.update_norm.sel(layer="b")).all()
+    assert (run.update_norm.sel(layer="a") > 0).all()
+
+
+def test_one_run_id_is_one_run(tmp_path: Any) -> None:
+    first = recorded(make(Hidden), plain_step, path=tmp_path, run_id="mine")
+    with pytest.raises(StoreError, match=r"'mine' is in .* already"):
+        recorded(make(Hidden), plain_step, path=tmp_path, run_id="mine")
+    assert first.sizes["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments", "init"),
+    [
+        ("bp", {}, ""),
+        ("fa", {"init": "nokland"}, "nokland"),
+        ("sign_sync", {}, ""),  # ±1, whatever init says
+        ("sign_sync", {"preserve_magnitude": True}, "kaiming"),
+    ],
+)
+def test_an_initialisation_is_told_where_it_has_a_part(rule: str, arguments: dict[str, Any], init: str) -> None:
+    model = convert(Hidden().double(), rule, **arguments)
+    assert recorded(model, plain_step, 1).attrs["feedback_init"] == init
+
+
+def test_the_facts_of_a_run_are_stored() -> None:
+    run = recorded(MLP.model("fa"), plain_step)
+    assert {"alignlab_version", "torch_version", "numpy_version", "schema_version"} <= set(run.attrs)
+    assert (run.attrs["device"], run.attrs["feedback_init"], float(run.lr)) == ("cpu", "kaiming", 0.05)
+    assert run.attrs["learning_rule"] == "fa(init='kaiming')"
+    assert run.attrs["optimizer"].startswith("SGD(momentum=0")
+    assert run.fan_out.values.tolist() == [10, 8, 4]
+
+    def conv_step(model: Any, i: int) -> None:
+        loss_of(model, *WORLDS["conv"].batch(i)).backward()
+
+    run = recorded(WORLDS["conv"].model("dfa"), conv_step, 1)
+    assert run.kind.values.tolist() == ["conv2d"] * 3 + ["linear"]
+    assert run.fan_in.values.tolist() == [18, 18, 24, 16]
+    assert "local_angle" not in run
