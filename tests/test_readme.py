@@ -1,6 +1,7 @@
 """The README's code runs as it stands, in order, in one namespace, as a reader would type it."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,28 @@ def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert set(namespace["run"].dims) == {"step", "layer", "mode"}
     assert (tmp_path / "runs" / "angles.svg").stat().st_size > 0
     assert str(namespace["result"].verdict).split(":")[0].split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_readme_commands_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    from alignlab import cli
+
+    monkeypatch.chdir(tmp_path)
+    section = README.split("### From the shell")[1].split("## What is recorded")[0]
+    for name, text in re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)```", section, flags=re.DOTALL):
+        Path(name).write_text(text)
+    commands = [
+        line.split("#")[0].split() for line in section.splitlines() if line.startswith("    alignlab ")
+    ]
+    assert [command[1] for command in commands] == ["audit", "run", "figures"]
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+    assert "verdict:" in capsys.readouterr().out
+    assert Path("out/claim/result.json").exists()
+    assert Path("out/again/angles.png").exists()
 
 
 def test_readme_names_every_recorded_quantity():

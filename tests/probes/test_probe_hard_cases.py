@@ -260,6 +260,25 @@ def test_a_loss_on_hidden_activations_is_found_whenever_it_comes(rule: str, own_
         recorded(make(Hidden, rule), step)
 
 
+def test_where_the_output_is_made_of_several_layers_no_product_of_weights_stands_above_a_direct_layer() -> (
+    None
+):
+    class Joined(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.beside = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cat([self.b(torch.tanh(self.a(x))), self.beside(x)], 1)
+
+    run = recorded(make(Joined, "dfa"), plain_step)
+    assert np.isfinite(run.gradient_angle.sel(layer="a")).all()
+    for name in ("weight_angle", "spectrum_real", "descent_fraction"):
+        assert name not in run or np.isnan(run[name].sel(layer="a")).all()
+    plain = recorded(make(Hidden, "dfa"), plain_step)
+    assert np.isfinite(plain.weight_angle.sel(layer="a")).all()
+
+
 # Loss and samples --------------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +360,9 @@ def test_one_run_id_is_one_run(tmp_path: Any) -> None:
         ("sign_sync", {"preserve_magnitude": True}, "kaiming"),
     ],
 )
-def test_an_initialisation_is_told_where_it_has_a_part(rule: str, arguments: dict[str, Any], init: str) -> None:
+def test_an_initialisation_is_told_where_it_has_a_part(
+    rule: str, arguments: dict[str, Any], init: str
+) -> None:
     model = convert(Hidden().double(), rule, **arguments)
     assert recorded(model, plain_step, 1).attrs["feedback_init"] == init
 

@@ -54,6 +54,11 @@ BROKEN = {
     "text as data": (lambda r: r.assign(mine=("step", ["a", "b", "c"])), "mine", "dtype"),
     "dates": (lambda r: r.assign_coords(day=("step", np.zeros(3, "M8[ns]"))), "day", "datetime64"),
     "an angle above 180": (with_values("gradient_angle", 180.1), "gradient_angle", "180.1"),
+    "an angle above 180 by more than rounding": (
+        with_values("gradient_angle", 180.01),
+        "gradient_angle",
+        "180.0",
+    ),
     "an angle below 0": (with_values("gradient_angle", -0.1), "gradient_angle", "-0.1"),
     "an infinite angle": (with_values("gradient_angle", np.inf), "gradient_angle", "inf"),
     "an infinite clock": (lambda r: r.assign(wall_time=("step", [0.0, 1.0, np.inf])), "wall_time", "inf"),
