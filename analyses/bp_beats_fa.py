@@ -1,4 +1,4 @@
-"""Does backprop beat feedback alignment? A claim that should survive its audit.
+"""Does backprop beat feedback alignment? A claim that should survive its audit, in the main.
 
 With random fixed feedback a network of 784-128-64-10 learns, but its errors point away from the gradient by tens of degrees
 (Lillicrap et al. 2016). Giving it backprop's step sizes, or its own best learning rate, does not turn them round.
