@@ -6,9 +6,10 @@ A process costs seconds to start, since it imports torch, and an audit hands out
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, Self
 
@@ -58,18 +59,14 @@ class Workers:
             pool.shutdown(cancel_futures=True)
 
     def _submitted(self, function: Callable[..., Any], job: tuple[Any, ...]) -> Future[Any]:
-        pool = self._started()  # first: it starts multiprocessing's resource tracker, which unblocks SIGINT
-        held = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # a process inherits it while it starts
+        pool = self._started()  # before the block: it starts a resource tracker, which ends it
         try:
-            return pool.submit(function, *job)
+            with _interrupts_held():  # a process that starts here inherits it
+                return pool.submit(function, *job)
         except BrokenProcessPool as error:  # by one of the jobs before
             broken: Future[Any] = Future()
             broken.set_exception(error)
             return broken
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -107,6 +104,20 @@ def _die_at_interrupt() -> None:
     """A worker that Ctrl-C reaches ends at once and without a traceback; the sweep's own process tells the user."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in a shell's background has it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGINT}
-    )  # what came while this process was starting acts now
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGINT}
+        )  # what came while this process was starting acts now
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and in a process started within until it is ready to end quietly."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
