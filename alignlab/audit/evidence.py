@@ -35,8 +35,8 @@ class ControlEvidence:
     """What one control k shows.
 
     `necessity` N_k: the treatment without k against the baseline. `sufficiency` S_k: the treatment against
-    the baseline given k; None where that was not run. `removed` T − N_k, paired by seed: what taking k away
-    costs the treatment.
+    the baseline given k; None where that was not run. `removed` T − N_k, paired by seed: what
+    k accounts for.
     """
 
     name: str
@@ -117,7 +117,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ControlSamples:
-    """Seed-paired differences (n,) behind one control; `removed` defaults to total − necessity by seed."""
+    """Seed-paired differences (n,) behind one control; `removed` defaults to total − necessity by
+    seed; a control on other seeds than the claim's passes it.
+    """
 
     name: str
     necessity: Sequence[float]

@@ -29,7 +29,7 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
         "learning_curves": learning_curves(_labelled(result), claim.outcome, hue="arm"),
     }
     grids = [group for group in result.runs if ", lr " in group]
-    if grids:
+    if grids and "tuning" in result.details:
         chosen = {label: search["best_lr"] for label, search in result.details["tuning"].items()}
         drawn["loss_against_lr"] = loss_against_lr(
             _by_arm(result, grids), "validation_" + claim.outcome.split("_")[1], hue="arm", chosen=chosen

@@ -154,6 +154,8 @@ def weight_angle(B: Tensor, W: Tensor) -> Tensor:
     tensor(45., dtype=torch.float64)
     """
     B, W = _comparable(B, W, 2)
+    if B.dtype == torch.float64:
+        return angle(B, W, dims=2)  # products resolve no angle below 1e-8
     return angle_from_products(*matrix_products(balance(B)[0], balance(W)[0]))
 
 

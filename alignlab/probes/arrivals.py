@@ -8,7 +8,6 @@ and these were not cleared since; of a closure's evaluations the first counts, t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ class Arrivals:
         self._landed: set[int] = set()
         self._accumulated: set[int] = set()  # of these, the passes that went into .grad
         self._learnt: set[str] = set()
-        self._left: dict[int, Any] = {}  # in which state the last pass left each weight's gradient
         self._heard: dict[Use, None] = {}  # every use that was reached, thrown away or not
         self.clear()
 
@@ -67,7 +65,6 @@ class Arrivals:
 
     def accumulate(self, weight: Tensor) -> None:
         """The pass that runs has added to a weight's ``.grad``; what ``autograd.grad`` returns goes elsewhere."""
-        self._left[id(weight)] = _mark(weight.grad)
         if not self.closed:
             self._accumulated.add(torch._C._current_graph_task_id())
 
@@ -95,10 +92,6 @@ class Arrivals:
 
     def _gradients_are_cleared(self) -> bool:
         weights = [parameter_of(layer) for layer in self.layers.values() if learns(layer)]
-        if any(
-            w is not None and w.grad is not None and self._left.get(id(w)) == _mark(w.grad) for w in weights
-        ):
-            return False  # nobody touched it since: no need to look, which would wait for the device
         gradients = [weight.grad for weight in weights if weight is not None]
         return bool(gradients) and not any(isinstance(g, Tensor) and bool(g.any()) for g in gradients)
 
@@ -111,8 +104,3 @@ def learns(layer: nn.Module) -> bool:
 
 def _all_passes(arrived: Mapping[str, Mapping[Use, None]]) -> set[int]:
     return {p for uses in arrived.values() for use in uses for p in use.signals.get("delta_rule", ())}
-
-
-def _mark(gradient: Tensor | None) -> Any:
-    """Changes when a gradient is set to zero, written to, or replaced."""
-    return None if gradient is None else (gradient.data_ptr(), gradient._version)

@@ -111,6 +111,12 @@ class Capture:
             self._test.check(taken, self.layers, self.passes)
         return taken
 
+    @property
+    def attrs(self) -> dict[str, str]:
+        """What a reader of the run must know."""
+        elsewhere = ", ".join(self._test.elsewhere)
+        return {"weights_that_learn_elsewhere_too": elsewhere} if elsewhere else {}
+
     def _let_go(self) -> None:
         """Cut the ties to graphs that the loop may keep (a list of losses, say)."""
         for placed in self._asked:
@@ -141,7 +147,9 @@ class Capture:
                     "use_reentrant=False"
                 )
 
-    def _on_gradient(self, name: str, gradient: Tensor) -> None:
+    def _on_gradient(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return  # a direct rule sends nothing below its own layers
         self.arrivals.land(name)
         self._test.note(name, self.layers[name], gradient)
 
@@ -175,9 +183,11 @@ class Capture:
             if error is not None and not somebody_asks(self._credits) and self.arrivals.counts():
                 self.arrivals.reach(name, use, error.detach().reshape(use.shape))
 
-        def stray(grads: Sequence[Tensor | None]) -> None:
+        def beside(grads: Sequence[Tensor | None]) -> None:
             asked = somebody_asks(self._credits) or any(credit.delivering for credit in self._credits)
-            if grads[slot] is not None and not asked and self.arrivals.counts():
+            stray = grads[slot]
+            # a full backward hook of the loop's own turns nothing into zeros
+            if stray is not None and not asked and bool(stray.any()) and self.arrivals.counts():
                 raise ProbeError(
                     f"layer {name!r} receives an error beside the one that the direct rule sends it, so its true error is "
                     "unknown: a loss on activations inside the model. Measure such a run under backprop or a layerwise rule"
@@ -186,7 +196,7 @@ class Capture:
         if isinstance(use.layer, FeedbackLayer) and use.layer.rule.direct:
             # the gate on the output receives nothing; what it *passes on* is the rule's signal
             use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
-            use.handles.append(node.register_prehook(stray))
+            use.handles.append(node.register_prehook(beside))
         else:
             use.handles.append(node.register_prehook(arrived))
 
@@ -246,7 +256,9 @@ class Capture:
 
 
 def _some_lie_deeper(asked: Sequence[Use], fresh: Placed, below: GradientEdge) -> bool:
-    """Whether an error from ``below`` reaches some of the uses through other layers alone."""
+    """Whether an error from ``below`` reaches some of the uses through other layers alone, converted ones among them."""
+    if not any(isinstance(use.layer, FeedbackLayer) and use.reaches_input for use in asked):
+        return False  # no feedback is in use
     ends = {edge.node: use for use, edge in fresh}
     first = {ends[node] for node in topmost(frontier([below.node], ends)) if node in ends}
     return any(use not in first for use in asked)

@@ -115,7 +115,7 @@ class Loss(Probe):
 
             def note(gradient: Tensor) -> None:
                 """The value takes part in the backward pass that runs; whether that pass counts is known at the step's end."""
-                self._values.append((torch._C._current_graph_task_id(), kept * gradient))
+                self._values.append((torch._C._current_graph_task_id(), _wide(kept) * _wide(gradient)))
                 if self.criterion is None:
                     handles[0].remove()  # each call of backward() is heard by itself
 
@@ -129,3 +129,7 @@ class Loss(Probe):
                 (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None
             )
             self._samples += 0 if batch is None else batch.shape[0]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))  # a scaled half would overflow

@@ -121,7 +121,10 @@ class LayerObservation:
             return None
         if self.direct:
             W, B = self.matrices
-            return None if self.errors is None else (self.errors @ B, self.errors @ W)
+            if self.errors is None:
+                return None
+            e = self.errors.to(W.dtype)  # autocast's are of half precision
+            return e @ B.to(W.dtype), e @ W
         used = [(u, _some(u.delta_rule)) for u in self.uses if u.reaches_input]
         by_w = joined([u.carried(d, self.weight) for u, d in used])
         if self.uses[-1].feedback is None:

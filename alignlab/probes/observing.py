@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from alignlab.probes.arrivals import learns
 from alignlab.probes.observation import LayerObservation
@@ -41,9 +42,12 @@ def observe(
     found = {}
     for name, uses in taken.items():
         layer: Any = layers[name]
-        ours = name in rates or not learns(layer)  # what another optimizer does to it is not known
-        update = weight_of(layer) - before[name] if updated and ours else None
         weight = parameter_of(layer)
+        fresh = weight is not None or parametrize.is_parametrized(
+            layer, "weight"
+        )  # else as the last forward pass made it
+        ours = name in rates or not learns(layer)  # what another optimizer does to it is not known
+        update = weight_of(layer) - before[name] if updated and ours and fresh else None
         sharing = [
             u
             for n, others in taken.items()

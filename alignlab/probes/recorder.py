@@ -208,7 +208,7 @@ class Recorder:
                 name: _merged(probe.measure(layer) for probe in due) for name, layer in layers.items()
             }
             by_step = _merged(probe.measure_step(seen) for probe in due)
-        self._recording.attrs |= _merged(probe.attrs() for probe in due)
+        self._recording.attrs |= _merged(probe.attrs() for probe in due) | self._capture.attrs
         self._recording.add(step, by_layer, {"learning_rate": rate, "wall_time": seen.wall_time, **by_step})
 
 

@@ -31,7 +31,7 @@ class Ruled:
             )
 
     def _refuse_part(self, shared: list[Credit]) -> None:
-        if any(sum(credit is other for other in shared) < credit.size for credit in shared):
+        if any(sum(credit is other for other in shared) < len(credit.layers) for credit in shared):
             raise ProbeError(
                 f"{type(self.model).__name__} is a part of what was converted, and the error that comes to it from the "
                 "other converted layers is not the true one: give the recorder the converted model"

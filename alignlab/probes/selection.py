@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -27,6 +28,19 @@ def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
             f"{type(inner).__name__} has no layer to observe: expected an nn.Linear or nn.Conv2d"
         )
     if wanted is None:
+        others = {
+            id(p) for m in inner.modules() if not isinstance(m, MEASURABLE) for p in m._parameters.values()
+        }
+        tied = [
+            name for name, m in found.items() if parameter_of(m) is not None and id(parameter_of(m)) in others
+        ]
+        if tied and len(tied) < len(found):
+            warnings.warn(
+                f"not observed: {', '.join(tied)}; the weight is shared with a module that is no nn.Linear or nn.Conv2d (an "
+                "embedding), so that its gradient is not that of the layer alone",
+                stacklevel=3,
+            )
+            found = {name: m for name, m in found.items() if name not in tied}
         return found
     if callable(wanted):
         chosen = {name: m for name, m in found.items() if wanted(name, m)}

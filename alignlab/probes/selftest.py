@@ -8,6 +8,7 @@ that the weight got.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import Hook
 from alignlab.probes.uses import Use, parameter_of
+from alignlab.rules.layers import FeedbackLayer
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # relative
 TOLERANCE_HALF = 3e-2  # bfloat16 rounds at 4e-3
@@ -50,8 +52,8 @@ class LastLayers:
             self._found.pop(0)
 
 
-def check_paths(layers: Mapping[str, Iterable[Use]]) -> bool:
-    """Raise :class:`ProbeError` where a layer received another error than the one that comes from the output; else True."""
+def check_paths(layers: Mapping[str, Iterable[Use]]) -> None:
+    """Raise :class:`ProbeError` where a layer received another error than the one that comes from the output."""
     for name, use in ((name, use) for name, uses in layers.items() for use in uses):
         if use.expected is None:
             continue
@@ -63,7 +65,6 @@ def check_paths(layers: Mapping[str, Iterable[Use]]) -> bool:
                 f"{difference:.1e}, relative), so its true error is unknown: a loss on activations inside the model, or a hook "
                 "that changes gradients at random. Return such activations from the model beside its output"
             )
-    return True
 
 
 class GradientTest:
@@ -73,6 +74,7 @@ class GradientTest:
         self._steps = 0
         self._weights: dict[str, Tensor] = {}
         self._landed: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
+        self.elsewhere: dict[str, None] = {}  # layers whose weights get other gradients too
 
     @property
     def due(self) -> bool:
@@ -90,9 +92,11 @@ class GradientTest:
     def check(
         self, taken: Mapping[str, Sequence[Use]], layers: Mapping[str, nn.Module], passes: Iterable[int]
     ) -> None:
-        """End a step; raise :class:`ProbeError` where a weight got another gradient than the deltaᵀ h of the uses seen.
+        """End a step; compare what came to each weight with the deltaᵀ h of the uses seen.
 
-        Weight decay in the loss (L2 or L1) is let pass, as in the optimizer: it is no part of the teaching signal.
+        What else comes to the weight of a plain layer (a penalty in the loss, a use outside the layer) is no part of this
+        layer's teaching signal: a warning, once, and an entry in ``elsewhere``; L2 and L1 decay, as in the optimizer, is
+        not even that. A layer of another class may compute something else: :class:`ProbeError`.
         """
         landed, self._landed, weights, self._weights = self._landed, {}, self._weights, {}
         self._steps += 1
@@ -100,25 +104,35 @@ class GradientTest:
             if parts := [by_pass[p] for p in passes if p in by_pass]:
                 tied = [n for n in taken if parameter_of(layers[n]) is parameter_of(layers[name])]
                 uses = [use for n in tied for use in taken[n] if use.delta_rule is not None]
-                _compare(name, uses, sum(parts[1:], parts[0]), weights[name])
+                if difference := _elsewhere(uses, sum(parts[1:], parts[0]), weights[name]):
+                    self._tell(name, layers[name], difference)
+
+    def _tell(self, name: str, layer: nn.Module, difference: float) -> None:
+        told = f"layer {name!r}: its weight got another gradient than deltaᵀ h (they differ by {difference:.1e}, relative)"
+        if type(layer) not in (nn.Linear, nn.Conv2d) and not isinstance(layer, FeedbackLayer):
+            raise ProbeError(
+                f"{told}. Is a {type(layer).__name__} more than its base class? What it does is not known: leave it out with "
+                "layers="
+            )
+        if name not in self.elsewhere:
+            self.elsewhere[name] = None
+            warnings.warn(
+                f"{told}: a penalty in the loss, or a use outside the layer. Gradients and angles are of the layer's own "
+                "signal; update_angle and projected_lr compare the whole step with it",
+                stacklevel=2,
+            )
 
 
-def _compare(name: str, uses: Sequence[Use], landed: Tensor, weight: Tensor) -> None:
+def _elsewhere(uses: Sequence[Use], landed: Tensor, weight: Tensor) -> float:
+    """How much of a weight's gradient, relative to it, is not the deltaᵀ h of the uses."""
     signals = [(use, delta) for use in uses if (delta := use.delta_rule) is not None]
     seen = sum(use.gradient(delta) for use, delta in signals)
     # near a minimum the samples' terms cancel, and what is left of both may be rounding
     noise = sum(
         _rounding(delta) * float(delta.float().norm() * use.h.float().norm()) for use, delta in signals
     )
-    difference = max(0.0, _beyond_decay(landed - seen, weight) - noise) / max(
-        float(landed.float().norm()), 1e-38
-    )
-    if difference > max((_tolerance(delta) for _, delta in signals), default=0.0):
-        raise ProbeError(
-            f"the weight of layer {name!r} got another gradient than deltaᵀ h (they differ by {difference:.1e}, relative): "
-            "the layer does something else than its class, its weight is used elsewhere too (tied by hand, a penalty in "
-            "the loss), or the loss contains gradients (a gradient penalty). Leave it out with layers="
-        )
+    rest = max(0.0, _beyond_decay(landed - seen, weight) - noise) / max(float(landed.float().norm()), 1e-38)
+    return rest if rest > max((_tolerance(delta) for _, delta in signals), default=0.0) else 0.0
 
 
 def _hooked(weight: Tensor) -> bool:
@@ -130,9 +144,16 @@ def _hooked(weight: Tensor) -> bool:
 def _beyond_decay(rest: Tensor, weight: Tensor) -> float:
     """‖rest‖, of what no multiple of the weight or of its signs explains."""
     rest, weight = rest.float(), weight.float()
-    decays = (torch.zeros_like(weight), weight, weight.sign())
-    left = [rest - (rest * d).sum() / d.square().sum().clamp(min=1e-30) * d for d in decays]
-    return float(torch.stack([part.norm() for part in left]).min())
+    for direction in _orthogonal(weight, weight.sign()):
+        rest = rest - (rest * direction).sum() * direction
+    return float(rest.norm())
+
+
+def _orthogonal(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    a = a / a.norm().clamp(min=1e-15)
+    b = b - (a * b).sum() * a
+    length = b.norm()
+    return a, b / length if length > 1e-5 * b.numel() ** 0.5 else torch.zeros_like(b)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def convert(
     made = make_rule(rule, init=init, **rule_args)
     layers = _convertible(model)
     seeds = _seeds(layers, generator)
-    credit = Credit(size=len(layers))
+    credit = Credit()
     done: list[FeedbackLayer] = []
     try:
         for layer, seed in zip(layers, seeds, strict=True):

@@ -8,6 +8,7 @@ their signals meet the network again; that record is the list of :class:`Call` k
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Credit:
     """What the layers of one converted model share. ``true`` asks for backprop's cotangents."""
 
     true: bool = False
-    size: int = 0  # how many layers share this
+    layers: Any = field(default_factory=weakref.WeakSet)  # that share this, and are still in use
     delivering: bool = (
         False  # while a direct rule takes its signals to the layers: none passes a second layer
     )
@@ -91,4 +92,4 @@ class Credit:
 
     def __getstate__(self) -> dict[str, Any]:
         # A pass in progress stays behind: graph edges can be neither pickled nor copied.
-        return {"true": False, "size": self.size, "delivering": False, "calls": None}
+        return {"true": False, "delivering": False, "calls": None}

@@ -10,6 +10,7 @@ writes through ``weight.data`` it cannot see.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +43,7 @@ class FeedbackLayer(nn.Module):
     def attach(self, rule: Rule, credit: Credit, seed: int) -> None:
         """Set the layer up for ``rule``; ``convert`` calls this after changing the class."""
         self.rule, self.credit, self.feedback_seed = rule, credit, seed
+        credit.layers.add(self)
         self.clock, self._seen = 0, None
         self.register_buffer("feedback", None)
         self.register_buffer("feedback_magnitude", None)
@@ -49,6 +51,7 @@ class FeedbackLayer(nn.Module):
 
     def detach_rule(self) -> None:
         """Undo :meth:`attach`."""
+        self.credit.layers.discard(self)
         for name in ("rule", "credit", "feedback_seed", "clock", "_seen", "feedback", "feedback_magnitude"):
             delattr(self, name)
 
@@ -59,6 +62,8 @@ class FeedbackLayer(nn.Module):
     def tick(self) -> None:
         """Advance the clock if the weights changed since the last differentiable forward pass, and refresh B."""
         if "weight" not in self._parameters:
+            if type(self.rule).refresh is Rule.refresh:
+                return  # its feedback depends on no clock
             raise RuntimeError(
                 f"the weight of a {type(self).__name__} is made anew at each pass (pruned or reparametrised after convert), "
                 "so its changes cannot be counted: revert the model, or prune before converting and make it permanent"
@@ -127,6 +132,10 @@ class FeedbackLayer(nn.Module):
         if "_seen" in state:
             state["_seen"] = self._resume_point()
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        vars(self.credit).setdefault("layers", weakref.WeakSet()).add(self)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {

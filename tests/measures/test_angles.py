@@ -270,3 +270,13 @@ def test_the_size_of_signal_and_input_does_not_reach_the_angle(shape, size):
 def test_what_does_not_match_has_no_angle(compare):
     with pytest.raises(ValueError, match=r"must be equal|is not of the layer"):
         compare()
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-6, 1e-9, 1e-11])
+def test_double_precision_resolves_the_angles_that_it_can(step):
+    generator = torch.Generator().manual_seed(0)
+    W, other = (torch.randn(30, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    across = other - (other * W).sum() / W.square().sum() * W
+    after = W + step * W.norm() / across.norm() * across
+    for found in (measures.weight_angle(W, after), measures.angular_update(W, after)):
+        assert math.radians(found.item()) == pytest.approx(step, rel=1e-4)

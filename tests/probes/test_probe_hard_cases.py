@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 import xarray as xr
 from probe_worlds import CLASSES, WORLDS, World, loss_of, seeded, sgd
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from alignlab.probes import (
@@ -213,22 +215,130 @@ def test_weight_decay_in_the_loss_is_no_part_of_the_teaching_signal(
     assert found.update_angle.sel(layer="b").item() > 5
 
 
-def test_a_weight_that_learns_elsewhere_too_is_an_error() -> None:
+@pytest.mark.parametrize("both", [0.0, 0.1])
+def test_elastic_nets_are_decay_too(both: float) -> None:
+    def decayed(model: Any, i: int) -> None:
+        weights = sum(0.1 * w.square().sum() + both * w.abs().sum() for w in (model.a.weight, model.b.weight))
+        (loss_of(model, *MLP.batch(i)) + weights).backward()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = recorded(make(Hidden, "fa"), decayed)
+    assert "weights_that_learn_elsewhere_too" not in run.attrs
+
+
+def test_a_layer_that_does_more_than_its_class_is_an_error() -> None:
     class Masked(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.weight * (self.weight > 0), self.bias)
 
-    with pytest.raises(ProbeError, match="the weight of layer '0' got another gradient"):
+    with pytest.raises(ProbeError, match=r"layer '0': its weight got another .* Is a Masked more than"):
         recorded(nn.Sequential(Masked(6, CLASSES)).double(), plain_step)
 
-    def gradient_penalty(model: Any, i: int) -> None:
-        x = MLP.batch(i)[0].requires_grad_()
-        z = model(x)
-        (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
-        (z.mean() + slope.square().sum()).backward()
 
-    with pytest.raises(ProbeError, match="got another gradient"):
-        recorded(make(Hidden), gradient_penalty)
+def gradient_penalty(model: Any, i: int) -> None:
+    x = MLP.batch(i)[0].requires_grad_()
+    z = model(x)
+    (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    (z.mean() + slope.square().sum()).backward()
+
+
+def orthogonality(model: Any, i: int) -> None:
+    W = model.a.weight
+    (loss_of(model, *MLP.batch(i)) + (W @ W.T - torch.eye(8)).square().sum()).backward()
+
+
+@pytest.mark.parametrize("step", [gradient_penalty, orthogonality])
+def test_what_a_weight_learns_elsewhere_is_told_once_and_stays_out(step: Step) -> None:
+    with pytest.warns(UserWarning, match="layer 'a': its weight got another gradient") as told:
+        run = recorded(make(Hidden), step)
+    assert sum("layer 'a'" in str(warning.message) for warning in told) == 1
+    assert "a" in run.attrs["weights_that_learn_elsewhere_too"].split(", ")
+    if step is orthogonality:
+        plain = recorded(make(Hidden), plain_step, 1)
+        np.testing.assert_allclose(run.gradient_norm[0], plain.gradient_norm[0], rtol=1e-6)
+
+
+def test_a_decoder_tied_to_an_embedding_is_left_out_and_told() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.a, self.out = (
+                nn.Embedding(CLASSES, 8),
+                nn.Linear(8, 8),
+                nn.Linear(8, CLASSES, bias=False),
+            )
+            self.out.weight = self.words.weight
+
+        def forward(self, x: Tensor) -> Any:
+            return self.out(torch.tanh(self.a(self.words(x))))
+
+    def step(model: Any, i: int) -> None:
+        y = MLP.batch(i)[1]
+        F.cross_entropy(model(y), y).backward()
+
+    with pytest.warns(UserWarning, match="not observed: out;"):
+        run = recorded(Words(), step)
+    assert run.layer.values.tolist() == ["a"]
+
+
+@pytest.mark.parametrize("rule", [None, "fa"])
+def test_a_batch_that_was_cleared_behind_autograds_back_is_cleared(rule: str | None) -> None:
+    def step(model: Any, i: int) -> None:
+        loss_of(model, *MLP.batch(i + 1)).mul(5).backward()
+        for parameter in model.parameters():
+            parameter.grad.data.zero_()
+        plain_step(model, i)
+
+    found, expected = (recorded(make(Hidden, rule), each, 1) for each in (step, plain_step))
+    for name in ("gradient_norm", "loss"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_a_hook_that_only_looks_changes_nothing(rule: str) -> None:
+    model = make(Hidden, rule)
+    model.a.register_full_backward_hook(lambda module, below, above: None)
+    found, expected = recorded(model, plain_step), recorded(make(Hidden, rule), plain_step)
+    np.testing.assert_allclose(found.gradient_angle, expected.gradient_angle, atol=1e-4)
+
+
+def test_a_direct_rule_on_the_head_alone_leaves_the_trunk_unmeasured() -> None:
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = (
+                nn.Linear(6, 8),
+                nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES)),
+            )
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(torch.tanh(self.trunk(x)))
+
+    model = Trunk().double()
+    convert(model.head, "dfa")
+    run = recorded(model, plain_step)
+    assert np.isnan(run.gradient_angle.sel(layer="trunk")).all()
+    assert np.isfinite(run.gradient_angle.sel(layer="head.0")).all()
+
+
+def test_direct_rules_are_measured_under_autocast() -> None:
+    def step(model: Any, i: int) -> None:
+        x, y = MLP.batch(i)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x.float()), y)
+        loss.backward()
+
+    run = recorded(convert(Hidden(), "dfa"), step)
+    assert np.isfinite(run.descent_fraction.sel(layer="a")).all()
+
+
+def test_a_pruned_weight_has_no_update_rather_than_none() -> None:
+    model = Hidden().double()
+    prune.l1_unstructured(model.a, "weight", 0.3)
+    run = recorded(model, plain_step)
+    assert "update_norm" not in run or not (run.update_norm.sel(layer="a") == 0).any()
 
 
 def test_the_first_hidden_layer_may_be_returned_and_learnt_from() -> None:
@@ -302,6 +412,23 @@ def test_each_call_of_backward_is_heard_once_and_with_its_weight() -> None:
     assert float(weighted.loss[0]) == pytest.approx(value, rel=1e-6)
 
 
+def test_the_value_of_a_criterion_survives_a_scale_that_half_precision_does_not() -> None:
+    criterion = nn.MSELoss()
+    x = torch.full((4, 6), 4.0, dtype=torch.float16)
+    model = nn.Sequential(nn.Linear(6, 2)).half()
+    expected = criterion(model(x), torch.zeros(4, 2, dtype=torch.float16)).item()
+
+    class Scaler:
+        _scale = torch.tensor(2.0**14)
+
+    def step(model: Any, i: int) -> None:
+        value = criterion(model(x), torch.zeros(4, 2, dtype=torch.float16))
+        (value * 2.0**14).backward()
+
+    run = recorded(model, step, 1, [Loss(criterion)], grad_scaler=Scaler())
+    assert float(run.loss[0]) == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_checkpointed_model_has_its_samples_counted_once() -> None:
     def step(model: Any, i: int) -> None:
         x, y = MLP.batch(i)
@@ -335,6 +462,19 @@ def test_a_part_of_a_converted_model_is_refused() -> None:
     convert(model, "fa")
     with pytest.raises(ProbeError, match="part of what was converted"):
         Recorder(model[0], sgd(model), [GradientAngle()]).attach()
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_a_model_of_which_a_layer_was_reverted_or_replaced_is_whole(rule: str) -> None:
+    reverted, replaced = make(Hidden, rule), make(Hidden, rule)
+    revert(reverted.b)
+    replaced.b = nn.Linear(8, CLASSES).double()
+    for model in (reverted, replaced, copy.deepcopy(make(Hidden, rule))):
+        if rule == "fa":
+            assert np.isfinite(recorded(model, plain_step).gradient_angle).all()
+    whole = copy.deepcopy(make(Hidden, rule))
+    with pytest.raises(ProbeError, match="part of what was converted"):
+        recorded(whole.a, plain_step)
 
 
 def test_steps_of_another_optimizer_are_not_this_ones() -> None:

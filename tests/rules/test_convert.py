@@ -425,3 +425,15 @@ def test_norms_stay_and_learn(kind: str, rule: RuleCase) -> None:
     net(torch.randn(5, 1, 6, 6)).square().sum().backward()
     assert net[1] is norm
     assert norm.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa"])
+def test_rules_without_a_clock_bear_a_reparametrised_weight_and_a_replica(rule: str) -> None:
+    net = rules.convert(mlp(), rule)
+    net(normal(2, 5))
+    torch.nn.utils.parametrizations.weight_norm(net[2])
+    net(normal(2, 5)).sum().backward()
+    assert net[2].parametrizations.weight.original1.grad.norm() > 0
+    replica = net[0]._replicate_for_data_parallel()
+    replica.weight, replica.bias = net[0].weight * 1, net[0].bias * 1
+    assert torch.equal(replica(normal(2, 5)), net[0](normal(2, 5)))
