@@ -7,13 +7,13 @@ may lie beyond it. So every curve's optimum carries a star, and one on the edge 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.learning import is_log
+from alignlab.figures.sweeps import FAR, Sweep, ceiling_of, sweeps
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,26 +23,6 @@ if TYPE_CHECKING:
 
 
 ROW = 10  # points between the rows above the frame
-FAR = 10.0  # times the untrained loss, beyond which a run is merely bad
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One rule's outcome at each learning rate (R,): mean and interval of the runs that finished, and counts."""
-
-    level: Hashable
-    lrs: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    finished: np.ndarray
-    diverged: np.ndarray
-    best: int | None
-
-    @property
-    def on_edge(self) -> bool:
-        """Whether the optimum is the grid's first or last learning rate."""
-        return self.best in (0, len(self.lrs) - 1)
 
 
 def loss_against_lr(
@@ -79,7 +59,7 @@ def loss_against_lr(
     found = [sweeps(panel.data, outcome, hue, log, chosen) for panel in panels]
     if not any(sweep.finished.any() for several in found for sweep in several):
         raise ValueError(f"no run finished with a final {outcome!r}: there is nothing to compare")
-    ceiling = _ceiling(data, outcome, log)
+    ceiling = ceiling_of(data, outcome, log)
     order = list(dict.fromkeys(level for panel in panels for level in groups.levels(panel.data, hue)))
     look = style.looks(order)
     with style.styled():
@@ -102,62 +82,6 @@ def loss_against_lr(
             hue,
             _note(data, found, log, ceiling),
         )
-
-
-def sweeps(
-    data: xr.Dataset, outcome: str, hue: str, log: bool, chosen: Mapping[Any, float] | None = None
-) -> list[Sweep]:
-    """One sweep for each level of `hue`; its optimum, if not `chosen`, is among the rates at which no run diverged."""
-    final, status = final_values(data, outcome), _status(data)
-    found = []
-    for level in groups.levels(data, hue):
-        mine = data[hue].values == level
-        lrs = np.unique(data["lr"].values[mine])
-        at = [mine & (data["lr"].values == lr) for lr in lrs]
-        tables = [final[here & (status == "finished") & np.isfinite(final)] for here in at]
-        points = [
-            lines.mean_and_interval(t[:, None], log) if len(t) else (np.full(1, np.nan),) * 3 for t in tables
-        ]
-        mean, low, high = np.array(points)[:, :, 0].T
-        diverged = np.array([np.sum(here & (status == "diverged")) for here in at])
-        if chosen is None:
-            best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
-        else:
-            best = _position(lrs, chosen.get(level))
-        found.append(Sweep(level, lrs, mean, low, high, np.array([len(t) for t in tables]), diverged, best))
-    return found
-
-
-def final_values(data: xr.Dataset, outcome: str) -> np.ndarray:
-    """Each run's last finite value (R,), NaN for a run that has none."""
-    table = contents.values(data, outcome, ("step",)).values
-    last = table.shape[1] - 1 - np.isfinite(table)[:, ::-1].argmax(axis=1)
-    return np.asarray(table[np.arange(len(table)), last])
-
-
-def _status(data: xr.Dataset) -> np.ndarray:
-    return np.asarray(
-        data["status"].values if "status" in data.coords else np.full(data.sizes["run"], "finished")
-    )
-
-
-def _optimum(mean: np.ndarray, highest: bool) -> int | None:
-    if not np.isfinite(mean).any():
-        return None
-    return int(np.nanargmax(mean) if highest else np.nanargmin(mean))
-
-
-def _ceiling(data: xr.Dataset, outcome: str, log: bool) -> float:
-    """The value above which it does not matter how bad a run is."""
-    table = contents.values(data, outcome, ("step",)).values
-    first = table[np.arange(len(table)), np.isfinite(table).argmax(axis=1)]
-    first = first[np.isfinite(first)]
-    return FAR * float(first.max()) if log and first.size else np.inf
-
-
-def _position(lrs: np.ndarray, lr: float | None) -> int | None:
-    there = np.isclose(lrs, np.nan if lr is None else lr, rtol=1e-6)
-    return int(there.argmax()) if there.any() else None
 
 
 def _fit(axes: list[Axes], every: list[Sweep], log: bool, ceiling: float) -> None:

@@ -6,7 +6,7 @@ from figure_reading import labels, legend, line, marks, panels
 
 from alignlab import figures
 from alignlab.figures.lines import mean_and_interval
-from alignlab.figures.tuning import final_values, sweeps
+from alignlab.figures.sweeps import final_values, sweeps
 from alignlab.measures.quantities import QUANTITIES
 
 

@@ -1,0 +1,91 @@
+"""Outcomes of a sweep over learning rates, rule by rule: means, intervals, and the rate that is best."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignlab.figures import contents, groups, lines
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FAR = 10.0  # times the untrained loss, beyond which a run is merely bad
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One rule's outcome at each learning rate (R,): mean and interval of the runs that finished, and counts."""
+
+    level: Hashable
+    lrs: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    finished: np.ndarray
+    diverged: np.ndarray
+    best: int | None
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether the optimum is the grid's first or last learning rate."""
+        return self.best in (0, len(self.lrs) - 1)
+
+
+def sweeps(
+    data: xr.Dataset, outcome: str, hue: str, log: bool, chosen: Mapping[Any, float] | None = None
+) -> list[Sweep]:
+    """One sweep for each level of `hue`; its optimum, if not `chosen`, is among the rates at which no run diverged."""
+    final, status = final_values(data, outcome), _status(data)
+    found = []
+    for level in groups.levels(data, hue):
+        mine = data[hue].values == level
+        lrs = np.unique(data["lr"].values[mine])
+        at = [mine & (data["lr"].values == lr) for lr in lrs]
+        tables = [final[here & (status == "finished") & np.isfinite(final)] for here in at]
+        points = [
+            lines.mean_and_interval(t[:, None], log) if len(t) else (np.full(1, np.nan),) * 3 for t in tables
+        ]
+        mean, low, high = np.array(points)[:, :, 0].T
+        diverged = np.array([np.sum(here & (status == "diverged")) for here in at])
+        if chosen is None:
+            best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
+        else:
+            best = _position(lrs, chosen.get(level))
+        found.append(Sweep(level, lrs, mean, low, high, np.array([len(t) for t in tables]), diverged, best))
+    return found
+
+
+def final_values(data: xr.Dataset, outcome: str) -> np.ndarray:
+    """Each run's last finite value (R,), NaN for a run that has none."""
+    table = contents.values(data, outcome, ("step",)).values
+    last = table.shape[1] - 1 - np.isfinite(table)[:, ::-1].argmax(axis=1)
+    return np.asarray(table[np.arange(len(table)), last])
+
+
+def _status(data: xr.Dataset) -> np.ndarray:
+    return np.asarray(
+        data["status"].values if "status" in data.coords else np.full(data.sizes["run"], "finished")
+    )
+
+
+def _optimum(mean: np.ndarray, highest: bool) -> int | None:
+    if not np.isfinite(mean).any():
+        return None
+    return int(np.nanargmax(mean) if highest else np.nanargmin(mean))
+
+
+def _position(lrs: np.ndarray, lr: float | None) -> int | None:
+    there = np.isclose(lrs, np.nan if lr is None else lr, rtol=1e-6)
+    return int(there.argmax()) if there.any() else None
+
+
+def ceiling_of(data: xr.Dataset, outcome: str, log: bool) -> float:
+    """The value above which it does not matter how bad a run is."""
+    table = contents.values(data, outcome, ("step",)).values
+    first = table[np.arange(len(table)), np.isfinite(table).argmax(axis=1)]
+    first = first[np.isfinite(first)]
+    return FAR * float(first.max()) if log and first.size else np.inf
