@@ -2,8 +2,8 @@
 
 A layer that feeds the model's output gets backprop's own error, whatever the rule: tested at every measured step. And in
 some steps every layer's error is computed a second time from the output's: what arrives from elsewhere, from a loss on
-hidden activations, say, would be missing from the true error and bend the angle. There too, deltaᵀ h must be the gradient
-that the weight got.
+hidden activations, say, would be missing from the true error and bend the angle. There too, deltaᵀ h is compared with the
+gradient that the weight got.
 """
 
 from __future__ import annotations

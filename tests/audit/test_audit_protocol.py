@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from known_bench import CLAIM, KnownBench
 
 import alignlab as al
 from alignlab.audit.bench import Bench
@@ -14,38 +15,13 @@ from alignlab.audit.controls.tuning import _budget_check
 from alignlab.audit.statistics import paired
 from alignlab.training.spec import SpecError
 
-CLAIM = al.Claim(
-    statement="sign_sync beats bp",
-    treatment=al.Arm(rule="sign_sync"),
-    baseline=al.Arm(rule="bp"),
-    task="xor",
-    smallest_effect=0.1,
-    seeds=range(5),
-    setup={"lr": 0.1, "steps": 10},
-    learning_rates=(0.01, 0.1, 1.0),
-    tuning_seeds=2,
-)
-
-
-class Known(Bench):
-    def __init__(self, value, store):
-        super().__init__(CLAIM, store)
-        self.value, self.asked = value, set()
-
-    def run(self, what, specs):
-        """Nothing to do."""
-
-    def values(self, specs, metric=None):
-        self.asked.add(metric)
-        return np.array([self.value(s) for s in specs])
-
 
 def peak(optimum, top):
     return lambda s: top - np.log10(s.lr / optimum) ** 2 + 0.01 * np.sin(s.seed)
 
 
-def test_tuning_given_is_the_claimed_treatment_against_the_tuned_baseline_chosen_on_validation(tmp_path):
-    bench = Known(lambda s: peak(*(0.02, 1.0) if s.rule == "sign_sync" else (0.4, 2.0))(s), tmp_path)
+def test_tuning_given_is_the_claimed_treatment_against_the_tuned_baseline_chosen_on_validation():
+    bench = KnownBench(CLAIM, lambda s: peak(*(0.02, 1.0) if s.rule == "sign_sync" else (0.4, 2.0))(s))
     t, b = bench.outcomes("t", CLAIM.treatment), bench.outcomes("b", CLAIM.baseline)
     bench.asked.clear()
     found = Tuning().apply(bench, t, b)
@@ -54,8 +30,8 @@ def test_tuning_given_is_the_claimed_treatment_against_the_tuned_baseline_chosen
     assert bench.asked == {"validation_loss", None}  # None: the claim's own outcome, of the final runs
 
 
-def test_an_optimum_at_the_lower_edge_extends_downwards_and_fails_if_it_stays(tmp_path):
-    bench = Known(lambda s: -np.log10(s.lr), tmp_path)
+def test_an_optimum_at_the_lower_edge_extends_downwards_and_fails_if_it_stays():
+    bench = KnownBench(CLAIM, lambda s: -np.log10(s.lr))
     found = Tuning().apply(bench, np.arange(5.0), np.zeros(5))
     assert min(found.details["bp"]["learning_rates"]) == pytest.approx(1e-5)
     assert [c.passed for c in found.checks] == [False, False, True]
@@ -76,12 +52,12 @@ def test_values_are_oriented_by_their_metric(tmp_path):
     assert bench.values([None], "validation_accuracy") == [0.7]
 
 
-def test_the_placebo_is_read_at_the_claims_alpha(tmp_path):
+def test_the_placebo_is_read_at_the_claims_alpha():
     difference = np.array([0.3, 0.5, 0.1, 0.45, -0.02])
     alpha = paired(difference).p_value
     for factor, passes in ((0.9, True), (1.1, False)):
-        bench = Known(lambda s: difference[s.seed] if s.order else 0.0, tmp_path)
-        bench.claim = CLAIM.model_copy(update={"alpha": factor * alpha})
+        claim = CLAIM.model_copy(update={"alpha": factor * alpha})
+        bench = KnownBench(claim, lambda s: difference[s.seed] if s.order else 0.0)
         assert Placebo().apply(bench, np.zeros(5), np.zeros(5)).checks[0].passed is passes
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from known_bench import CLAIM, KnownBench
 
 import alignlab as al
 from alignlab.audit.bench import _final_values
@@ -12,43 +13,6 @@ from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.evidence import gather
 from alignlab.training.spec import RunSpec, SpecError
-
-CLAIM = al.Claim(
-    statement="sign_sync beats bp",
-    treatment=al.Arm(rule="sign_sync"),
-    baseline=al.Arm(rule="bp"),
-    task="xor",
-    smallest_effect=0.1,
-    seeds=range(5),
-    setup={"lr": 0.1, "steps": 10},
-    learning_rates=(0.01, 0.1, 1.0),
-    tuning_seeds=2,
-)
-
-
-class KnownBench:
-    """A bench whose outcomes come from a formula of the spec, and whose runs record the gains that they should."""
-
-    def __init__(self, claim, value, applied=None):
-        self.claim, self.value, self.groups = claim, value, {}
-        self._applied = applied or (lambda spec: 1.0 if spec.graft.magnitude == "bp" else 7.0)
-
-    def specs(self, arm, seeds=None, **changes):
-        return [self.claim.spec(arm, s, **changes) for s in (seeds or self.claim.seeds)]
-
-    def run(self, what, specs):
-        """Nothing to do."""
-
-    def values(self, specs, metric=None):
-        return np.array([self.value(spec) for spec in specs])
-
-    def outcomes(self, group, arm, *, seeds=None, metric=None, **changes):
-        self.groups[group] = tuple(self.specs(arm, seeds, **changes))
-        return self.values(self.groups[group])
-
-    def dataset(self, spec):
-        table = {"feedback_gain": 7.0, "applied_gain": self._applied(spec)}
-        return xr.Dataset({k: (("step", "layer"), np.full((3, 2), v)) for k, v in table.items()})
 
 
 def noise(spec):

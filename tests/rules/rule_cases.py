@@ -163,7 +163,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tupl
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
-    """Copies of ``.grad`` by name."""
+    """Copies of ``.grad`` by name; of a model that learnt nothing there is nothing to compare."""
+    assert any(p.grad is not None for p in model.parameters())
     return {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
 
 
