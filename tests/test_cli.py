@@ -204,7 +204,11 @@ def test_an_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
     path, out = tmp_path / "claim.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(claim))
     command = [sys.executable, "-m", "alignlab.cli", "audit", str(path), "--out", str(out), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # a job in a shell's background ignores interrupts, and so would what it starts
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((out / "store").glob("*.nc")) and time.monotonic() < deadline:
         time.sleep(0.05)
