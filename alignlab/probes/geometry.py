@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.rules.convolution import Conv, Geometry, geometry, pad
-from alignlab.rules.functions import conv_input_gradient, conv_weight_gradient
 from alignlab.rules.local import LocallyConnected2d
 
 KINDS: dict[type[nn.Module], str] = {
@@ -58,9 +57,13 @@ def gradient(layer: nn.Module, h: Tensor, delta: Tensor, weight: Tensor) -> Tens
         return rows(delta).T @ rows(h)
     h, delta = _batched(layer, h), _batched(layer, delta)
     if isinstance(layer, LocallyConnected2d):
-        return layer.patches.weight_gradient(delta, h, weight)
-    conv = _conv(layer)
-    return conv_weight_gradient(delta, pad(conv, h), weight, _geometry(conv, h, delta))
+        found, _ = layer.patches.parameter_gradients(delta, h, weight, (True, False))
+    else:
+        conv = _conv(layer)
+        plan = _geometry(conv, h, delta)
+        found, _ = plan.parameter_gradients(delta, pad(conv, h), weight, (True, False))
+    assert found is not None
+    return found
 
 
 def carried(layer: nn.Module, h: Tensor, delta: Tensor, carrier: Tensor) -> Tensor:
@@ -69,12 +72,12 @@ def carried(layer: nn.Module, h: Tensor, delta: Tensor, carrier: Tensor) -> Tens
         return rows(delta) @ carrier
     h, delta = _batched(layer, h).detach(), _batched(layer, delta)
     if isinstance(layer, LocallyConnected2d):
-        return layer.patches.input_gradient(delta, carrier, layer.input_size).flatten(1)
+        return layer.patches.input_gradient(delta, h, carrier).flatten(1)
     conv = _conv(layer)
     with torch.enable_grad():
         h = h.requires_grad_()
         padded = pad(conv, h)
-    signal = conv_input_gradient(delta, padded.detach(), carrier, _geometry(conv, h, delta))
+    signal = _geometry(conv, h, delta).input_gradient(delta, padded.detach(), carrier)
     if padded is not h:  # what falls on the padding goes back to where it came from
         (signal,) = torch.autograd.grad(padded, h, signal)
     return signal.flatten(1)
@@ -129,4 +132,4 @@ def _geometry(conv: Conv, h: Tensor, delta: Tensor) -> Geometry:
         output_padding = tuple(
             below - ((above - 1) * s - 2 * p + d * (k - 1) + 1) for above, below, k, s, p, d in sizes
         )
-    return stride, padding, dilation, transposed, output_padding, groups
+    return Geometry(stride, padding, dilation, transposed, output_padding, groups)

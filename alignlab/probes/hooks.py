@@ -17,8 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from alignlab.rules.direct import Broadcast
-from alignlab.rules.functions import ConvFunction, LinearFunction
-from alignlab.rules.local import LocalFunction
+from alignlab.rules.functions import GeometryFunction, LinearFunction
 
 
 class Hook:
@@ -73,7 +72,7 @@ class Tap(Function):
 
 _TAP: Any = Tap._backward_cls
 _BROADCAST: Any = Broadcast._backward_cls
-_LAYERS: Any = tuple(made._backward_cls for made in (LinearFunction, ConvFunction, LocalFunction))
+_LAYERS: Any = tuple(made._backward_cls for made in (LinearFunction, GeometryFunction))
 
 
 def tapped(output: Any, owner: object, arrived: Callable[[GradientEdge, Tensor], None]) -> Any:

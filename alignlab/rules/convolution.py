@@ -8,21 +8,48 @@ convolution with B, which has the shape of its W, (C_in, C_out / groups, kernelâ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignlab.rules.credit import Delivery
-from alignlab.rules.functions import ConvFunction
+from alignlab.rules.functions import GeometryFunction
 from alignlab.rules.initialisation import Init, draw
 from alignlab.rules.layers import FeedbackLayer
 
 Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d
-Geometry: TypeAlias = tuple[
-    tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, tuple[int, ...], int
-]  # stride, padding, dilation, transposed, output_padding, groups: in the order of torch.convolution
+
+
+class Geometry(NamedTuple):
+    """A convolution in the order of ``torch.convolution``."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of ``x``."""
+        return torch.convolution(x, weight, bias, *self)
+
+    def input_gradient(self, delta: Tensor, x: Tensor, carrier: Tensor) -> Tensor:
+        """``delta`` carried to the convolution's input by ``carrier`` (W or B)."""
+        gradient: Tensor = self._backward(delta, x, carrier, (True, False, False))[0]
+        return gradient
+
+    def parameter_gradients(
+        self, delta: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``deltaáµ€ h`` in the weight's own shape, h being the unfolded input, and the bias's gradient."""
+        _, of_weight, of_bias = self._backward(delta, x, weight, (False, *wanted))
+        return of_weight, of_bias
+
+    def _backward(self, delta: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> Any:
+        return torch.ops.aten.convolution_backward(delta, x, weight, [delta.shape[1]], *self, mask)
 
 
 def geometry(conv: Conv) -> Geometry:
@@ -30,7 +57,7 @@ def geometry(conv: Conv) -> Geometry:
     inside = (0,) * len(conv.kernel_size) if _pads_outside(conv) else conv.padding
     padding: tuple[int, ...] = tuple(inside)  # type: ignore[arg-type]
     stride, dilation = tuple(conv.stride), tuple(conv.dilation)
-    return stride, padding, dilation, conv.transposed, tuple(conv.output_padding), conv.groups
+    return Geometry(stride, padding, dilation, conv.transposed, tuple(conv.output_padding), conv.groups)
 
 
 def pad(conv: Conv, x: Tensor) -> Tensor:
@@ -61,7 +88,7 @@ class _FeedbackConv(FeedbackLayer):
         conv: Conv = self  # type: ignore[assignment]
         single = self.takes_one_sample(tuple(x.shape))
         x = pad(conv, x.unsqueeze(0) if single else x)
-        z: Tensor = ConvFunction.apply(x, weight, bias, feedback, self.credit, chain, geometry(conv))
+        z: Tensor = GeometryFunction.apply(x, weight, bias, feedback, self.credit, chain, geometry(conv))
         return z.squeeze(0) if single else z
 
     def propagate(self, signal: Tensor) -> Tensor:

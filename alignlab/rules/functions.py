@@ -8,7 +8,7 @@ gradient is ``deltaᵀ h`` in both readings but is formed only outside the true 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +78,23 @@ class LinearFunction(RuleFunction):
         return d_x, d_weight, d_bias, None, None, None
 
 
-class ConvFunction(RuleFunction):
-    """A convolution (or a transposed one) forward; the other one with B (or W) backward. Padding is numeric here."""
+class Geometry(Protocol):
+    """How a layer connects its inputs and outputs, for layers that are no plain matrix product. Padding is numeric here."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output."""
+
+    def input_gradient(self, delta: Tensor, x: Tensor, carrier: Tensor) -> Tensor:
+        """``delta`` carried to the input ``x`` by ``carrier`` (W or B); of ``x`` the size counts alone."""
+
+    def parameter_gradients(
+        self, delta: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``deltaᵀ h`` in the weight's own shape, and the bias's gradient, where they are ``wanted``."""
+
+
+class GeometryFunction(RuleFunction):
+    """The output of a :class:`Geometry` forward; its transpose with B (or W) backward."""
 
     @staticmethod
     def forward(
@@ -89,9 +104,9 @@ class ConvFunction(RuleFunction):
         feedback: Tensor | None,
         credit: Credit,
         chain: bool,
-        geometry: tuple[Any, ...],
+        geometry: Geometry,
     ) -> Tensor:
-        return torch.convolution(x, weight, bias, *geometry)
+        return geometry.forward(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -105,14 +120,13 @@ class ConvFunction(RuleFunction):
         if delta is None:
             return (None,) * 7
         x, weight, feedback = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         true = ctx.credit.true
         d_x = d_weight = d_bias = None
-        if ctx.needs_input_grad[0] and (true or ctx.chain):
-            carrier = weight if true or feedback is None else feedback
-            d_x = _conv_backward(delta, x, carrier, ctx.geometry, (True, False, False))[0]
-        if not true and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            mask = (False, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-            _, d_weight, d_bias = _conv_backward(delta, x, weight, ctx.geometry, mask)
+        if of_x and (true or ctx.chain):
+            d_x = ctx.geometry.input_gradient(delta, x, weight if true or feedback is None else feedback)
+        if not true and (of_weight or of_bias):
+            d_weight, d_bias = ctx.geometry.parameter_gradients(delta, x, weight, (of_weight, of_bias))
         return d_x, d_weight, d_bias, None, None, None, None
 
 
@@ -148,22 +162,6 @@ class Gate(RuleFunction):
         if delta is None or arrived is None:
             return (arrived if delta is None else delta), None
         return delta + arrived, None
-
-
-def conv_weight_gradient(delta: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> Tensor:
-    """``deltaᵀ h`` of a convolution in the weight's own shape, h being the unfolded input."""
-    gradient: Tensor = _conv_backward(delta, x, weight, geometry, (False, True, False))[1]
-    return gradient
-
-
-def conv_input_gradient(delta: Tensor, x: Tensor, carrier: Tensor, geometry: Any) -> Tensor:
-    """``delta`` carried to the convolution's input by ``carrier`` (W or B)."""
-    gradient: Tensor = _conv_backward(delta, x, carrier, geometry, (True, False, False))[0]
-    return gradient
-
-
-def _conv_backward(delta: Tensor, x: Tensor, weight: Tensor, geometry: Any, mask: tuple[bool, ...]) -> Any:
-    return torch.ops.aten.convolution_backward(delta, x, weight, [delta.shape[1]], *geometry, mask)
 
 
 def _owned(z: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from alignlab.rules.credit import Credit, Delivery
-from alignlab.rules.functions import RuleFunction
+from alignlab.rules.credit import Delivery
+from alignlab.rules.functions import GeometryFunction
 from alignlab.rules.initialisation import Init, draw, draw_from
 from alignlab.rules.layers import FeedbackLayer
 
@@ -59,13 +59,21 @@ class Patches:
         z = torch.bmm(patches, matrices) if start is None else torch.baddbmm(start, patches, matrices)
         return z.permute(1, 2, 0).reshape(x.shape[0], weight.shape[2], *self.output).contiguous()
 
-    def input_gradient(self, delta: Tensor, carrier: Tensor, size: tuple[int, int]) -> Tensor:
-        """``delta`` (N, C_out, H_out, W_out) carried to an input of ``size`` (H, W) by W or B."""
+    def input_gradient(self, delta: Tensor, x: Tensor, carrier: Tensor) -> Tensor:
+        """``delta`` (N, C_out, H_out, W_out) carried to an input of the size of ``x`` by W or B."""
+        size: tuple[int, int] = x.shape[2:]  # type: ignore[assignment]
         return self.fold(torch.bmm(self.by_position(delta), self.matrices(carrier)), size)
 
-    def weight_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """``delta_pᵀ x_p`` of every position, in the weight's shape."""
-        return torch.bmm(self.by_position(delta).mT, self.unfold(x)).reshape(weight.shape)
+    def parameter_gradients(
+        self, delta: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``delta_pᵀ x_p`` of every position, in the weight's shape, and the untied bias's gradient."""
+        of_weight = of_bias = None
+        if wanted[0]:
+            of_weight = torch.bmm(self.by_position(delta).mT, self.unfold(x)).reshape(weight.shape)
+        if wanted[1]:
+            of_bias = delta.sum(0)
+        return of_weight, of_bias
 
 
 class LocallyConnected2d(nn.Module):
@@ -161,45 +169,6 @@ class LocallyConnected2d(nn.Module):
         )
 
 
-class LocalFunction(RuleFunction):
-    """The layer's own output forward; ``delta_p B_p`` (or ``delta_p W_p``), folded, backward."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        feedback: Tensor | None,
-        credit: Credit,
-        chain: bool,
-        patches: Patches,
-    ) -> Tensor:
-        return patches.forward(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, feedback, ctx.credit, ctx.chain, ctx.patches = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, feedback)
-
-    @staticmethod
-    def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, ...]:
-        (delta,) = deltas
-        if delta is None:
-            return (None,) * 7
-        x, weight, feedback = ctx.saved_tensors
-        true, patches = ctx.credit.true, ctx.patches
-        d_x = d_weight = d_bias = None
-        if ctx.needs_input_grad[0] and (true or ctx.chain):
-            carrier = weight if true or feedback is None else feedback
-            d_x = patches.input_gradient(delta, carrier, x.shape[2:])
-        if not true and ctx.needs_input_grad[1]:
-            d_weight = patches.weight_gradient(delta, x, weight)
-        if not true and ctx.needs_input_grad[2]:
-            d_bias = delta.sum(0)
-        return d_x, d_weight, d_bias, None, None, None, None
-
-
 class FeedbackLocallyConnected2d(FeedbackLayer, LocallyConnected2d):
     """:class:`LocallyConnected2d` whose backward pass uses feedback weights."""
 
@@ -214,7 +183,7 @@ class FeedbackLocallyConnected2d(FeedbackLayer, LocallyConnected2d):
         chain: bool | Delivery,
     ) -> Tensor:
         single = x.dim() == 3
-        z: Tensor = LocalFunction.apply(
+        z: Tensor = GeometryFunction.apply(
             self.batched(x), weight, bias, feedback, self.credit, chain, self.patches
         )
         return z.squeeze(0) if single else z

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from alignlab import rules
 from alignlab.rules.convolution import geometry, pad
-from alignlab.rules.functions import conv_input_gradient, conv_weight_gradient
 
 over_rules = pytest.mark.parametrize("rule", ALL_RULES, ids=str)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -38,8 +37,10 @@ def test_a_convolutions_gradients_are_those_of_autograd(case: LayerCase) -> None
     z = torch.convolution(padded, carrier, None, *plan)
     delta = normal(*z.shape, seed=5)
     expected = torch.autograd.grad(z, (padded, carrier), delta)
-    close(conv_input_gradient(delta, padded.detach(), carrier.detach(), plan), expected[0])
-    close(conv_weight_gradient(delta, padded.detach(), layer.weight.detach(), plan), expected[1])
+    close(plan.input_gradient(delta, padded.detach(), carrier.detach()), expected[0])
+    close(
+        plan.parameter_gradients(delta, padded.detach(), layer.weight.detach(), (True, False))[0], expected[1]
+    )
 
 
 @pytest.mark.parametrize("case", ALL_LAYERS, ids=str)
