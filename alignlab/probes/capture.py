@@ -39,6 +39,7 @@ from alignlab.probes.ruled import Ruled
 from alignlab.probes.truth import asking, errors_at, somebody_asks
 from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback
 from alignlab.rules.credit import Credit
+from alignlab.rules.functions import gate_of
 from alignlab.rules.layers import FeedbackLayer
 
 Placed = list[tuple[Use, GradientEdge]]
@@ -203,10 +204,13 @@ class Capture:
     def _listen(self, name: str, use: Use, edge: GradientEdge) -> None:
         node, slot = edge.node, edge.output_nr
 
-        def arrived(grads: Sequence[Tensor | None]) -> None:
-            error = grads[slot]
-            if error is not None and not somebody_asks(self._credits) and self.arrivals.counts():
+        def reached(error: Tensor) -> None:
+            if not somebody_asks(self._credits) and self.arrivals.counts():
                 self.arrivals.reach(name, use, error.detach().reshape(use.shape))
+
+        def arrived(grads: Sequence[Tensor | None]) -> None:
+            if (error := grads[slot]) is not None:
+                reached(error)
 
         def stray(grads: Sequence[Tensor | None]) -> None:
             error = grads[slot]
@@ -229,9 +233,11 @@ class Capture:
         elif rule is not None and rule.closure:
             use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
         elif rule is not None and rule.direct:
-            # the gate on the output then receives nothing; what it *passes on* is the rule's signal
-            node.delivery.apart = True  # type: ignore[attr-defined]
-            use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
+            # by the chain nothing comes; what the rule delivers is told by the layer's gate
+            gate = gate_of(node)
+            assert gate is not None
+            gate.apart = True
+            use.handles.append(gate.tell(reached))
             use.handles.append(node.register_prehook(beside))
         else:
             use.handles.append(node.register_prehook(arrived))

@@ -9,7 +9,8 @@ their signals meet the network again; that record is the list of :class:`Call` k
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from alignlab.rules.layers import FeedbackLayer
@@ -29,15 +31,16 @@ class _Unheard:
         return False
 
 
-@dataclass
+@dataclass(eq=False)
 class Delivery:
-    """What reaches one layer's output under a direct rule.
+    """What reaches one layer's output under a direct rule, and what the layer hands down.
 
-    The layer's gate, a node of the graph, holds this and nothing else of the record: an edge held there would make the
-    graph own itself, and no pass would ever be freed.
+    The node of the graph that acts for the layer, its gate, holds this and nothing else of the record: an edge held there
+    would make the graph own itself, and no pass would ever be freed. The gate is the layer's own Function, or a node above it.
     """
 
     credit: Credit
+    above: bool = False  # whether the gate is a node above the layer's Function
     linked: bool = False  # whether the pass went through the converted model, so that an error will come
     apart: bool = False  # whether the rule's signal must not mix with losses on activations: somebody listens
     delta: Tensor | None = None  # what the rule delivers, from the error's arrival until the gate takes it
@@ -45,16 +48,44 @@ class Delivery:
     task: int = (
         -1
     )  # the backward pass that both are for; another must not find what one cut short left behind
+    listeners: OrderedDict[int, Callable[[Tensor], None]] = field(default_factory=OrderedDict)
 
-    def take(self) -> Tensor | None:
-        """``delta``, once."""
-        found, self.delta = self.delta, None
-        return found if self.task == torch._C._current_graph_task_id() else None
+    def receive(self, arrived: Tensor | None) -> Tensor | None:
+        """What the layer's output gets where ``arrived`` came by the chain: in the rule's passes, what the rule delivers.
+
+        The chain then brings the gradients of losses on hidden activations alone: those act on the layer that made them.
+        """
+        if self.credit.true:
+            return arrived
+        if self.credit.delivering:
+            return None
+        if not self.linked:
+            raise RuntimeError(
+                "a direct rule's layer ran outside its model's forward pass, so that no error can be sent to it: call "
+                "the converted model itself, not its parts, and checkpoint with use_reentrant=False"
+            )
+        delta, self.delta = self.delta, None
+        if delta is None or self.task != torch._C._current_graph_task_id():
+            delta = arrived
+        elif arrived is not None:
+            delta = delta + arrived
+        if delta is not None:
+            for tell in self.listeners.values():
+                tell(delta)
+        return delta
 
     def take_below(self) -> Tensor | None:
-        """``below``, once."""
+        """``below``, once, in the rule's passes."""
+        if self.credit.true or self.credit.delivering:
+            return None
         found, self.below = self.below, None
         return found if self.task == torch._C._current_graph_task_id() else None
+
+    def tell(self, listener: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call ``listener`` with each signal that the rule brings to the layer's output."""
+        handle = RemovableHandle(self.listeners)
+        self.listeners[handle.id] = listener
+        return handle
 
 
 @dataclass
@@ -126,8 +157,7 @@ class Credit:
 
     def record(self, layer: FeedbackLayer, x: Tensor) -> Call:
         """Note that ``layer`` is about to be used on ``x``."""
-        edge = get_gradient_edge(x) if x.requires_grad else None
-        call = Call(layer, Delivery(self), edge, tuple(x.shape))
+        call = Call(layer, Delivery(self), _edge(x) if x.requires_grad else None, tuple(x.shape))
         if self.calls is not None:
             self.calls.append(call)
         return call
@@ -135,3 +165,11 @@ class Credit:
     def __getstate__(self) -> dict[str, Any]:
         # A pass in progress stays behind: graph edges can be neither pickled nor copied.
         return {"true": False, "delivering": False, "calls": None, "session": None}
+
+
+def _edge(x: Tensor) -> GradientEdge:
+    """``x``'s place in the graph, which it keeps alive: a node of C++ does so by itself, which spares a view."""
+    node = x.grad_fn
+    if node is None or isinstance(node, torch._C._FunctionBase):
+        return get_gradient_edge(x)
+    return GradientEdge(node, x.output_nr)

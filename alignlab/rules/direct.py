@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from alignlab.rules.compiling import uncompiled
 from alignlab.rules.credit import Call, Credit
+from alignlab.rules.functions import RuleFunction
 from alignlab.rules.hosts import hosted_parameters
 from alignlab.rules.initialisation import draw
 from alignlab.rules.layers import FeedbackLayer
@@ -58,11 +58,12 @@ class DirectFeedbackAlignment(Rule):
         return not call.feeds_output
 
     def deliver(self, call: Call, error: Tensor) -> Tensor:
-        assert call.target is not None
-        assert call.layer.feedback is not None
-        rows, features = _rows(call.target, tuple(error.shape))
-        signal = error.reshape(*rows, features) @ call.layer.feedback.to(error.dtype)
-        return signal.reshape(call.target.input_shape)
+        target, feedback, shape = call.target, call.layer.feedback, error.shape
+        assert target is not None
+        assert feedback is not None
+        rows, features = _rows(target, shape)
+        signal = error.reshape(*rows, features) @ feedback.to(error.dtype)
+        return signal.reshape(target.input_shape)
 
 
 class IndirectFeedbackAlignment(DirectFeedbackAlignment):
@@ -125,7 +126,7 @@ def _feedback_shape(target: Call, error_shape: tuple[int, ...]) -> tuple[int, in
     return features, math.prod(shape[len(rows) :])
 
 
-class Broadcast(Function):
+class Broadcast(RuleFunction):
     """The identity on the network's output; backward it hands each layer its own error, and the chain nothing."""
 
     @staticmethod
@@ -139,8 +140,8 @@ class Broadcast(Function):
     ) -> Tensor:
         ctx.edge, ctx.credit, ctx.calls, ctx.trained = edge, credit, calls, trained
         ctx.set_materialize_grads(False)
-        asked = any(not _rule(call).sends_error for call in calls)
-        ctx.save_for_backward(output if asked else None)
+        if any(not _rule(call).sends_error for call in calls):
+            ctx.save_for_backward(output)
         return output.clone()  # a view could not be changed in place
 
     @staticmethod
@@ -149,21 +150,21 @@ class Broadcast(Function):
         gradients: dict[int, Tensor | None] = {id(p): None for p in ctx.trained}
         if error is None or ctx.credit.true:
             return (error, None, None, None, *gradients.values())
-        (output,) = ctx.saved_tensors
-        rules = {_rule(call) for call in ctx.calls if call.target is not None}
-        sent = {rule: rule.broadcast(error, output) for rule in rules}
-        passes = any(call.feeds_output and call.flows for call in ctx.calls)
+        sent = _sent(ctx.calls, error, *ctx.saved_tensors)
         task = torch._C._current_graph_task_id()
-        with ctx.credit.deliver():
-            for call in ctx.calls:
-                call.delivery.task = task
-                if call.flows:
-                    _leave(call, sent)
-                    continue
-                learnt = _hand_over(call, error, sent, ctx.edge)
-                for key, gradient in learnt.items():
-                    before = gradients[key]
-                    gradients[key] = gradient if before is None else before + gradient
+        apart = []
+        for call in ctx.calls:
+            call.delivery.task = task
+            if not call.flows:
+                apart.append(call)
+            elif (
+                call.target is not None
+            ):  # left with the layer that hands it down, in this same backward pass
+                rule = _rule(call)
+                call.target.delivery.below = rule.deliver(call, sent[rule])
+        if apart:
+            _hand_over(ctx, apart, error, sent, gradients)
+        passes = any(call.feeds_output and call.flows for call in ctx.calls)
         return (error if passes else None, None, None, None, *gradients.values())
 
 
@@ -172,28 +173,36 @@ def _rule(call: Call) -> DirectFeedbackAlignment:
     return call.layer.rule
 
 
-def _leave(call: Call, sent: Mapping[DirectFeedbackAlignment, Tensor]) -> None:
-    """Leave ``call``'s signal with the layer that will hand it down, in this same backward pass."""
-    if call.target is not None:
-        rule = _rule(call)
-        call.target.delivery.below = rule.deliver(call, sent[rule])
+def _sent(
+    calls: list[Call], error: Tensor, output: Tensor | None = None
+) -> dict[DirectFeedbackAlignment, Tensor]:
+    """What each rule sends out."""
+    rules = {_rule(call) for call in calls if call.target is not None}
+    return {rule: rule.broadcast(error, output) for rule in rules}
 
 
 def _hand_over(
-    call: Call, error: Tensor, sent: Mapping[DirectFeedbackAlignment, Tensor], edge: GradientEdge
-) -> dict[int, Tensor]:
-    """Deliver ``call``'s signal; return the gradients of the unconverted parameters that learn from it."""
-    where: GradientEdge | None = edge
-    signal = error
-    if call.target is not None:
-        rule = _rule(call)
-        where, signal = call.target.input_edge, rule.deliver(call, sent[rule])
-    assert where is not None
-    wanted: list[Any] = [call.output_edge, *call.teaches]
-    call.delivery.delta, *gradients = torch.autograd.grad(
-        [where], wanted, [signal], retain_graph=True, allow_unused=True
-    )
-    return {id(p): g for p, g in zip(call.teaches, gradients, strict=True) if g is not None}
+    ctx: Any,
+    calls: list[Call],
+    error: Tensor,
+    sent: Mapping[DirectFeedbackAlignment, Tensor],
+    gradients: dict[int, Tensor | None],
+) -> None:
+    """Take each call's signal to its layer, and add up the gradients of the unconverted parameters that learn from it."""
+    with ctx.credit.deliver():
+        for call in calls:
+            where, signal = ctx.edge, error
+            if call.target is not None:
+                rule = _rule(call)
+                where, signal = call.target.input_edge, rule.deliver(call, sent[rule])
+            wanted: list[Any] = [call.output_edge, *call.teaches]
+            call.delivery.delta, *learnt = torch.autograd.grad(
+                [where], wanted, [signal], retain_graph=True, allow_unused=True
+            )
+            for parameter, gradient in zip(call.teaches, learnt, strict=True):
+                before = gradients[id(parameter)]
+                if gradient is not None:
+                    gradients[id(parameter)] = gradient if before is None else before + gradient
 
 
 class DirectOutput:
@@ -221,16 +230,16 @@ class DirectOutput:
             raise TypeError(
                 f"a direct rule needs a model that returns one tensor, this one returns {type(output).__name__}"
             )
-        if not output.requires_grad:
+        if output.grad_fn is None:
             return output
-        edge = get_gradient_edge(output)
+        edge = GradientEdge(output.grad_fn, output.output_nr)  # Broadcast's node will keep the graph
         alive = link(calls, edge, lambda: _unconverted(module))
         shape = tuple(output.shape)
         for call in alive:
             _ensure_feedback(call, shape)
             call.flows = call.flows and _can_flow(call)
         taught = {id(p): p for call in alive if not call.flows for p in call.teaches}
-        return Broadcast.apply(output, edge, self.credit, alive, *taught.values())  # type: ignore[no-untyped-call]
+        return Broadcast.apply(output, edge, self.credit, alive, *taught.values())
 
 
 def _can_flow(call: Call) -> bool:

@@ -33,8 +33,8 @@ class RuleFunction(Function):
 
 
 class LinearFunction(RuleFunction):
-    """``x Wᵀ + b`` forward; ``delta B`` (or ``delta W``) backward. Under a direct rule (``chain`` is a Delivery) it hands
-    down what the rule left there for the layer below.
+    """``x Wᵀ + b`` forward; ``delta B`` (or ``delta W``) backward. Under a direct rule (``chain`` is a Delivery) it takes
+    what the rule delivers for its ``delta``, and hands down what the rule left there for the layer below.
 
     W may lead with a dimension of runs, (K, out, in), for x (K, N, in): K networks side by side.
     """
@@ -63,12 +63,13 @@ class LinearFunction(RuleFunction):
     def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, ...]:
         (delta,) = deltas
         true, chain = ctx.credit.true, ctx.chain
-        d_x = chain.take_below() if isinstance(chain, Delivery) and not true else None
+        d_x = d_weight = d_bias = None
+        if isinstance(chain, Delivery):
+            delta, d_x = delta if chain.above else chain.receive(delta), chain.take_below()
         if delta is None:
             return d_x, None, None, None, None, None
         x, weight, feedback = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        d_weight = d_bias = None
         if of_x and (true or chain is True):
             d_x = delta @ (weight if true or feedback is None else feedback)
         if not true and of_weight:
@@ -131,9 +132,9 @@ class GeometryFunction(RuleFunction):
 
 
 class Gate(RuleFunction):
-    """The identity on a layer's output under a direct rule; backward it hands down what the rule delivers.
+    """The identity on a layer's output under a direct rule; backward it hands down what the :class:`Delivery` receives.
 
-    The chain brings nothing here, only losses on hidden activations do: those act on the layer that made them.
+    For layers whose Function does not so itself.
     """
 
     @staticmethod
@@ -148,20 +149,19 @@ class Gate(RuleFunction):
     @staticmethod
     def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, None]:
         (arrived,) = deltas
-        delivery: Delivery = ctx.delivery
-        if delivery.credit.true:
-            return arrived, None
-        if delivery.credit.delivering:
-            return None, None
-        if not delivery.linked:
-            raise RuntimeError(
-                "a direct rule's layer ran outside its model's forward pass, so that no error can be sent to it: call "
-                "the converted model itself, not its parts, and checkpoint with use_reentrant=False"
-            )
-        delta = delivery.take()
-        if delta is None or arrived is None:
-            return (arrived if delta is None else delta), None
-        return delta + arrived, None
+        return ctx.delivery.receive(arrived), None
+
+
+def gate_of(node: Any) -> Delivery | None:
+    """The Delivery that a node of the graph acts for, if it is a gate."""
+    kind = type(node)
+    if kind is _LINEAR:
+        return node.chain if isinstance(node.chain, Delivery) else None
+    return node.delivery if kind is _GATE else None
+
+
+_LINEAR: Any = LinearFunction._backward_cls
+_GATE: Any = Gate._backward_cls
 
 
 def _owned(z: Tensor) -> Tensor:

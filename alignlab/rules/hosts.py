@@ -44,6 +44,8 @@ class HostedLinear(FeedbackLinear):
     ) -> Tensor:
         if (rows := self.used_rows) is None:
             return super().transform(x, weight, bias, feedback, chain)
+        if isinstance(chain, Delivery):
+            chain.above = True  # of the padded output
         parts = [None if t is None else t[rows] for t in (weight, bias, feedback)]
         z = super().transform(x, parts[0], parts[1], parts[2], chain)  # type: ignore[arg-type]
         return F.pad(z, (rows.start, self.out_features - rows.stop))

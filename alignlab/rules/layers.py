@@ -147,13 +147,15 @@ class FeedbackLayer(nn.Module):
         self.tick()
         x, weight, bias, _ = self._autocast(x, self.weight)
         call = self.credit.record(self, x)
-        z = self.transform(x, weight, bias, None, chain=call.delivery if self.hands_signals else False)
+        delivery = call.delivery
+        z = self.transform(x, weight, bias, None, chain=delivery if self.hands_signals else False)
         if not z.requires_grad:
             return z
-        gated: Tensor = Gate.apply(z, call.delivery)
+        if delivery.above or not self.hands_signals:
+            z = Gate.apply(z, delivery)
         # Without get_gradient_edge's token, which keeps the graph: it is used while the graph above runs backward.
-        call.output_edge = GradientEdge(gated.grad_fn, gated.output_nr)  # type: ignore[arg-type]
-        return gated
+        call.output_edge = GradientEdge(z.grad_fn, z.output_nr)  # type: ignore[arg-type]
+        return z
 
     def transform(
         self,

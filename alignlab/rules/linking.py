@@ -7,7 +7,6 @@ borders are the gates that direct rules put on the outputs of converted layers.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,18 +16,18 @@ from torch import nn
 from torch.autograd.graph import GradientEdge
 
 from alignlab.rules.credit import Call, Delivery
-from alignlab.rules.functions import Gate
+from alignlab.rules.functions import gate_of
 
-_GATE: Any = Gate._backward_cls
 _LEAF: Any = vars(torch._C._functions)["AccumulateGrad"]
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Region:
     """What lies below an edge, down to the next layers: their gates, and the uses of parameters by leaf."""
 
     gates: list[Delivery] = field(default_factory=list)
-    uses: dict[int, set[Any]] = field(default_factory=lambda: defaultdict(set))
+    uses: dict[int, set[Any]] = field(default_factory=dict)
+    calls: list[int] = field(default_factory=list)  # of this pass that end here, in order
 
 
 def explore(edge: GradientEdge | None) -> Region:
@@ -38,8 +37,8 @@ def explore(edge: GradientEdge | None) -> Region:
     seen: set[Any] = set(waiting)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, _GATE):
-            found.gates.append(node.delivery)
+        if (gate := gate_of(node)) is not None:
+            found.gates.append(gate)
             continue
         if type(node).__name__ == "CompiledFunctionBackward":
             raise RuntimeError(
@@ -48,7 +47,7 @@ def explore(edge: GradientEdge | None) -> Region:
             )
         for parent, _ in node.next_functions:
             if isinstance(parent, _LEAF):
-                found.uses[id(parent.variable)].add(node)
+                found.uses.setdefault(id(parent.variable), set()).add(node)
             elif parent is not None and parent not in seen:
                 seen.add(parent)
                 waiting.append(parent)
@@ -62,50 +61,43 @@ def link(
     the earlier one that reaches each input last, and to those ``trained`` parameters (none of converted layers; asked for
     if there are any uses) that learn from each signal."""
     order = {id(call.delivery): i for i, call in enumerate(calls)}
-    below = {id(call): explore(call.input_edge) for call in calls}
-    top = explore(output)
+    below, top = [explore(call.input_edge) for call in calls], explore(output)
+    for region in (top, *below):  # gates of other models or passes are not ours
+        region.calls = sorted(order[id(gate)] for gate in region.gates if id(gate) in order)
     for call in calls:
         call.delivery.linked = True
-    alive = _alive(top, below, calls, order)
-    for call in alive:
-        reached = _earlier(below[id(call)], calls, order)
-        call.source = reached[-1].delivery if reached else None
-        for earlier in reached:
-            earlier.target = earlier.target or call
-    for call in _earlier(top, calls, order):
-        call.feeds_output = call.target is None
-    regions = [top, *(below[id(call)] for call in alive)]
-    entered = [(c, top if c.feeds_output else below[id(c.target)]) for c in alive]
+    alive = _alive(top, below)
+    for i in alive:
+        for earlier in below[i].calls:
+            calls[i].source = calls[earlier].delivery  # the last one stays
+            calls[earlier].target = calls[earlier].target or calls[i]
+    for i in top.calls:
+        calls[i].feeds_output = calls[i].target is None
+    at = {id(calls[i]): below[i] for i in alive}
+    entered = [(call, at[id(call.target)] if call.target else top) for call in (calls[i] for i in alive)]
+    regions = [top, *at.values()]
     if any(region.uses for region in regions):
         _assign(entered, regions, trained())
     for call, region in entered:
         call.flows = _leads_to(call, region)
-    return alive
+    return [calls[i] for i in alive]
 
 
 def _leads_to(call: Call, region: Region) -> bool:
     """Whether what enters the ``region`` reaches ``call``'s layer and nothing else: autograd's own pass may carry it."""
-    (gate, *others) = region.gates
-    return gate is call.delivery and not others and not region.uses
+    return len(region.gates) == 1 and region.gates[0] is call.delivery and not region.uses
 
 
-def _earlier(region: Region, calls: Sequence[Call], order: Mapping[int, int]) -> list[Call]:
-    """The calls of this pass that end at the region, in order. Gates of other models or passes are not ours."""
-    return [calls[i] for i in sorted(order[id(gate)] for gate in region.gates if id(gate) in order)]
-
-
-def _alive(
-    top: Region, below: Mapping[int, Region], calls: Sequence[Call], order: Mapping[int, int]
-) -> list[Call]:
+def _alive(top: Region, below: Sequence[Region]) -> list[int]:
     """The calls that the network's output depends on."""
     found: set[int] = set()
     waiting = [top]
     while waiting:
-        for call in _earlier(waiting.pop(), calls, order):
-            if id(call) not in found:
-                found.add(id(call))
-                waiting.append(below[id(call)])
-    return [call for call in calls if id(call) in found]
+        for i in waiting.pop().calls:
+            if i not in found:
+                found.add(i)
+                waiting.append(below[i])
+    return sorted(found)
 
 
 def _assign(
