@@ -196,7 +196,7 @@ def _weight(layer: nn.Module) -> Any:
 
 def _hook_output(model: nn.Module, output: DirectOutput | ModelOutput) -> None:
     model.register_forward_pre_hook(output.before)
-    model.register_forward_hook(output.after)
+    model.register_forward_hook(output.after, always_call=True)  # a pass that fails is over too
 
 
 def _unhook_output(module: nn.Module) -> None:
@@ -204,6 +204,7 @@ def _unhook_output(module: nn.Module) -> None:
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "__self__", None), DirectOutput | ModelOutput):
                 del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
 
 
 def _restore(layer: nn.Module) -> None:

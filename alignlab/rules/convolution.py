@@ -128,6 +128,10 @@ class FeedbackConvTranspose2d(_FeedbackConv, nn.ConvTranspose2d):
         finally:
             self.output_padding = usual
 
+    def neurons(self, weight: Tensor) -> Tensor:
+        """One input position's channels to a patch of the output, (groups, C_out/g·k·k, C_in/g)."""
+        return weight.flatten(1).unflatten(0, (self.groups, -1)).mT  # type: ignore[no-any-return, no-untyped-call]
+
     def drawn(self, init: str | Init, seed: int) -> Tensor:
         """Errors enter W by its second dimension here, so B is drawn with the two exchanged."""
         return draw(init, self.weight.transpose(0, 1), seed).transpose(0, 1).contiguous()

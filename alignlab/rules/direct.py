@@ -224,7 +224,7 @@ class DirectOutput:
 
     def _finish(self, module: nn.Module, output: Any) -> Any:
         calls, self.credit.calls = [c for c in self.credit.calls or () if c.output_edge is not None], None
-        if not calls:
+        if not calls or output is None:  # the pass failed
             return output
         if not isinstance(output, Tensor):
             raise TypeError(

@@ -51,11 +51,15 @@ class HostedLinear(FeedbackLinear):
         return F.pad(z, (rows.start, self.out_features - rows.stop))
 
     def _apply(self, fn: Any, recurse: bool = True) -> HostedLinear:
-        parameters, self.__dict__["_parameters"] = self._parameters, {}
+        parameters = self._parameters
+        own = {
+            name: p for name, p in parameters.items() if name not in ("weight", "bias")
+        }  # those the host moves
+        self.__dict__["_parameters"] = own
         try:
             return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
         finally:
-            self.__dict__["_parameters"] = parameters  # those the host moves
+            self.__dict__["_parameters"] = parameters | own
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

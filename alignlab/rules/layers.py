@@ -80,6 +80,10 @@ class FeedbackLayer(nn.Module):
         """The matrix that a layerwise rule sends errors down with: B, or W itself under backprop."""
         return self.weight if self.feedback is None else self.feedback
 
+    def neurons(self, weight: Tensor) -> Tensor:
+        """A weight as matrices (…, out, in), in each row a neuron and what it sees; of a contiguous weight a view."""
+        return weight.flatten(1)
+
     def drawn(self, init: str | Init, seed: int) -> Tensor:
         """A draw of B in the shape of W."""
         return draw(init, self.weight, seed)

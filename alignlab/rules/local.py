@@ -195,6 +195,10 @@ class FeedbackLocallyConnected2d(FeedbackLayer, LocallyConnected2d):
     def takes_one_sample(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 3
 
+    def neurons(self, weight: Tensor) -> Tensor:
+        """The matrices of the positions, (positions, C_out, C_in·k_h·k_w)."""
+        return self.patches.matrices(weight)
+
     def drawn(self, init: str | Init, seed: int) -> Tensor:
         """A B of its own for each position, (C_out, C_in, k_h, k_w), drawn as a convolution's is."""
 

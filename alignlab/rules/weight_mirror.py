@@ -20,8 +20,8 @@ class WeightMirror(Rule):
     """``B ← (1 − λ) B + η zᵀ ξ / M`` every ``period`` changes of the weights, with M samples of ξ ~ N(0, 1), z = ξ Wᵀ.
 
     The mean of zᵀ ξ / M is W, so that B settles around (η / λ) W. A noise of another size σ, divided out by σ² as in the
-    paper, gives the same numbers: the responses are linear. A kernel is read as the matrix ``weight.flatten(1)``, each row
-    a neuron and its patch the input, in every kind of layer.
+    paper, gives the same numbers: the responses are linear. A kernel is read as a matrix with a neuron and what it sees in
+    each row, in every kind of layer (:meth:`FeedbackLayer.neurons`); all see the same ξ.
 
     How near B comes: a B that has settled averages over ``M_eff = M (2 − λ) / λ`` samples, about 2 M / λ, and
     ``tan² angle(B, W) ≈ (fan_in − 1) / M_eff`` for weights that stand still. The default is 8° at a fan_in of 500, reached
@@ -66,16 +66,19 @@ class WeightMirror(Rule):
         assert layer.feedback is not None
         B = layer.feedback * (1 - self.decay) + self.rate * self.mirrored(layer).to(layer.feedback)
         if layer.feedback_magnitude is not None:
-            B *= layer.feedback_magnitude / torch.linalg.vector_norm(B)
+            size = torch.linalg.vector_norm(B)
+            B *= torch.where(size > 0, layer.feedback_magnitude / size, 0)  # zeros have no direction
         layer.feedback = B
 
     def mirrored(self, layer: FeedbackLayer) -> Tensor:
         """``zᵀ ξ / M`` of this phase, in the weight's shape; float32 at least."""
         weight = layer.weight.detach()
-        W = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        W = layer.neurons(weight).to(torch.promote_types(weight.dtype, torch.float32))
         generator = torch.Generator(W.device).manual_seed(layer.feedback_seed + layer.clock)
-        xi = torch.randn(self.samples, W.shape[1], generator=generator, dtype=W.dtype, device=W.device)
-        return ((xi @ W.T).T @ xi / self.samples).reshape(weight.shape)
+        xi = torch.randn(self.samples, W.shape[-1], generator=generator, dtype=W.dtype, device=W.device)
+        mirrored = torch.empty(weight.shape, dtype=W.dtype, device=W.device)
+        layer.neurons(mirrored).copy_((xi @ W.mT).mT @ xi / self.samples)
+        return mirrored
 
 
 def _check_fraction(key: str, value: float, above: bool) -> None:

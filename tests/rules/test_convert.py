@@ -109,6 +109,32 @@ def test_reverting_a_model_around_the_converted_one_leaves_no_hooks(rule: RuleCa
     assert snapshot(inner) == before
 
 
+@pytest.mark.parametrize("rule", ["dfa", "noisy_backprop"])
+def test_a_pass_that_fails_is_over(rule: str, recwarn: pytest.WarningsRecorder) -> None:
+    class Failing(nn.Sequential):
+        fails = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self[0](x)
+            if self.fails:
+                raise ValueError("in the middle")
+            return self[1](h)
+
+    net: Any = rules.convert(Failing(nn.Linear(3, 3), nn.Linear(3, 2)), rule)
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="in the middle"):
+        net(x)
+    assert net[0].credit.calls is None
+    with pytest.raises(RuntimeError, match="outside its model's forward pass"):
+        net[0](x).sum().backward()
+    net.fails = False
+    net(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    rules.revert(net)
+    assert not net._forward_hooks_always_called
+    assert not recwarn.list
+
+
 def test_reverting_a_plain_model_is_an_error() -> None:
     with pytest.raises(ValueError, match="no converted layers"):
         rules.revert(mlp())

@@ -227,6 +227,18 @@ def test_children_share_the_hosts_parameters_whatever_is_done_to_them(case: Host
     check(rules.convert(case.build(), "fa").to("meta"))
 
 
+@over_hosts
+def test_a_feedback_that_learns_follows_to_another_dtype(case: HostCase) -> None:
+    net, x = rules.convert(case.build(), "kolen_pollack").float(), case.input().float()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    names = [name for name, _ in net.named_parameters()]
+    net(x).square().mean().backward()
+    learning = [m for m in rules.feedback_layers(net).values() if m.feedback.grad is not None]
+    assert learning
+    assert all(m.feedback.grad.dtype == torch.float32 for m in learning)
+    assert names == [name for name, _ in rules.convert(case.build(), "kolen_pollack").named_parameters()]
+
+
 @pytest.mark.parametrize("case", [HOSTS[0], HOSTS[4]], ids=str)
 def test_a_replaced_parameter_is_followed(case: HostCase) -> None:
     net = rules.convert(case.build(), "fa")

@@ -35,21 +35,30 @@ def _angle(layer: Any) -> float:
     return float(measures.weight_angle(layer.feedback, layer.weight.detach()))
 
 
+def _seen(layer: Any, weight: Tensor) -> Tensor:
+    """A weight as one matrix, in each row a neuron and what it sees of its input."""
+    if isinstance(layer, rules.LocallyConnected2d):
+        return weight.flatten(3).flatten(0, 2)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return torch.cat([group.flatten(1).T for group in weight.chunk(layer.groups)])
+    return weight.flatten(1)
+
+
 # --- a phase ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ALL_LAYERS, ids=str)
 def test_a_phase_adds_what_the_noise_found_in_every_kind_of_layer(case: LayerCase) -> None:
-    """By hand, from the same noise: a kernel's row is a neuron, its patch the input."""
+    """By hand, from the same noise: a neuron's kernel is a row, what it sees the input."""
     layer: Any = case.build()
     rules.convert(layer, "weight_mirror", samples=4, rate=0.25, decay=0.5)
-    before, W = layer.feedback.clone(), layer.weight.detach().flatten(1)
+    before, W = _seen(layer, layer.feedback).clone(), _seen(layer, layer.weight.detach())
     _phase(layer)
     generator = torch.Generator().manual_seed(layer.feedback_seed + 1)
     xi = torch.randn(4, W.shape[1], generator=generator, dtype=torch.float64)
     found = sum(torch.outer(W @ noise, noise) for noise in xi)
     assert isinstance(found, Tensor)
-    close(layer.feedback, 0.5 * before + 0.25 * found.reshape(before.shape) / 4)
+    close(_seen(layer, layer.feedback), 0.5 * before + 0.25 * found / 4)
 
 
 def test_phases_come_every_period_of_weight_changes_and_none_before_the_first() -> None:
@@ -138,6 +147,25 @@ def test_the_weight_angle_falls_under_ten_degrees_while_the_weights_learn() -> N
     assert (net(x).argmax(-1) == y).float().mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("make", "fan_in"),
+    [
+        (lambda: nn.Conv2d(3, 12, 5), 75),
+        (lambda: nn.Conv2d(16, 12, 3, groups=2), 72),
+        (lambda: nn.ConvTranspose2d(24, 12, 3), 24),
+        (lambda: nn.ConvTranspose2d(48, 24, 3, groups=2), 24),
+        (lambda: rules.LocallyConnected2d(3, 4, (9, 9), 5), 75),
+    ],
+)
+def test_every_kind_of_layer_comes_as_near_as_its_neurons_fan_in_allows(make: Any, fan_in: int) -> None:
+    torch.manual_seed(1)
+    layer = rules.convert(make().double(), "weight_mirror", samples=100, rate=0.1)
+    _phase(layer, 80)
+    angle = float(measures.angle(layer.feedback.flatten(), layer.weight.detach().flatten()))
+    expected = math.degrees(math.atan(math.sqrt(fan_in * 0.1 / (100 * 1.9))))
+    assert angle == pytest.approx(expected, rel=0.2)
+
+
 # --- growth -----------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +198,18 @@ def test_growth_control_keeps_what_is_handed_down_for_unit_noise() -> None:
     before = (noise @ layer.feedback).square().sum(1).mean()
     _phase(layer, 30)
     torch.testing.assert_close((noise @ layer.feedback).square().sum(1).mean(), before, rtol=0.03, atol=0)
+
+
+def test_growth_control_leaves_a_feedback_of_zeros_until_the_weights_are_others() -> None:
+    layer = _layer(rate=1.0, growth_control=True)  # of B a phase leaves nothing
+    start = layer.feedback.norm()
+    W = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert torch.equal(_phase(layer).feedback, torch.zeros_like(W))
+    with torch.no_grad():
+        layer.weight.copy_(W)
+    torch.testing.assert_close(_phase(layer).feedback.norm(), start)
 
 
 # --- formats and arguments --------------------------------------------------------------------------------------------
