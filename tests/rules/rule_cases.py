@@ -278,6 +278,39 @@ HOSTS = [
 ]
 
 
+def _chain(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Flatten(), nn.LazyLinear(2))
+
+
+KINDS: dict[
+    str, tuple[Callable[[], nn.Module], tuple[int, ...]]
+] = {  # a small net of each kind, and its input's shape
+    "conv1d": (lambda: _chain(nn.Conv1d(2, 3, 3), nn.Conv1d(3, 2, 2)), (4, 2, 7)),
+    "conv3d": (lambda: _chain(nn.Conv3d(1, 2, 2), nn.Conv3d(2, 2, 2)), (4, 1, 4, 4, 4)),
+    "up": (lambda: _chain(nn.ConvTranspose2d(1, 2, 2), nn.ConvTranspose2d(2, 2, 2, stride=2)), (4, 1, 2, 2)),
+    "untied": (
+        lambda: _chain(
+            rules.LocallyConnected2d(1, 2, kernel_size=3, input_size=5),
+            rules.LocallyConnected2d(2, 2, kernel_size=2, input_size=3),
+        ),
+        (4, 1, 5, 5),
+    ),
+    "rnn": (lambda: Recurrent(nn.RNNCell(3, 4)), (4, 3, 3)),
+    "gru": (lambda: Recurrent(nn.GRUCell(3, 4)), (4, 3, 3)),
+    "lstm": (lambda: Recurrent(nn.LSTMCell(3, 4)), (4, 3, 3)),
+    "transformer": (lambda: _encoder(), (4, 3, 4)),
+}
+
+
+def net_of_kind(kind: str, seed: int = 0) -> tuple[Any, Tensor]:
+    """A plain net of this kind in float64, and an input."""
+    make, shape = KINDS[kind]
+    torch.manual_seed(seed)
+    net, x = make().double(), normal(*shape)
+    net(x)  # gives its lazy readout a size
+    return net, x
+
+
 def as_it_is(like: Tensor, generator: torch.Generator) -> Tensor:
     """The initialisation that makes B = W."""
     return like

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_cases import DIRECT, LAYERWISE, RuleCase, convnet, mlp, normal, train
+from rule_cases import DIRECT, KINDS, LAYERWISE, RuleCase, convnet, mlp, net_of_kind, normal, train
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -73,6 +73,26 @@ def test_a_compiled_convnet_learns_as_the_model_itself(rule: RuleCase) -> None:
         train(called, torch.optim.SGD(model.parameters(), lr=0.1), [(x, x.flatten(1)[:, :3])] * 2)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), eager.parameters(), strict=True))
     _same_buffers_and_clocks(net, eager)
+
+
+@pytest.mark.parametrize("rule", ["fa", "brsf", "kolen_pollack"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer_learns_the_same_from_one_graph(kind: str, rule: str) -> None:
+    learnt = []
+    for compiled in (False, True):
+        net, x = net_of_kind(kind)
+        net = rules.convert(net, rule, generator=torch.Generator().manual_seed(1))
+        called = torch.compile(net, backend="aot_eager", fullgraph=True) if compiled else net
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            called(x).square().mean().backward()
+            optimizer.step()
+        learnt.append(net)
+    eager, net = learnt
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), eager.parameters(), strict=True))
+    _same_buffers_and_clocks(net, eager)
+    assert counters["stats"]["unique_graphs"] == (2 if rule == "kolen_pollack" else 1)
 
 
 @pytest.mark.skipif(

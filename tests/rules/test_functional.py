@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_cases import DIRECT, LAYERWISE, RuleCase, close, gradients, mlp, normal
+from rule_cases import DIRECT, KINDS, LAYERWISE, RuleCase, close, gradients, mlp, net_of_kind, normal
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -82,6 +82,27 @@ def test_a_stack_of_models_learns_as_each_of_them(rule: RuleCase) -> None:
     )
     for i, net in enumerate(nets):
         _assert_same({name: g[i] for name, g in stacked.items()}, _loop(net))
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "usf"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stack_of_every_kind_of_layer_learns_as_each_of_them(kind: str, rule: str) -> None:
+    own = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    nets = [rules.convert(net_of_kind(kind, seed)[0], rule, generator=own[seed]) for seed in range(2)]
+    _, x = net_of_kind(kind)
+
+    def loss(parameters: State, buffers: State) -> Tensor:
+        return functional_call(nets[0], (parameters, buffers), (x,)).square().mean()
+
+    for net in nets:
+        net(x).square().mean().backward()  # brings B up to date
+    parameters, buffers = stack_module_state(nets)
+    found = vmap(grad(loss), in_dims=(0, 0 if buffers else None))(
+        {name: p.detach() for name, p in parameters.items()}, buffers
+    )
+    for i, net in enumerate(nets):
+        expected = {name: g for name, g in gradients(net).items() if g is not None}
+        _assert_same({name: g[i] for name, g in found.items()}, expected)
 
 
 @over_layerwise
