@@ -6,9 +6,10 @@ Its runs are cells of a sweep: named by what determines them, computed once, res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,15 @@ class StudyResult:
         """The study's answer as text."""
         found = self.study.table(self.runs)
         return found if isinstance(found, str) else aligned(found)
+
+
+def grid(spec: RunSpec, **values: Iterable[Any]) -> list[RunSpec]:
+    """Copies of ``spec`` with every combination of the ``values`` of some fields, those of the last field next to each other.
+
+    >>> [(s.lr, s.seed) for s in grid(RunSpec(), lr=(0.1, 0.3), seed=range(2))]
+    [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+    """
+    return [spec.changed(**dict(zip(values, cell, strict=True))) for cell in product(*values.values())]
 
 
 def labelled(arms: Arms, seed: int | None = None) -> dict[str, list[RunSpec]]:
