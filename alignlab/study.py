@@ -123,8 +123,11 @@ def labelled(arms: Arms, seed: int | None = None) -> dict[str, list[RunSpec]]:
     return found
 
 
-def aligned(rows: Rows) -> str:
-    """Rows as a table of text: the columns of the first row, numbers with four digits, an empty cell for what is missing."""
+def aligned(rows: Rows, *notes: str) -> str:
+    """Rows as a table of text: the columns of all rows, numbers with four digits, an empty cell for what is missing.
+
+    ``notes``: lines to stand below it, after an empty one.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -132,7 +135,7 @@ def aligned(rows: Rows) -> str:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def _cell(value: Any) -> str:

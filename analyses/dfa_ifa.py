@@ -16,24 +16,15 @@ from itertools import product
 
 import alignlab as al
 from alignlab.audit import crossfit, outcomes, tables
-from alignlab.audit.published import published
-from alignlab.study import grid
 
 RULES = [("bp", ""), *product(("fa", "dfa", "ifa"), ("lillicrap", "nokland"))]
 SETUP = {"activation": "tanh", "optimizer": "rmsprop", "batch_size": 64, "evaluations": 2}
-SMALL = {
-    "task": ["mnist_small"],
-    "depth": (1, 3, 7),
-    "lr": (3e-4, 1e-3, 3e-3),
-    "seed": range(3),
-    "steps": 200,
-}
-FULL = {
-    "task": ["mnist", "fashion_mnist"], "depth": (1, 2, 3, 5, 7), "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "seed": range(5),
-    "steps": 8000,
-}  # fmt: skip
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+SMALL = {"task": ["mnist_small"], "depth": (1, 3, 7), "lr": RATES[2:], "seeds": 3, "steps": 200}
+FULL = {"task": ["mnist", "fashion_mnist"], "depth": (1, 2, 3, 5, 7), "lr": RATES, "seeds": 5, "steps": 8000}
 SHOWN = {"test_error": "test error [%]", "lowest_angle": "gradient angle, lowest layer [°]"}
 NOTE = "Learning rates: chosen on validation by the other seeds. With one hidden layer dfa and ifa are fa. Trained for"
+NOKLAND = "Nøkland 2016, unverified: 60,000 images, 300 epochs"
 
 
 def arms(full):
@@ -44,40 +35,34 @@ def arms(full):
         if depth > 1 or rule in ("bp", "fa"):
             args = {"init": init} if init else {}
             spec = base.changed(task=task, rule=rule, rule_args=args, hidden=(240,) * depth)
-            found[f"{task}, {rule} {init}, {depth}"] = grid(spec, lr=size["lr"], seed=size["seed"])
+            found[f"{task}, {rule} {init}, {depth}"] = al.grid(spec, lr=size["lr"], seed=range(size["seeds"]))
     return found
 
 
 def best(runs):
     """Each condition at the rate that its other seeds favour on validation, with what is shown of it."""
     depths = [text.count(",") + 1 for text in runs["hidden"].values]
-    chosen = crossfit.tuned(runs.assign_coords(hidden_layers=("run", depths)), "validation_accuracy", ["arm"])
-    return outcomes.with_errors(chosen).assign(
-        lowest_angle=chosen["gradient_angle"].sel(layer="1", drop=True)
-    )
+    lowest = runs["gradient_angle"].sel(layer="1", drop=True)
+    runs = outcomes.with_errors(runs).assign(lowest_angle=lowest).assign_coords(hidden_layers=("run", depths))
+    return crossfit.tuned(runs, "validation_accuracy", ["arm"])
 
 
 def figures(runs):
-    chosen, found = best(runs), {}
-    for task in dict.fromkeys(runs["task"].values.tolist()):
-        where = {"locator": "table 1", "task": task.removesuffix("_small")}
-        theirs = published("nokland2016", "test_error", verified=False, **where)
-        found[f"dfa_ifa_{task}"] = al.figures.trends(
-            chosen.isel(run=chosen["task"].values == task), "hidden_layers", SHOWN, col="feedback_init",
-            references=[al.figures.Reference(rule, 7, error, "test_error") for rule, error in theirs.items()],
-            referred="Nøkland 2016, unverified: 60,000 images, 300 epochs" if theirs else "",
-            note=f"{NOTE} {int(runs['last_step'].max()):,} steps.",
-        )  # fmt: skip
+    note, found = f"{NOTE} {int(runs['last_step'].max()):,} steps.", {}
+    for task, own in outcomes.by(best(runs), "task").items():
+        where = {"locator": "table 1", "task": task.removesuffix("_small"), "verified": False}
+        theirs = al.figures.reported("nokland2016", "test_error", 7, **where)
+        shown = {"col": "feedback_init", "references": theirs, "referred": NOKLAND, "note": note}
+        found[f"dfa_ifa_{task}"] = al.figures.trends(own, "hidden_layers", SHOWN, **shown)
     return found
 
 
 def table(runs):
     chosen = best(runs)
-    error = outcomes.final(chosen, "test_error")
+    error, angle = (outcomes.final(chosen, name) for name in SHOWN)
     bp = tables.counterparts(chosen, ("task", "hidden_layers"), rule="bp")
     columns = {"learning rates": tables.settings(chosen, "lr"), "test error [%]": error.mean()}
-    columns |= {"more than bp [95 %]": tables.differences(error, bp)}
-    columns |= {"angle [°]": outcomes.final(chosen, "lowest_angle").mean()}
+    columns |= {"more than bp [95 %]": tables.differences(error, bp), "angle [°]": angle.mean()}
     return tables.by_arm(columns, title="task, rule, depth")
 
 

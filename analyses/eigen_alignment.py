@@ -18,7 +18,7 @@ the less.
 
 import alignlab as al
 from alignlab.audit import feedback, outcomes, paired, tables
-from alignlab.study import aligned, grid
+from alignlab.study import aligned
 
 SETUP = {
     "task": "mnist_small", "hidden": (64, 64), "activation": "tanh", "weight_scale": 0.1, "lr": 0.2, "batch_size": 128,
@@ -30,32 +30,30 @@ RULES = {"random feedback": "fa", "backprop": "bp"}
 
 def arms(full):
     base = al.RunSpec(**(SETUP | FULL if full else SETUP))
-    return {label: grid(base.changed(rule=rule), seed=range(6)) for label, rule in RULES.items()}
+    return {label: al.grid(base.changed(rule=rule), seed=range(6)) for label, rule in RULES.items()}
 
 
 def moments(mine):
     """The median steps from which on every layer's errors descend, and of the lowest validation loss."""
-    found = feedback.aligned_at(mine), outcomes.best_step(mine, "validation_loss")
-    return [float(steps["random feedback"].median()) for steps in found]
+    descending, best = feedback.aligned_at(mine), outcomes.best_step(mine, "validation_loss")
+    found = {"aligned (≥ 99 % of errors descend)": descending, "memorising (lowest validation loss)": best}
+    return {moment: float(steps["random feedback"].median()) for moment, steps in found.items()}
 
 
 def figures(runs):
     mine, bp = (outcomes.of_arms(runs, label) for label in RULES)
-    descending, best = moments(mine)
-    marks = {"aligned (≥ 99 % of errors descend)": descending, "memorising (lowest validation loss)": best}
-    cloud = str(runs["layer"].values[1])
-    return {"eigen_alignment": al.figures.aligning(mine, cloud=cloud, control=bp, marks=marks)}
+    second = str(runs["layer"].values[1])
+    return {"eigen_alignment": al.figures.aligning(mine, cloud=second, control=bp, marks=moments(mine))}
 
 
 def table(runs):
     mine, bp = (outcomes.of_arms(runs, label) for label in RULES)
-    (first, second), (descending, best) = runs["layer"].values.tolist()[:2], moments(mine)
-    mine = mine.assign(outside=feedback.beyond_chance(mine))
+    (first, second), (descending, best) = runs["layer"].values.tolist()[:2], moments(mine).values()
     at = {"start": 0, "aligned": descending, "memorising": best, "end": int(runs["step"].max())}
     columns = {
         f"errors downhill ({second})": (mine, "descent_fraction", second),
         "Re λ > 0": (mine, "spectrum_positive_fraction", second),
-        "λ beyond chance": (mine, "outside", second),
+        "λ beyond chance": (mine.assign(outside=feedback.beyond_chance(mine)), "outside", second),
         "λ_min (symmetric)": (mine, "symmetric_min", second),
         f"gradient angle ({first})": (mine, "gradient_angle", first),
         "loss": (mine, "loss", None),
@@ -64,11 +62,12 @@ def table(runs):
     angles = {when: outcomes.around(mine, "gradient_angle", at[when], layer=first, over=7) for when in at}
     rise = (angles["end"] - angles["memorising"])["random feedback"]
     worst = bp[["spectrum_positive_fraction", "descent_fraction", "symmetric_min"]].min()
-    return (
-        f"{aligned(tables.at_steps(at, columns))}\n\nGradient angle of layer {first}, end - memorising (7 looks each): "
-        f"{paired(rise):+.1f} degrees, up in {sum(rise > 0)} of {len(rise)}.\nControl, B = W, the worst of all seeds, layers "
-        f"and steps: Re λ > 0 {worst.spectrum_positive_fraction:.3g}, errors downhill {worst.descent_fraction:.3g}, "
-        f"λ_min {worst.symmetric_min:.1g}, angle {bp.gradient_angle.max():.1g}."
+    return aligned(
+        tables.at_steps(at, columns),
+        f"Gradient angle of layer {first}, end - memorising (7 looks each): {paired(rise):+.1f} degrees, "
+        f"up in {sum(rise > 0)} of {len(rise)}.",
+        f"Control, B = W, the worst of all seeds, layers and steps: Re λ > 0 {worst.spectrum_positive_fraction:.3g}, "
+        f"errors downhill {worst.descent_fraction:.3g}, λ_min {worst.symmetric_min:.1g}, angle {bp.gradient_angle.max():.1g}.",
     )
 
 

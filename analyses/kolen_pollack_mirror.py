@@ -17,13 +17,11 @@ Kolen-Pollack (1.0 and 0.9 points). fa stays 0.7 points [0.1, 1.4] below, at a g
 import alignlab as al
 from alignlab.audit import feedback, outcomes, preference, tables
 from alignlab.audit.published import published
-from alignlab.study import aligned, grid
+from alignlab.study import aligned
 
-SETUP = {
-    "task": "mnist_small", "hidden": (64, 64), "activation": "tanh", "batch_size": 64, "steps": 1000, "evaluations": 6,
-    "record_every": 20,
-}  # fmt: skip
+SMALL = {"task": "mnist_small", "hidden": (64, 64), "steps": 1000, "evaluations": 6, "record_every": 20}
 FULL = {"task": "mnist", "hidden": (500,), "steps": 10000, "evaluations": 11, "record_every": 200}
+B = {"init": "like_forward"}  # drawn as W is
 RATES = dict.fromkeys(("bp", "kolen_pollack", "weight_mirror"), (0.1, 0.3, 0.9)) | {"fa": (0.3, 0.9, 2.7)}
 CHOSEN = dict.fromkeys(RATES, (0.3, 0.001)) | {"fa": (0.9, 0.001)}  # lr and decay
 STRONG = {"kolen_pollack, decay 0.01": ("kolen_pollack", 0.3, 0.01), "bp, decay 0.01": ("bp", 0.3, 0.01)}
@@ -34,15 +32,13 @@ REMARK = "Published: Akrout et al. 2019, 784-500-10, 400 epochs, one seed. Dotte
 
 
 def arms(full):
-    base, found = al.RunSpec(**(SETUP | FULL if full else SETUP)), {}
-    specs = {rule: base.changed(rule=rule, rule_args={"init": "like_forward"}) for rule in RATES} | {
-        "bp": base
-    }
+    base, found = al.RunSpec(activation="tanh", batch_size=64, **(FULL if full else SMALL)), {}
+    specs = {rule: base.changed(rule=rule, rule_args={} if rule == "bp" else B) for rule in RATES}
     for arm, (rule, lr, decay) in FINAL.items():
-        found[arm] = grid(specs[rule].changed(lr=lr, weight_decay=decay), seed=range(5))
+        found[arm] = al.grid(specs[rule].changed(lr=lr, weight_decay=decay), seed=range(5))
     for arm, rule in TUNING.items():
         own = specs[rule].changed(record_every=0)
-        found[arm] = grid(own, lr=RATES[rule], weight_decay=(0.001, 0.01), seed=(100, 101))
+        found[arm] = al.grid(own, lr=RATES[rule], weight_decay=(0.001, 0.01), seed=(100, 101))
     return found
 
 
@@ -55,11 +51,8 @@ def figures(runs):
         shown("feedback_gain", first, log=True, reference=1),
         shown("validation_loss", log=True),
     ]
-    search = outcomes.of_arms(runs, *TUNING)
-    return {
-        "feedback_that_learns": al.figures.board(mine, panels, remark=REMARK),
-        "tuning": al.figures.loss_against_lr(search, hue="rule", col="weight_decay"),
-    }
+    tuning = al.figures.loss_against_lr(outcomes.of_arms(runs, *TUNING), hue="rule", col="weight_decay")
+    return {"feedback_that_learns": al.figures.board(mine, panels, remark=REMARK), "tuning": tuning}
 
 
 def table(runs):
@@ -67,12 +60,12 @@ def table(runs):
     accuracy = 100 * outcomes.final(mine, "test_accuracy")
     columns = {"lr": tables.settings(mine, "lr"), "decay": tables.settings(mine, "weight_decay")}
     columns |= {"test accuracy %": accuracy.mean(), "minus bp [95 %]": tables.differences(accuracy, "bp")}
-    price = feedback.mirror_price((mine["fan_in"] * mine["fan_out"]).values, SETUP["batch_size"])
     picks = preference.told(preference.preferred(search, "validation_loss"), CHOSEN)
-    return (
-        f"{aligned(tables.by_arm(columns | feedback.nearness(mine)))}\n\n"
-        f"Lr/decay that validation prefers, seeds 100 to 101: {picks}.\n"
-        f"A mirror phase of 128 samples adds {price:.2f} of a training step's products; kolen_pollack adds none."
+    part = f"{feedback.mirror_price(mine):.2f} of a training step's products"
+    return aligned(
+        tables.by_arm(columns | feedback.nearness(mine)),
+        f"Lr/decay that validation prefers, seeds 100 to 101: {picks}.",
+        f"A mirror phase of 128 samples adds {part}; kolen_pollack adds none.",
     )
 
 

@@ -14,7 +14,6 @@ this cannot show: nets, losses or dampings in which curvature differs more betwe
 
 import alignlab as al
 from alignlab.audit import contrasts, crossfit, outcomes, tables
-from alignlab.study import grid
 
 B = {"init": "like_forward"}  # fa's feedback, drawn as W is
 FA, BP = {**B, "guide": "fa", "damping": 0.1}, {"guide": "bp", "damping": 0.1}
@@ -31,14 +30,12 @@ ARMS = {  # label: rates, forward + backward passes a step, spec
     "plain soap on fa": ((1e-4, 1e-3, 1e-2), "2 + 3", {"rule": "soap", "rule_args": {**B, "form": "plain"}}),
     "plain soap on bp": ((1e-4, 1e-3, 1e-2), "2 + 3", {"rule": "soap", "rule_args": {"guide": "bp", "form": "plain"}}),
 }  # fmt: skip
-GUIDE, SIZE = "soap or its guide", "soap or its guide at soap's size"
-CONTRASTS = (  # group, treatment, baseline
-    (GUIDE, "soap on fa", "fa"),
-    (GUIDE, "soap on bp", "bp"),
-    (SIZE, "soap on fa", "fa at soap's size"),
-    (SIZE, "soap on bp", "bp at soap's size"),
-    (SIZE, "soap on bp", "bp, step of soap"),
-)
+CONTRASTS = {  # group: treatment, baseline
+    "soap or its guide": [("soap on fa", "fa"), ("soap on bp", "bp")],
+    "soap or its guide at soap's size": [
+        ("soap on fa", "fa at soap's size"), ("soap on bp", "bp at soap's size"), ("soap on bp", "bp, step of soap")
+    ],
+}  # fmt: skip
 SHOWN = ("bp", "fa", "node perturbation", "soap on fa", "soap on bp", "plain soap on fa", "plain soap on bp")
 SMALL = {"task": "mnist_small", "steps": 150, "evaluations": 7, "record_every": 30}
 FULL = {"task": "mnist", "steps": 3000, "evaluations": 16, "record_every": 300}
@@ -47,34 +44,27 @@ FULL = {"task": "mnist", "steps": 3000, "evaluations": 16, "record_every": 300}
 def arms(full):
     size, seeds = (FULL, range(10)) if full else (SMALL, range(4))
     base = al.RunSpec(hidden=(100,), batch_size=64, **size)
-    return {arm: grid(base.changed(**own), lr=rates, seed=seeds) for arm, (rates, _, own) in ARMS.items()}
-
-
-def best(runs):
-    """Each seed at the rate that the arm's other seeds favour on validation; with the contrasts of its test loss."""
-    chosen = crossfit.tuned(runs, "validation_loss", ["arm"])
-    return chosen, contrasts.compared(outcomes.final(chosen, "test_loss"), CONTRASTS)
+    return {arm: al.grid(base.changed(**own), lr=rates, seed=seeds) for arm, (rates, _, own) in ARMS.items()}
 
 
 def figures(runs):
-    chosen, compared = best(runs)
-    chosen = crossfit.each_its_best(chosen)
+    chosen = crossfit.each_its_best(crossfit.tuned(runs, "validation_loss", ["arm"]))
     costs = [f"{arm} ({ARMS[arm][1]})" for arm in chosen["arm"].values]
-    shown = outcomes.of_arms(chosen.assign_coords({"arm (passes a step)": ("run", costs)}), *SHOWN)
-    found = contrasts.contrast_dataset(compared, "test loss lower by")
+    named = outcomes.of_arms(chosen.assign_coords({"arm (passes a step)": ("run", costs)}), *SHOWN)
+    found = contrasts.as_dataset(contrasts.compared(chosen, "test_loss", CONTRASTS), "test loss lower by")
     return {
-        "soap_loss": al.figures.learning_curves(shown, "test_loss", hue="arm (passes a step)"),
+        "soap_loss": al.figures.learning_curves(named, "test_loss", hue="arm (passes a step)"),
         "soap_angle": al.figures.angles(outcomes.of_arms(chosen, *SHOWN[1:5]), hue="arm"),
         "soap_control": al.figures.forest(found, title="soap / baseline, each at its own best learning rate"),
     }
 
 
 def table(runs):
-    """An arm a row; "lost" are the runs, at any of its rates, that ended no better than they began."""
-    chosen, compared = best(runs)
+    chosen = crossfit.tuned(runs, "validation_loss", ["arm"])
     columns = {"forward + backward passes": {arm: passes for arm, (_, passes, _) in ARMS.items()}}
     rows = tables.by_arm(columns | tables.tuning(runs, chosen, "test_loss"))
-    return rows + [{"arm": f"{one.label}: lower by", "test loss": f"{one.interval:+.3f}"} for one in compared]
+    found = contrasts.compared(chosen, "test_loss", CONTRASTS)
+    return rows + [{"arm": f"{one.label}: lower by", "test loss": f"{one.interval:+.3f}"} for one in found]
 
 
 QUESTION = "Does soap's curvature improve the direction of feedback alignment, or only the step size?"

@@ -5,18 +5,18 @@ An audit's contrasts come from its controls; a study, which has none, names the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from alignlab.audit.outcomes import final, sense
 from alignlab.audit.statistics import Interval, paired
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
 
-__all__ = ["Compared", "compared", "contrast_dataset"]
+__all__ = ["Compared", "as_dataset", "compared"]
 
 
 class Compared(NamedTuple):
@@ -28,24 +28,24 @@ class Compared(NamedTuple):
 
 
 def compared(
-    table: pd.DataFrame, pairs: Iterable[tuple[str, str, str]], *, maximize: bool = False, alpha: float = 0.05
+    runs: xr.Dataset, outcome: str, pairs: Mapping[str, Sequence[tuple[str, str]]], alpha: float = 0.05
 ) -> list[Compared]:
-    """By how much the treatment is better than the baseline, seed by seed, for each of ``pairs`` (group, treatment, baseline).
+    """By how much the treatment's final ``outcome`` is better than the baseline's, seed by seed, in its units.
 
-    ``table``: final values, seed × arm (:func:`alignlab.audit.outcomes.final`), in whose units the differences are: baseline −
-    treatment, as for a loss, or treatment − baseline where they are to ``maximize``. Raises ``ValueError`` for an arm that the
-    table does not have, and for a seed that one of both lacks.
+    ``pairs``: by group, pairs of arms (treatment, baseline). The difference is baseline − treatment for a loss, an error or an
+    angle, treatment − baseline for anything else. Raises ``ValueError`` for an arm without runs, where an arm has a seed twice,
+    and for a seed that one of both lacks.
     """
-    found, sign = [], 1 if maximize else -1
-    for group, treatment, baseline in pairs:
+    table, found = final(runs, outcome), []
+    for group, (treatment, baseline) in ((group, pair) for group, own in pairs.items() for pair in own):
         if missing := [arm for arm in (treatment, baseline) if arm not in table]:
             raise ValueError(f"no arm {missing[0]!r} to compare: there are {', '.join(map(str, table))}")
-        differences = sign * (table[treatment] - table[baseline])
-        found.append(Compared(f"{treatment} / {baseline}", group, paired(differences.to_numpy(), alpha)))
+        better = sense(outcome) * (table[treatment] - table[baseline]).to_numpy()
+        found.append(Compared(f"{treatment} / {baseline}", group, paired(better, alpha)))
     return found
 
 
-def contrast_dataset(
+def as_dataset(
     rows: Sequence[tuple[str, str, Interval | Mapping[str, Any]]], words: str, units: str = "", **about: Any
 ) -> xr.Dataset:
     """Rows (label, group, interval) on the dim ``contrast``, for :func:`alignlab.figures.forest`.

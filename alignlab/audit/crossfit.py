@@ -66,7 +66,7 @@ def tuned(runs: xr.Dataset, outcome: str, by: Sequence[str]) -> xr.Dataset:
 
 
 def each_its_best(runs: xr.Dataset) -> xr.Dataset:
-    """Tuned runs as one condition an arm, as figures want it: ``lr`` says "each its best", ``rate`` has the rates themselves."""
+    """Tuned runs as one condition an arm, for figures: ``lr`` says "each its best", ``rate`` has the rates themselves."""
     words = np.full(runs.sizes["run"], "each its best")
     return runs.assign_coords(rate=("run", runs["lr"].values), lr=("run", words))
 

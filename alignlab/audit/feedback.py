@@ -6,7 +6,7 @@ Of a feedback that learns, the angle: Kolen-Pollack (Kolen & Pollack 1994) shrin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,13 +80,13 @@ def mirror_angle(fan_in: int, samples: int = 128, decay: float = 0.01) -> float:
     return float(np.degrees(np.arctan(np.sqrt((fan_in - 1) * decay / (samples * (2 - decay))))))
 
 
-def predicted_angles(runs: xr.Dataset, layer: str) -> dict[str, tuple[Any, Any]]:
+def predicted_angles(runs: xr.Dataset, layer: str) -> dict[Hashable, tuple[Any, Any]]:
     """By arm whose feedback learns, steps and the angles in degrees that theory gives there: to draw over a panel.
 
     ``kolen_pollack``: the geometric mean of its runs' predictions (:func:`kolen_pollack_angle`). ``weight_mirror``: the angle
     at which it settles, from the first step to the last; none with growth control, which changes the decay.
     """
-    found: dict[str, tuple[Any, Any]] = {}
+    found: dict[Hashable, tuple[Any, Any]] = {}
     for arm in dict.fromkeys(runs["arm"].values.tolist()):
         own = [runs.isel(run=i) for i in np.flatnonzero(runs["arm"].values == arm)]
         spec = _spec(own[0])
@@ -114,18 +114,19 @@ def nearness(runs: xr.Dataset, degrees: float = 10.0) -> dict[str, pd.Series]:
     return found | {"gain": around(runs, "feedback_gain", last, layer=first, over=5).mean()}
 
 
-def mirror_price(sizes: Sequence[float] | NDArray[Any], batch_size: int, samples: int = 128) -> float:
-    """Multiply-adds of a mirror phase over those of a training step, in products of matrices.
+def mirror_price(runs: xr.Dataset) -> float:
+    """Multiply-adds of a mirror phase over those of a training step, in products of matrices, of the weight mirror's runs.
 
-    ``sizes`` (n,): the entries of each layer's W, from the input on. A step takes batch_size · size three times a layer
-    (forward, gradient, what is sent down), twice in the first, below which nothing is sent. A phase takes samples · size twice
-    (responses, and their correlation with the noise) in all layers but the first, whose B no error passes.
-
-    >>> mirror_price([100, 100], batch_size=10, samples=5)
-    0.2
+    A step takes batch size · out · in three times a layer (forward, gradient, what is sent down), twice in the first, below
+    which nothing is sent. A phase takes samples · out · in twice (responses, and their correlation with the noise) in all
+    layers but the first, whose B no error passes. For dense layers. Raises ``ValueError`` where no run has a weight mirror.
     """
-    each = np.asarray(sizes, np.float64)
-    return float(2 * samples * each[1:].sum() / (batch_size * (3 * each.sum() - each[0])))
+    specs = [_spec(runs.isel(run=i)) for i in np.flatnonzero(runs["rule"].values == "weight_mirror")[:1]]
+    if not specs:
+        raise ValueError("no run of these has the rule 'weight_mirror'")
+    sizes = (runs["fan_in"] * runs["fan_out"]).values.astype(np.float64)
+    samples = WeightMirror(**specs[0].rule_args).samples
+    return float(2 * samples * sizes[1:].sum() / (specs[0].batch_size * (3 * sizes.sum() - sizes[0])))
 
 
 def aligned_at(runs: xr.Dataset, share: float = 0.99) -> pd.DataFrame:

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["around", "best_step", "final", "layers_with", "lost", "of_arms", "steps_to", "with_errors"]
+__all__ = [
+    "around",
+    "best_step",
+    "by",
+    "final",
+    "layers_with",
+    "lost",
+    "of_arms",
+    "sense",
+    "steps_to",
+    "with_errors",
+]
 
 FALLING = ("loss", "error", "angle")  # outcomes whose names end so are better where they are lower
 
@@ -32,6 +43,12 @@ def layers_with(runs: xr.Dataset, name: str) -> list[str]:
     """The layers that have a value of ``name``, from the input on."""
     there = runs[name].notnull().any([dim for dim in runs[name].dims if dim != "layer"])
     return [str(layer) for layer in runs["layer"].values[there.values]]
+
+
+def by(runs: xr.Dataset, name: str) -> dict[Any, xr.Dataset]:
+    """The runs of each level of the coordinate ``name``, by that level, in the dataset's order."""
+    levels = runs[name].values
+    return {level: runs.isel(run=levels == level) for level in dict.fromkeys(levels.tolist())}
 
 
 def with_errors(runs: xr.Dataset) -> xr.Dataset:
@@ -52,7 +69,7 @@ def final(runs: xr.Dataset, outcome: str, *, layer: str | None = None) -> pd.Dat
 
 def lost(runs: xr.Dataset, outcome: str) -> NDArray[np.bool_]:
     """Whether each run, (run,), ended no better than it began, or diverged. Arms may have a seed at several rates."""
-    sign = _sign(outcome)
+    sign = sense(outcome)
     return np.array(
         [diverged or not sign * row[-1] > sign * row[0] for _, row, diverged in _rows(runs, outcome)]
     )
@@ -74,7 +91,7 @@ def steps_to(
     earlier; ``interpolated``: where the straight line from the evaluation before crosses the level (of a positive loss's
     logarithm).
     """
-    sign, found = _sign(outcome), []
+    sign, found = sense(outcome), []
     for steps, row, diverged in _rows(runs, outcome, layer):
         held = sign * row >= sign * level
         if lasting:
@@ -100,7 +117,7 @@ def best_step(runs: xr.Dataset, outcome: str) -> pd.DataFrame:
 
     A loss, an error or an angle is best where it is lowest.
     """
-    sign = _sign(outcome)
+    sign = sense(outcome)
     return _by_seed(runs, [float(steps[(sign * row).argmax()]) for steps, row, _ in _rows(runs, outcome)])
 
 
@@ -118,7 +135,8 @@ def around(
     return _by_seed(runs, found)
 
 
-def _sign(outcome: str) -> int:
+def sense(outcome: str) -> int:
+    """−1 for a loss, an error or an angle, which are better where they are lower, and 1 for anything else."""
     return -1 if outcome.endswith(FALLING) else 1
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.audit.claim import Claim
-from alignlab.audit.contrasts import contrast_dataset
+from alignlab.audit.contrasts import as_dataset
 from alignlab.audit.controls import Contrast
 from alignlab.audit.evidence import Evidence
 from alignlab.audit.statistics import paired, probability_of_improvement
@@ -58,7 +58,7 @@ class AuditResult:
         rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
-        return contrast_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
+        return as_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
 
     @cached_property
     def all_runs(self) -> xr.Dataset:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alignlab.figures.learning import learning_curves
     from alignlab.figures.saving import save
     from alignlab.figures.spectrum import spectra
-    from alignlab.figures.trend import Reference, trends
+    from alignlab.figures.trend import Reference, reported, trends
     from alignlab.figures.tuning import loss_against_lr
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "loss_against_lr",
     "questions",
     "reaching",
+    "reported",
     "run_figures",
     "save",
     "spectra",
@@ -63,6 +64,7 @@ _HOMES = {
     "loss_against_lr": "tuning",
     "questions": "asking",
     "reaching": "arrival",
+    "reported": "trend",
     "run_figures": "audits",
     "save": "saving",
     "spectra": "spectrum",
