@@ -55,7 +55,7 @@ def kolen_pollack_angle(run: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDAr
     that is not of plain SGD without momentum, for which the decay is another.
     """
     spec = _spec(run)
-    if spec.optimizer != "sgd" or spec.momentum or spec.graft is not None:
+    if not _plain(spec):
         raise ValueError(
             f"no prediction for {spec.optimizer}, momentum {spec.momentum:g}: B - W decays evenly under plain SGD alone"
         )
@@ -83,14 +83,15 @@ def mirror_angle(fan_in: int, samples: int = 128, decay: float = 0.01) -> float:
 def predicted_angles(runs: xr.Dataset, layer: str) -> dict[Hashable, tuple[Any, Any]]:
     """By arm whose feedback learns, steps and the angles in degrees that theory gives there: to draw over a panel.
 
-    ``kolen_pollack``: the geometric mean of its runs' predictions (:func:`kolen_pollack_angle`). ``weight_mirror``: the angle
-    at which it settles, from the first step to the last; none with growth control, which changes the decay.
+    ``kolen_pollack``: the geometric mean of its runs' predictions (:func:`kolen_pollack_angle`); none but under plain SGD.
+    ``weight_mirror``: the angle at which it settles, from the first step to the last; none with growth control, which changes
+    the decay.
     """
     found: dict[Hashable, tuple[Any, Any]] = {}
     for arm in dict.fromkeys(runs["arm"].values.tolist()):
         own = [runs.isel(run=i) for i in np.flatnonzero(runs["arm"].values == arm)]
         spec = _spec(own[0])
-        if spec.rule == "kolen_pollack":
+        if spec.rule == "kolen_pollack" and _plain(spec):
             steps, angles = zip(*(kolen_pollack_angle(run, layer) for run in own), strict=True)
             found[arm] = (steps[0], np.exp(np.log(angles).mean(0)))
         elif spec.rule == "weight_mirror" and not (mirror := WeightMirror(**spec.rule_args)).growth_control:
@@ -152,6 +153,11 @@ def beyond_chance(runs: xr.Dataset) -> xr.DataArray:
         radius = xr.apply_ufunc(chance_radius, *sizes, vectorize=True)
     counted: xr.DataArray = (modulus > radius).sum("mode").where(modulus.notnull().any("mode"))
     return counted
+
+
+def _plain(spec: RunSpec) -> bool:
+    """Whether W takes plain gradient steps, under which B − W decays evenly."""
+    return spec.optimizer == "sgd" and not spec.momentum and spec.graft is None
 
 
 def _spec(run: xr.Dataset) -> RunSpec:

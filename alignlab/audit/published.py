@@ -18,14 +18,16 @@ def published(source: str, metric: str, *, verified: bool = True, **where: str) 
     """By rule what ``source`` reported of ``metric``: accuracies as shares of 1, as alignlab records them, errors in percent.
 
     ``verified``: read in the source named, or else known from memory alone. ``where``: values of further columns (task,
-    network, locator). Empty where the source reported none of these. Raises ``ValueError`` for a value that no line of the
-    file has, and where a rule has several.
+    network, locator). Empty where the source reported none of these. Raises ``ValueError`` for a column or a value that the
+    file does not have, and where a rule has several.
 
     >>> published("akrout2019 reference code", "weight_angle")
     {'fa': 40.0, 'kolen_pollack': 3.6, 'weight_mirror': 3.8}
     """
     base = {"source": source, "metric": metric, "verified": "yes" if verified else "no"}
     for column, value in (base | where).items():
+        if column not in _rows()[0]:
+            raise ValueError(f"no column {column!r} in published.csv: there are {', '.join(_rows()[0])}")
         if value not in (known := sorted({row.get(column, "") for row in _rows()})):
             raise ValueError(f"no published {column} {value!r}: there are {', '.join(known)}")
     if not (reported := _matching(_rows(), base)):

@@ -81,7 +81,7 @@ def board(
     order = _order(data, hue)
     for panel in panels:
         contents.need(_of_layer(data, panel.layer), panel.name)
-    look, drawn = style.looks(order), []
+    look, drawn, columns = style.looks(order), [], min(columns, len(panels))
     with style.styled():
         figure, axes = style.grid(-(-len(panels) // columns), columns, 3.1, 2.5, sharex=True)
         for ax in axes.flat[len(panels) :]:
