@@ -30,7 +30,7 @@ _PUBLIC = {
     ),
     "alignlab.training": ("RunSpec", "Graft", "train"),
     "alignlab.audit": ("Arm", "Claim", "controls", "Verdict"),
-    "alignlab.study": ("Study",),
+    "alignlab.study": ("Study", "grid"),
 }
 _MODULES = ("measures", "rules", "store", "probes", "training", "audit", "figures", "testing")
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -39,7 +39,7 @@ __all__ = [  # noqa: RUF022 — grouped by floor
     "measures", "rules", "convert", "revert", "store", "open_runs", "compact", "probes", "Recorder", "Probe",
     "GradientAngle", "WeightAngle", "FeedbackSpectrum", "EffectiveLR", "Loss", "every", "log_spaced",
     "training", "RunSpec", "Graft", "train", "Arm", "Claim", "audit", "controls", "Verdict", "figures",
-    "Study",
+    "Study", "grid",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     )
     from alignlab.rules import convert, revert
     from alignlab.store import compact, open_runs
-    from alignlab.study import Study
+    from alignlab.study import Study, grid
     from alignlab.training import Graft, RunSpec, train
 
 

@@ -6,9 +6,10 @@ Its runs are cells of a sweep: named by what determines them, computed once, res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,15 @@ class StudyResult:
         return found if isinstance(found, str) else aligned(found)
 
 
+def grid(spec: RunSpec, **values: Iterable[Any]) -> list[RunSpec]:
+    """Copies of ``spec`` with every combination of the ``values`` of some fields, those of the last field next to each other.
+
+    >>> [(s.lr, s.seed) for s in grid(RunSpec(), lr=(0.1, 0.3), seed=range(2))]
+    [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+    """
+    return [spec.changed(**dict(zip(values, cell, strict=True))) for cell in product(*values.values())]
+
+
 def labelled(arms: Arms, seed: int | None = None) -> dict[str, list[RunSpec]]:
     """The arms as they will run, their seeds counted from ``seed``; each arm has runs, and no run has two labels."""
     empty = [repr(label) for label, specs in arms.items() if not specs]
@@ -113,8 +123,11 @@ def labelled(arms: Arms, seed: int | None = None) -> dict[str, list[RunSpec]]:
     return found
 
 
-def aligned(rows: Rows) -> str:
-    """Rows as a table of text: the columns of the first row, numbers with four digits, an empty cell for what is missing."""
+def aligned(rows: Rows, *notes: str) -> str:
+    """Rows as a table of text: the columns of all rows, numbers with four digits, an empty cell for what is missing.
+
+    ``notes``: lines to stand below it, after an empty one.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -122,7 +135,7 @@ def aligned(rows: Rows) -> str:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def _cell(value: Any) -> str:

@@ -12,102 +12,60 @@ for dfa, 61° for fa, about 70° for ifa. No rate suits all: at 0.001 dfa is at 
     alignlab study dfa_ifa
 """
 
-import alignlab as al
-from alignlab.audit import paired
-from alignlab.audit.crossfit import tuned
-from alignlab.audit.outcomes import final
-from alignlab.figures.trend import Reference
+from itertools import product
 
-RULES = {
-    "bp": ("",),
-    "fa": ("lillicrap", "nokland"),
-    "dfa": ("lillicrap", "nokland"),
-    "ifa": ("lillicrap", "nokland"),
-}
-NOKLAND = {
-    "bp": 2.16,
-    "fa": 2.20,
-    "dfa": 2.32,
-}  # table 1, MNIST, 7 layers, test error [%]: not verified (published.csv)
+import alignlab as al
+from alignlab.audit import crossfit, outcomes, tables
+
+RULES = [("bp", ""), *product(("fa", "dfa", "ifa"), ("lillicrap", "nokland"))]
 SETUP = {"activation": "tanh", "optimizer": "rmsprop", "batch_size": 64, "evaluations": 2}
-SMALL = {
-    "tasks": ("mnist_small",),
-    "depths": (1, 3, 7),
-    "rates": (3e-4, 1e-3, 3e-3),
-    "seeds": 3,
-    "steps": 200,
-}
-FULL = {
-    "tasks": ("mnist", "fashion_mnist"), "depths": (1, 2, 3, 5, 7), "rates": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-    "seeds": 5, "steps": 8000,
-}  # fmt: skip
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+SMALL = {"task": ["mnist_small"], "depth": (1, 3, 7), "lr": RATES[2:], "seeds": 3, "steps": 200}
+FULL = {"task": ["mnist", "fashion_mnist"], "depth": (1, 2, 3, 5, 7), "lr": RATES, "seeds": 5, "steps": 8000}
 SHOWN = {"test_error": "test error [%]", "lowest_angle": "gradient angle, lowest layer [°]"}
 NOTE = "Learning rates: chosen on validation by the other seeds. With one hidden layer dfa and ifa are fa. Trained for"
-CONDITION = ("task", "rule", "feedback_init", "hidden_layers")
+NOKLAND = "Nøkland 2016, unverified: 60,000 images, 300 epochs"
 
 
 def arms(full):
     """An arm a condition, at every rate and seed. With one hidden layer fa, dfa and ifa are one rule: fa stands for all."""
     size, found = FULL if full else SMALL, {}
-    for task in size["tasks"]:
-        for rule, init in ((rule, init) for rule, inits in RULES.items() for init in inits):
-            for depth in size["depths"][1 if rule in ("dfa", "ifa") else 0 :]:
-                found[f"{task}, {rule} {init}, {depth}"] = [
-                    al.RunSpec(
-                        **SETUP, task=task, rule=rule, rule_args={"init": init} if init else {}, hidden=(240,) * depth,
-                        lr=lr, seed=seed, steps=size["steps"], record_every=size["steps"] - 1,
-                    )
-                    for lr in size["rates"] for seed in range(size["seeds"])
-                ]  # fmt: skip
+    base = al.RunSpec(**SETUP, steps=size["steps"], record_every=size["steps"] - 1)
+    for task, (rule, init), depth in product(size["task"], RULES, size["depth"]):
+        if depth > 1 or rule in ("bp", "fa"):
+            args = {"init": init} if init else {}
+            spec = base.changed(task=task, rule=rule, rule_args=args, hidden=(240,) * depth)
+            found[f"{task}, {rule} {init}, {depth}"] = al.grid(spec, lr=size["lr"], seed=range(size["seeds"]))
     return found
 
 
 def best(runs):
     """Each condition at the rate that its other seeds favour on validation, with what is shown of it."""
-    runs = runs.assign_coords(hidden_layers=("run", [text.count(",") + 1 for text in runs["hidden"].values]))
-    angle = runs["gradient_angle"].sel(layer="1", drop=True)
-    runs = runs.assign(test_error=100 * (1 - runs["test_accuracy"]), lowest_angle=angle)
-    return tuned(runs, "validation_accuracy", CONDITION)
+    depths = [text.count(",") + 1 for text in runs["hidden"].values]
+    lowest = runs["gradient_angle"].sel(layer="1", drop=True)
+    runs = outcomes.with_errors(runs).assign(lowest_angle=lowest).assign_coords(hidden_layers=("run", depths))
+    return crossfit.tuned(runs, "validation_accuracy", ["arm"])
 
 
 def figures(runs):
-    chosen, note = best(runs), f"{NOTE} {int(runs['last_step'].max()):,} steps."
-    return {
-        f"dfa_ifa_{task}": al.figures.trends(
-            chosen.isel(run=chosen["task"].values == task), "hidden_layers", SHOWN, col="feedback_init", note=note,
-            references=[Reference(*own, "test_error") for own in published(task)],
-            referred="Nøkland 2016, unverified: 60,000 images, 300 epochs" if published(task) else "",
-        )
-        for task in dict.fromkeys(runs["task"].values.tolist())
-    }  # fmt: skip
-
-
-def published(task):
-    """(rule, depth, test error) of Nøkland's table 1."""
-    return [] if task == "fashion_mnist" else [(rule, 7, error) for rule, error in NOKLAND.items()]
+    note, found = f"{NOTE} {int(runs['last_step'].max()):,} steps.", {}
+    for task, own in outcomes.by(best(runs), "task").items():
+        where = {"locator": "table 1", "task": task.removesuffix("_small"), "verified": False}
+        theirs = al.figures.reported("nokland2016", "test_error", 7, **where)
+        shown = {"col": "feedback_init", "references": theirs, "referred": NOKLAND, "note": note}
+        found[f"dfa_ifa_{task}"] = al.figures.trends(own, "hidden_layers", SHOWN, **shown)
+    return found
 
 
 def table(runs):
-    chosen, rows = best(runs), []
-    error = final(chosen, "test_error")
-    for arm in error:
-        own = chosen.isel(run=chosen["arm"].values == arm)
-        task, rule, _, depth = (own[name].values[0] for name in CONDITION)
-        more = paired(error[arm] - error[f"{task}, bp , {depth}"]) if rule != "bp" else None
-        rows.append({
-            "task, rule, depth": arm,
-            "learning rates": ", ".join(f"{lr:g}" for lr in sorted(set(own["lr"].values.tolist()))),
-            "test error [%]": float(error[arm].mean()),
-            "more than bp [95 %]": f"{more.estimate:+.2f} [{more.low:+.2f}, {more.high:+.2f}]" if more else "",
-            "angle [°]": float(final(own, "lowest_angle")[arm].mean()),
-        })  # fmt: skip
-    return rows
+    chosen = best(runs)
+    error, angle = (outcomes.final(chosen, name) for name in SHOWN)
+    bp = tables.counterparts(chosen, ("task", "hidden_layers"), rule="bp")
+    columns = {"learning rates": tables.settings(chosen, "lr"), "test error [%]": error.mean()}
+    columns |= {"more than bp [95 %]": tables.differences(error, bp), "angle [°]": angle.mean()}
+    return tables.by_arm(columns, title="task, rule, depth")
 
 
-STUDY = al.Study(
-    question="Which random feedback holds out in deep networks: fa, dfa or ifa?",
-    source="Nøkland 2016, table 1: 7 hidden layers of 240 tanh, MNIST (values from memory, unverified)",
-    arms=arms,
-    figures=figures,
-    table=table,
-)
+QUESTION = "Which random feedback holds out in deep networks: fa, dfa or ifa?"
+SOURCE = "Nøkland 2016, table 1: 7 hidden layers of 240 tanh, MNIST (values from memory, unverified)"
+STUDY = al.Study(QUESTION, SOURCE, arms, figures, table)

@@ -12,16 +12,12 @@ this cannot show: nets, losses or dampings in which curvature differs more betwe
     alignlab study soap
 """
 
-import xarray as xr
-
 import alignlab as al
-from alignlab.audit import paired
-from alignlab.audit.crossfit import tuned
-from alignlab.audit.outcomes import final
-from alignlab.figures.sweeps import final_values
+from alignlab.audit import contrasts, crossfit, outcomes, tables
 
 B = {"init": "like_forward"}  # fa's feedback, drawn as W is
 FA, BP = {**B, "guide": "fa", "damping": 0.1}, {"guide": "bp", "damping": 0.1}
+GRAFT = {"direction": "bp", "magnitude": "rule"}  # backprop's direction with soap's step sizes
 ARMS = {  # label: rates, forward + backward passes a step, spec
     "bp": ((0.1, 0.3, 1.0), "1 + 1", {"rule": "bp"}),
     "fa": ((0.03, 0.1, 0.3), "1 + 1", {"rule": "fa", "rule_args": B}),
@@ -30,98 +26,47 @@ ARMS = {  # label: rates, forward + backward passes a step, spec
     "soap on bp": ((0.01, 0.03, 0.1), "2 + 3", {"rule": "soap", "rule_args": BP}),
     "fa at soap's size": ((0.003, 0.01, 0.03), "2 + 3", {"rule": "soap", "rule_args": {**FA, "form": "rescaled"}}),
     "bp at soap's size": ((0.01, 0.03, 0.1), "2 + 3", {"rule": "soap", "rule_args": {**BP, "form": "rescaled"}}),
-    "bp, step of soap": (
-        (0.01, 0.03, 0.1), "2 + 3", {"rule": "soap", "rule_args": BP, "graft": {"direction": "bp", "magnitude": "rule"}}
-    ),
+    "bp, step of soap": ((0.01, 0.03, 0.1), "2 + 3", {"rule": "soap", "rule_args": BP, "graft": GRAFT}),
     "plain soap on fa": ((1e-4, 1e-3, 1e-2), "2 + 3", {"rule": "soap", "rule_args": {**B, "form": "plain"}}),
     "plain soap on bp": ((1e-4, 1e-3, 1e-2), "2 + 3", {"rule": "soap", "rule_args": {"guide": "bp", "form": "plain"}}),
 }  # fmt: skip
-CONTRASTS = (  # group, treatment, baseline
-    ("soap or its guide", "soap on fa", "fa"),
-    ("soap or its guide", "soap on bp", "bp"),
-    ("soap or its guide at soap's size", "soap on fa", "fa at soap's size"),
-    ("soap or its guide at soap's size", "soap on bp", "bp at soap's size"),
-    ("soap or its guide at soap's size", "soap on bp", "bp, step of soap"),
-)
+CONTRASTS = {  # group: treatment, baseline
+    "soap or its guide": [("soap on fa", "fa"), ("soap on bp", "bp")],
+    "soap or its guide at soap's size": [
+        ("soap on fa", "fa at soap's size"), ("soap on bp", "bp at soap's size"), ("soap on bp", "bp, step of soap")
+    ],
+}  # fmt: skip
 SHOWN = ("bp", "fa", "node perturbation", "soap on fa", "soap on bp", "plain soap on fa", "plain soap on bp")
-SETUP = {"hidden": (100,), "batch_size": 64}
 SMALL = {"task": "mnist_small", "steps": 150, "evaluations": 7, "record_every": 30}
 FULL = {"task": "mnist", "steps": 3000, "evaluations": 16, "record_every": 300}
 
 
 def arms(full):
     size, seeds = (FULL, range(10)) if full else (SMALL, range(4))
-    return {
-        arm: [al.RunSpec(**SETUP, **size, **own, lr=lr, seed=seed) for lr in rates for seed in seeds]
-        for arm, (rates, _, own) in ARMS.items()
-    }
-
-
-def best(runs):
-    """Each seed at the rate that the arm's other seeds favour on validation."""
-    found = tuned(runs, "validation_loss", ("arm",))
-    return found.assign_coords(
-        lr=("run", ["each its best"] * found.sizes["run"]), rate=("run", found["lr"].values)
-    )
-
-
-def contrasts(runs):
-    """How much lower the treatment's test loss is, seed by seed."""
-    loss = final(best(runs), "test_loss")
-    found = [paired(loss[baseline] - loss[treatment]) for _, treatment, baseline in CONTRASTS]
-    table = xr.Dataset(
-        {name: ("contrast", [getattr(one, name) for one in found]) for name in ("estimate", "low", "high", "n")},
-        {"label": ("contrast", [f"{t} / {b}" for _, t, b in CONTRASTS]), "group": ("contrast", [g for g, *_ in CONTRASTS])},
-    )  # fmt: skip
-    table["estimate"].attrs["long_name"] = "test loss lower by"
-    return table
-
-
-def among(runs, labels):
-    return runs.isel(run=[arm in labels for arm in runs["arm"].values])
+    base = al.RunSpec(hidden=(100,), batch_size=64, **size)
+    return {arm: al.grid(base.changed(**own), lr=rates, seed=seeds) for arm, (rates, _, own) in ARMS.items()}
 
 
 def figures(runs):
-    chosen = best(runs)
+    chosen = crossfit.each_its_best(crossfit.tuned(runs, "validation_loss", ["arm"]))
     costs = [f"{arm} ({ARMS[arm][1]})" for arm in chosen["arm"].values]
-    named = chosen.assign_coords({"arm (passes a step)": ("run", costs)})
+    named = outcomes.of_arms(chosen.assign_coords({"arm (passes a step)": ("run", costs)}), *SHOWN)
+    found = contrasts.as_dataset(contrasts.compared(chosen, "test_loss", CONTRASTS), "test loss lower by")
     return {
-        "soap_loss": al.figures.learning_curves(among(named, SHOWN), "test_loss", hue="arm (passes a step)"),
-        "soap_angle": al.figures.angles(among(chosen, SHOWN[1:5]), hue="arm"),
-        "soap_control": al.figures.forest(
-            contrasts(runs), title="soap / baseline, each at its own best learning rate"
-        ),
+        "soap_loss": al.figures.learning_curves(named, "test_loss", hue="arm (passes a step)"),
+        "soap_angle": al.figures.angles(outcomes.of_arms(chosen, *SHOWN[1:5]), hue="arm"),
+        "soap_control": al.figures.forest(found, title="soap / baseline, each at its own best learning rate"),
     }
 
 
 def table(runs):
-    """An arm a row; "lost" are the runs, at any of its rates, that ended no better than they began."""
-    chosen, found = best(runs), contrasts(runs)
-    loss, rows = final(chosen, "test_loss"), []
-    lost = ~(final_values(runs, "test_loss") < runs["test_loss"].isel(step=0).values) | (
-        runs["status"].values == "diverged"
-    )
-    for arm, (_, passes, _) in ARMS.items():
-        own, all_own = chosen["arm"].values == arm, runs["arm"].values == arm
-        rows.append({
-            "arm": arm,
-            "forward + backward passes": passes,
-            "best rates": ", ".join(f"{lr:g}" for lr in sorted(set(chosen["rate"].values[own].tolist()))),
-            "on the grid's edge": f"{chosen['on_edge'].values[own].sum()}/{own.sum()}",
-            "test loss": float(loss[arm].mean()),
-            "lost, all rates": f"{lost[all_own].sum()}/{all_own.sum()}",
-        })  # fmt: skip
-    for i, label in enumerate(found["label"].values):
-        row = found.isel(contrast=i)
-        rows.append({"arm": f"{label}: lower by", "test loss": f"{row['estimate'].item():+.3f} [{row['low'].item():+.3f}, "
-                     f"{row['high'].item():+.3f}]"})  # fmt: skip
-    return rows
+    chosen = crossfit.tuned(runs, "validation_loss", ["arm"])
+    columns = {"forward + backward passes": {arm: passes for arm, (_, passes, _) in ARMS.items()}}
+    rows = tables.by_arm(columns | tables.tuning(runs, chosen, "test_loss"))
+    found = contrasts.compared(chosen, "test_loss", CONTRASTS)
+    return rows + [{"arm": f"{one.label}: lower by", "test loss": f"{one.interval:+.3f}"} for one in found]
 
 
-STUDY = al.Study(
-    question="Does soap's curvature improve the direction of feedback alignment, or only the step size?",
-    source="tali.link/projects/science/soap (2019)",
-    arms=arms,
-    figures=figures,
-    table=table,
-)
+QUESTION = "Does soap's curvature improve the direction of feedback alignment, or only the step size?"
+SOURCE = "tali.link/projects/science/soap (2019)"
+STUDY = al.Study(QUESTION, SOURCE, arms, figures, table)

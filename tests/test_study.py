@@ -12,7 +12,7 @@ import xarray as xr
 from alignlab import cli, gallery
 from alignlab.audit.outcomes import final
 from alignlab.figures import learning_curves, reaching
-from alignlab.study import Study, aligned, labelled
+from alignlab.study import Study, aligned, grid, labelled
 from alignlab.training import RunSpec, SpecError
 
 BASE = RunSpec(task="xor_bits", hidden=(3,), batch_size=1, steps=6, evaluations=4, record_every=0, lr=0.1)
@@ -87,6 +87,19 @@ def test_progress_counts_runs_or_populations(tmp_path: Path) -> None:
 def test_arms_that_cannot_be_told_apart_are_refused(given: Any, told: str) -> None:
     with pytest.raises(SpecError, match=told):
         labelled(given)
+
+
+def test_a_grid_has_every_combination_once_the_last_field_side_by_side() -> None:
+    found = grid(BASE, lr=(0.1, 0.3), seed=range(2))
+    assert [(spec.lr, spec.seed) for spec in found] == [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+    assert {spec.changed(lr=BASE.lr, seed=BASE.seed) for spec in found} == {BASE}
+    assert grid(BASE) == [BASE]
+    with pytest.raises(SpecError, match="colour"):
+        grid(BASE, colour=["red"])
+
+
+def test_notes_stand_below_a_table() -> None:
+    assert aligned([{"arm": "a"}], "one", "two").splitlines() == ["arm", "a", "", "one", "two"]
 
 
 def test_rows_are_aligned() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["favoured", "tuned"]
+__all__ = ["each_its_best", "favoured", "scores_of", "tuned"]
 
 
 def favoured(scores: NDArray[Any]) -> NDArray[np.intp]:
@@ -52,7 +52,7 @@ def tuned(runs: xr.Dataset, outcome: str, by: Sequence[str]) -> xr.Dataset:
     ``on_edge`` (run) says whether the rate is the lowest or the highest of several. Raises ``ValueError`` where a condition
     lacks a run at some rate, or has one twice.
     """
-    scores = _scores(runs, outcome)
+    scores = scores_of(runs, outcome)
     keys: list[tuple[Hashable, ...]] = list(zip(*(runs[name].values.tolist() for name in by), strict=True))
     chosen: list[int] = []
     edge: list[bool] = []
@@ -65,8 +65,14 @@ def tuned(runs: xr.Dataset, outcome: str, by: Sequence[str]) -> xr.Dataset:
     return runs.isel(run=chosen).assign_coords(on_edge=("run", edge))
 
 
-def _scores(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
-    """The last value of each run, as something to be low."""
+def each_its_best(runs: xr.Dataset) -> xr.Dataset:
+    """Tuned runs as one condition an arm, for figures: ``lr`` says "each its best", ``rate`` has the rates themselves."""
+    words = np.full(runs.sizes["run"], "each its best")
+    return runs.assign_coords(rate=("run", runs["lr"].values), lr=("run", words))
+
+
+def scores_of(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
+    """The last value of each run, (run,), as something to be low: an accuracy's negative; infinite for a run that diverged."""
     table = runs[outcome].transpose("run", "step").values.astype(np.float64)
     last = table.shape[1] - 1 - np.isfinite(table)[:, ::-1].argmax(axis=1)
     values = table[np.arange(len(table)), last]

@@ -1,21 +1,36 @@
-"""What theory says of the angle between W and a feedback that learns: to draw beside the angle that was measured.
+"""What theory says of W and its feedback B: to stand beside what was measured.
 
-Kolen-Pollack (Kolen & Pollack 1994) shrinks B − W by a factor a step; a weight mirror (Akrout et al. 2019) averages noise.
+Of a feedback that learns, the angle: Kolen-Pollack (Kolen & Pollack 1994) shrinks B − W by a factor a step, a weight mirror
+(Akrout et al. 2019) averages noise, at a price. Of one that does not, how many eigenvalues of W Bᵀ lie where chance puts none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab.audit.outcomes import around, layers_with, steps_to
+from alignlab.measures.chance import chance_radius
+from alignlab.rules.weight_mirror import WeightMirror
 from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
-__all__ = ["angle_of_sides", "kolen_pollack_angle", "mirror_angle"]
+__all__ = [
+    "aligned_at",
+    "angle_of_sides",
+    "beyond_chance",
+    "kolen_pollack_angle",
+    "mirror_angle",
+    "mirror_price",
+    "nearness",
+    "predicted_angles",
+]
 
 
 def angle_of_sides(a: Any, b: Any, c: Any) -> NDArray[np.float64]:
@@ -39,8 +54,8 @@ def kolen_pollack_angle(run: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDAr
     decay)^(t − t₀), and the recorded ‖W‖ and ‖B‖ give the angle. No later angle is used. Raises ``ValueError`` for a run
     that is not of plain SGD without momentum, for which the decay is another.
     """
-    spec = RunSpec.from_yaml(str(run["spec"].values if "spec" in run.coords else run.attrs["spec"]))
-    if spec.optimizer != "sgd" or spec.momentum or spec.graft is not None:
+    spec = _spec(run)
+    if not _plain(spec):
         raise ValueError(
             f"no prediction for {spec.optimizer}, momentum {spec.momentum:g}: B - W decays evenly under plain SGD alone"
         )
@@ -63,3 +78,87 @@ def mirror_angle(fan_in: int, samples: int = 128, decay: float = 0.01) -> float:
     8.0
     """
     return float(np.degrees(np.arctan(np.sqrt((fan_in - 1) * decay / (samples * (2 - decay))))))
+
+
+def predicted_angles(runs: xr.Dataset, layer: str) -> dict[Hashable, tuple[Any, Any]]:
+    """By arm whose feedback learns, steps and the angles in degrees that theory gives there: to draw over a panel.
+
+    ``kolen_pollack``: the geometric mean of its runs' predictions (:func:`kolen_pollack_angle`); none but under plain SGD.
+    ``weight_mirror``: the angle at which it settles, from the first step to the last; none with growth control, which changes
+    the decay.
+    """
+    found: dict[Hashable, tuple[Any, Any]] = {}
+    for arm in dict.fromkeys(runs["arm"].values.tolist()):
+        own = [runs.isel(run=i) for i in np.flatnonzero(runs["arm"].values == arm)]
+        spec = _spec(own[0])
+        if spec.rule == "kolen_pollack" and _plain(spec):
+            steps, angles = zip(*(kolen_pollack_angle(run, layer) for run in own), strict=True)
+            found[arm] = (steps[0], np.exp(np.log(angles).mean(0)))
+        elif spec.rule == "weight_mirror" and not (mirror := WeightMirror(**spec.rule_args)).growth_control:
+            floor = mirror_angle(int(runs["fan_in"].sel(layer=layer)), mirror.samples, mirror.decay)
+            found[arm] = ([0, int(runs["step"].max())], [floor, floor])
+    return found
+
+
+def nearness(runs: xr.Dataset, degrees: float = 10.0) -> dict[str, pd.Series]:
+    """Columns by arm: how near B comes to W and how soon, layer by layer, and what that makes of the lowest gradient.
+
+    Of each layer whose B is in use, the mean angle at the last recorded step and the median step at which it first was under
+    ``degrees``; of the first layer the mean angle of its gradient and its gain, over the last five looks.
+    """
+    first, last = str(runs["layer"].values[0]), int(runs["step"].max())
+    found = {}
+    for layer in layers_with(runs, "weight_angle"):
+        found[f"angle ({layer})"] = around(runs, "weight_angle", last, layer=layer).mean().round(2)
+        found[f"< {degrees:g}° ({layer})"] = steps_to(runs, "weight_angle", degrees, layer=layer).median()
+    found[f"gradient angle ({first})"] = around(runs, "gradient_angle", last, layer=first, over=5).mean()
+    return found | {"gain": around(runs, "feedback_gain", last, layer=first, over=5).mean()}
+
+
+def mirror_price(runs: xr.Dataset) -> float:
+    """Multiply-adds of a mirror phase over those of a training step, in products of matrices, of the weight mirror's runs.
+
+    A step takes batch size · out · in three times a layer (forward, gradient, what is sent down), twice in the first, below
+    which nothing is sent. A phase takes samples · out · in twice (responses, and their correlation with the noise) in all
+    layers but the first, whose B no error passes. For dense layers. Raises ``ValueError`` where no run has a weight mirror.
+    """
+    specs = [_spec(runs.isel(run=i)) for i in np.flatnonzero(runs["rule"].values == "weight_mirror")[:1]]
+    if not specs:
+        raise ValueError("no run of these has the rule 'weight_mirror'")
+    sizes = (runs["fan_in"] * runs["fan_out"]).values.astype(np.float64)
+    samples = WeightMirror(**specs[0].rule_args).samples
+    return float(2 * samples * sizes[1:].sum() / (specs[0].batch_size * (3 * sizes.sum() - sizes[0])))
+
+
+def aligned_at(runs: xr.Dataset, share: float = 0.99) -> pd.DataFrame:
+    """The first recorded step at which in every layer at least this ``share`` of errors descends; seed × arm.
+
+    An error e descends in a layer where eᵀ W Bᵀ e > 0 (Lillicrap et al. 2016): ``descent_fraction``. Infinite where it never
+    comes to that.
+    """
+    worst = runs.assign(least_descent=runs["descent_fraction"].min("layer"))
+    return steps_to(worst, "least_descent", share)
+
+
+def beyond_chance(runs: xr.Dataset) -> xr.DataArray:
+    """How many eigenvalues of W Bᵀ lie outside the disc that those of a B unrelated to W fill; dims run, layer, step.
+
+    The disc's radius: :func:`alignlab.measures.chance.chance_radius`. NaN where no spectrum was recorded.
+    """
+    import xarray as xr
+
+    modulus: xr.DataArray = (runs["spectrum_real"] ** 2 + runs["spectrum_imag"] ** 2) ** 0.5
+    sizes = [runs[name] for name in ("weight_norm", "feedback_norm", "fan_out", "fan_in")]
+    with np.errstate(invalid="ignore"):  # norms that were not recorded
+        radius = xr.apply_ufunc(chance_radius, *sizes, vectorize=True)
+    counted: xr.DataArray = (modulus > radius).sum("mode").where(modulus.notnull().any("mode"))
+    return counted
+
+
+def _plain(spec: RunSpec) -> bool:
+    """Whether W takes plain gradient steps, under which B − W decays evenly."""
+    return spec.optimizer == "sgd" and not spec.momentum and spec.graft is None
+
+
+def _spec(run: xr.Dataset) -> RunSpec:
+    return RunSpec.from_yaml(str(run["spec"].values if "spec" in run.coords else run.attrs["spec"]))

@@ -1,4 +1,7 @@
-"""What became of each run, as tables seed × arm that paired statistics can take: final values, and steps to a level."""
+"""What became of each run, as tables seed × arm that paired statistics can take: final values, and steps to a level.
+
+An outcome is a variable with one value a step; of one that has a value for each layer, ``layer`` says which layer's.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,84 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["around", "best_step", "final", "steps_to"]
+__all__ = [
+    "around",
+    "best_step",
+    "by",
+    "final",
+    "layers_with",
+    "lost",
+    "of_arms",
+    "sense",
+    "steps_to",
+    "with_errors",
+]
+
+FALLING = ("loss", "error", "angle")  # outcomes whose names end so are better where they are lower
 
 
-def final(runs: xr.Dataset, outcome: str) -> pd.DataFrame:
+def of_arms(runs: xr.Dataset, *arms: str) -> xr.Dataset:
+    """The runs of these arms. Raises ``ValueError`` for an arm that has none."""
+    known = runs["arm"].values
+    if missing := [arm for arm in arms if arm not in known]:
+        raise ValueError(f"no arm {missing[0]!r} in these runs: there are {', '.join(dict.fromkeys(known))}")
+    return runs.isel(run=np.isin(known, arms))
+
+
+def layers_with(runs: xr.Dataset, name: str) -> list[str]:
+    """The layers that have a value of ``name``, from the input on."""
+    there = runs[name].notnull().any([dim for dim in runs[name].dims if dim != "layer"])
+    return [str(layer) for layer in runs["layer"].values[there.values]]
+
+
+def by(runs: xr.Dataset, name: str) -> dict[Any, xr.Dataset]:
+    """The runs of each level of the coordinate ``name``, by that level, in the dataset's order."""
+    levels = runs[name].values
+    return {level: runs.isel(run=levels == level) for level in dict.fromkeys(levels.tolist())}
+
+
+def with_errors(runs: xr.Dataset) -> xr.Dataset:
+    """The runs with an error in percent beside each accuracy: ``test_error`` = 100 (1 − ``test_accuracy``), and so on."""
+    accuracies = [str(name) for name in runs.data_vars if str(name).endswith("_accuracy")]
+    errors = {name.removesuffix("accuracy") + "error": 100 * (1 - runs[name]) for name in accuracies}
+    return runs.assign(errors)
+
+
+def final(runs: xr.Dataset, outcome: str, *, layer: str | None = None) -> pd.DataFrame:
     """The last value of ``outcome`` (dims run, step) of each run. A diverged run counts as untrained: its first value.
 
     Rows are seeds, columns arms in the dataset's order. Raises ``ValueError`` where an arm has a seed twice.
     """
-    rows = _rows(runs, outcome)
+    rows = _rows(runs, outcome, layer)
     return _by_seed(runs, [row[0] if diverged else row[-1] for _, row, diverged in rows])
 
 
+def lost(runs: xr.Dataset, outcome: str) -> NDArray[np.bool_]:
+    """Whether each run, (run,), ended no better than it began, or diverged. Arms may have a seed at several rates."""
+    sign = sense(outcome)
+    return np.array(
+        [diverged or not sign * row[-1] > sign * row[0] for _, row, diverged in _rows(runs, outcome)]
+    )
+
+
 def steps_to(
-    runs: xr.Dataset, outcome: str, level: float, *, lasting: bool = False, interpolated: bool = False
+    runs: xr.Dataset,
+    outcome: str,
+    level: float,
+    *,
+    layer: str | None = None,
+    lasting: bool = False,
+    interpolated: bool = False,
 ) -> pd.DataFrame:
     """The first evaluated step at which each run has reached ``level``, infinite where none has; seed × arm.
 
-    A loss reaches a level from above, anything else from below. ``lasting``: the first step from which on it holds until the
-    end, which a run that diverged never reached. The truth lies up to one interval between evaluations earlier;
-    ``interpolated``: where the straight line from the evaluation before crosses the level (of a positive loss's logarithm).
+    A loss, an error or an angle reaches a level from above, anything else from below. ``lasting``: the first step from which
+    on it holds until the end, which a run that diverged never reached. The truth lies up to one interval between evaluations
+    earlier; ``interpolated``: where the straight line from the evaluation before crosses the level (of a positive loss's
+    logarithm).
     """
-    sign = -1 if outcome.endswith("loss") else 1
-    found = []
-    for steps, row, diverged in _rows(runs, outcome):
+    sign, found = sense(outcome), []
+    for steps, row, diverged in _rows(runs, outcome, layer):
         held = sign * row >= sign * level
         if lasting:
             held = np.logical_and.accumulate(held[::-1])[::-1] & (not diverged)
@@ -56,8 +113,11 @@ def _crossing(steps: NDArray[Any], values: NDArray[Any], level: float, log: bool
 
 
 def best_step(runs: xr.Dataset, outcome: str) -> pd.DataFrame:
-    """The step at which each run's ``outcome`` is best, the first of several; seed × arm. A loss is best where it is lowest."""
-    sign = -1 if outcome.endswith("loss") else 1
+    """The step at which each run's ``outcome`` is best, the first of several; seed × arm.
+
+    A loss, an error or an angle is best where it is lowest.
+    """
+    sign = sense(outcome)
     return _by_seed(runs, [float(steps[(sign * row).argmax()]) for steps, row, _ in _rows(runs, outcome)])
 
 
@@ -66,18 +126,25 @@ def around(
 ) -> pd.DataFrame:
     """The mean of the ``over`` recorded values of ``name`` that are nearest to ``step`` in log(1 + step); seed × arm.
 
-    ``layer``: which layer's, where it has one each. A run that was not recorded there gives its nearest values all the same.
+    A run that was not recorded there gives its nearest values all the same.
     """
-    own = runs if layer is None else runs.sel(layer=layer)
     found = []
-    for steps, row, _ in _rows(own, name):
+    for steps, row, _ in _rows(runs, name, layer):
         nearest = np.abs(np.log1p(steps) - np.log1p(step)).argsort(kind="stable")[:over]
         found.append(float(row[nearest].mean()))
     return _by_seed(runs, found)
 
 
-def _rows(runs: xr.Dataset, outcome: str) -> list[tuple[NDArray[Any], NDArray[Any], bool]]:
+def sense(outcome: str) -> int:
+    """−1 for a loss, an error or an angle, which are better where they are lower, and 1 for anything else."""
+    return -1 if outcome.endswith(FALLING) else 1
+
+
+def _rows(
+    runs: xr.Dataset, outcome: str, layer: str | None = None
+) -> list[tuple[NDArray[Any], NDArray[Any], bool]]:
     """Of each run its evaluated steps, the values there, and whether it diverged."""
+    runs = runs if layer is None else runs.sel(layer=layer)
     if outcome not in runs or set(runs[outcome].dims) != {"run", "step"}:
         held = ", ".join(str(name) for name in runs.data_vars if set(runs[name].dims) == {"run", "step"})
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.audit.claim import Claim
+from alignlab.audit.contrasts import as_dataset
 from alignlab.audit.controls import Contrast
 from alignlab.audit.evidence import Evidence
 from alignlab.audit.statistics import paired, probability_of_improvement
@@ -51,27 +52,13 @@ class AuditResult:
 
     def contrast_dataset(self) -> xr.Dataset:
         """All contrasts with their intervals, on the dim ``contrast``: what the forest plot draws."""
-        import xarray as xr
-
-        rows = [
+        rows: list[tuple[str, str, Any]] = [
             (_contrast_name(self.claim, r["name"], r["contrast"]), _group(r), r) for r in self.evidence.rows()
         ]
-        for contrast in self.contrasts:
-            interval = paired(contrast.differences, self.claim.alpha)
-            rows.append((contrast.label, contrast.group, interval.to_dict()))
-        columns = {
-            name: ("contrast", np.array([float(row[name]) for *_, row in rows]))
-            for name in ("estimate", "low", "high", "n", "alpha")
-        }
-        labels, groups = [label for label, *_ in rows], [group for _, group, _ in rows]
-        coords = {"label": ("contrast", np.array(labels)), "group": ("contrast", np.array(groups))}
+        rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
+        words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
-        dataset = xr.Dataset(columns, {"contrast": np.arange(len(rows)), **coords}, about)
-        dataset["estimate"].attrs["long_name"] = (
-            f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
-        )
-        dataset["estimate"].attrs["units"] = QUANTITIES[self.claim.outcome].units
-        return dataset
+        return as_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
 
     @cached_property
     def all_runs(self) -> xr.Dataset:

@@ -67,6 +67,12 @@ class Interval:
         if self.low > self.high:
             raise ValueError(f"an interval from {self.low} to {self.high} is upside down: low must be ≤ high")
 
+    def __format__(self, spec: str) -> str:
+        """Estimate and ends in the format of numbers that ``spec`` is: ``+0.25 [+0.11, +0.39]`` for ``+.2f``."""
+        if not spec:
+            return str(self)
+        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, fit for JSON."""
         return asdict(self)
@@ -97,7 +103,7 @@ def paired(differences: Sequence[float] | NDArray[Any], alpha: float = 0.05) -> 
     Errors: ValueError for fewer than 2 differences, or for one that is not finite (the pair is named).
 
     >>> interval = paired([0.2, 0.3, 0.1, 0.4, 0.25])
-    >>> f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}] p={interval.p_value:.4f}"
+    >>> f"{interval:.3f} p={interval.p_value:.4f}"
     '0.250 [0.111, 0.389] p=0.0075'
     >>> interval.p_sign_flip
     0.0625

@@ -139,7 +139,7 @@ def _given(c: ControlEvidence) -> str:
 
 
 def _span(i: Interval) -> str:
-    return f"{i.estimate:+.3g} [{i.low:+.3g}, {i.high:+.3g}]"
+    return f"{i:+.3g}"
 
 
 def _and(parts: Sequence[str]) -> str:

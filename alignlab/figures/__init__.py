@@ -15,20 +15,22 @@ if TYPE_CHECKING:
     from alignlab.figures.arrival import reaching
     from alignlab.figures.asking import Question, questions
     from alignlab.figures.audits import audit_figures, run_figures
-    from alignlab.figures.boards import Shown, board
+    from alignlab.figures.boards import Shown, angle_panels, board
     from alignlab.figures.duration import durations
     from alignlab.figures.evidence import forest
     from alignlab.figures.gain import gains
     from alignlab.figures.learning import learning_curves
     from alignlab.figures.saving import save
     from alignlab.figures.spectrum import spectra
-    from alignlab.figures.trend import trends
+    from alignlab.figures.trend import Reference, reported, trends
     from alignlab.figures.tuning import loss_against_lr
 
 __all__ = [
     "Question",
+    "Reference",
     "Shown",
     "aligning",
+    "angle_panels",
     "angles",
     "audit_figures",
     "board",
@@ -39,6 +41,7 @@ __all__ = [
     "loss_against_lr",
     "questions",
     "reaching",
+    "reported",
     "run_figures",
     "save",
     "spectra",
@@ -47,8 +50,10 @@ __all__ = [
 
 _HOMES = {
     "Question": "asking",
+    "Reference": "trend",
     "Shown": "boards",
     "aligning": "alignment",
+    "angle_panels": "boards",
     "angles": "angle",
     "audit_figures": "audits",
     "board": "boards",
@@ -59,6 +64,7 @@ _HOMES = {
     "loss_against_lr": "tuning",
     "questions": "asking",
     "reaching": "arrival",
+    "reported": "trend",
     "run_figures": "audits",
     "save": "saving",
     "spectra": "spectrum",

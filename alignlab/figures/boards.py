@@ -6,11 +6,13 @@ For questions that need more than one quantity at a time: does an angle fall, as
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignlab.audit.feedback import predicted_angles
+from alignlab.audit.outcomes import layers_with
 from alignlab.figures import contents, groups, lines, scales, style
 
 if TYPE_CHECKING:
@@ -46,6 +48,23 @@ class Shown:
         return words if self.layer is None else f"layer {self.layer}: {words}"
 
 
+def angle_panels(
+    runs: xr.Dataset, *, reference: float = 10.0, published: Mapping[Hashable, float] | None = None
+) -> list[Shown]:
+    """A panel for each layer whose B is in use: its angle to W from 1° to 120°, as measured and as theory predicts.
+
+    ``reference``: the angle to draw, in degrees. ``published``: what others reported, drawn in the last layer's panel. The hue
+    is ``arm``, for whose runs there are predictions where the feedback learns
+    (:func:`alignlab.audit.feedback.predicted_angles`).
+    """
+    layers = layers_with(runs, "weight_angle")
+    found = [
+        Shown("weight_angle", layer, True, 1, 120, reference, predicted=predicted_angles(runs, layer))
+        for layer in layers
+    ]
+    return [*found[:-1], replace(found[-1], published=published or {})] if found else []
+
+
 def board(
     dataset: xr.Dataset, panels: Sequence[Shown], *, hue: str = "arm", columns: int = 3, remark: str = ""
 ) -> Figure:
@@ -62,7 +81,7 @@ def board(
     order = _order(data, hue)
     for panel in panels:
         contents.need(_of_layer(data, panel.layer), panel.name)
-    look, drawn = style.looks(order), []
+    look, drawn, columns = style.looks(order), [], min(columns, len(panels))
     with style.styled():
         figure, axes = style.grid(-(-len(panels) // columns), columns, 3.1, 2.5, sharex=True)
         for ax in axes.flat[len(panels) :]:
@@ -125,11 +144,11 @@ def _draw(
 
 def _draw_published(ax: Axes, panel: Shown, look: Mapping[Hashable, style.Look]) -> None:
     """Open marks just outside the right edge: their runs were of another length, so they have no place along the axis."""
-    for i, (level, value) in enumerate(panel.published.items()):
+    for i, level in enumerate(sorted(panel.published, key=list(look).index)):  # in the legend's order
         ax.plot(
-            1.03 + 0.05 * i, value, transform=ax.get_yaxis_transform(), clip_on=False, marker=look[level].marker, markersize=6,
-            markerfacecolor="white", markeredgecolor=look[level].color, markeredgewidth=1.5, linestyle="",
-            label=f"_published {level}",
+            1.03 + 0.05 * i, panel.published[level], transform=ax.get_yaxis_transform(), clip_on=False,
+            marker=look[level].marker, markersize=6, markerfacecolor="white", markeredgecolor=look[level].color,
+            markeredgewidth=1.5, linestyle="", label=f"_published {level}",
         )  # fmt: skip
 
 

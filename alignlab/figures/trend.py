@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from alignlab.audit.published import published
 from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.sweeps import final_values
 
@@ -32,6 +33,11 @@ class Reference(NamedTuple):
     outcome: str
 
 
+def reported(source: str, outcome: str, x: float, **where: Any) -> list[Reference]:
+    """What ``source`` reported of ``outcome``, rule by rule (:func:`alignlab.audit.published.published`), at ``x``."""
+    return [Reference(rule, x, value, outcome) for rule, value in published(source, outcome, **where).items()]
+
+
 def trends(
     dataset: xr.Dataset,
     x: str,
@@ -48,7 +54,7 @@ def trends(
     ``hue`` and ``col`` are coordinates of the runs; a run whose ``col`` is empty or "none" (backprop has no feedback to
     initialise) is drawn in every column. Dots are runs, markers their mean with a 95 % t-interval, on a log axis for errors
     and losses (then geometric), else on a linear one. A red rim: most of a point's runs have the coordinate ``on_edge`` set
-    (:func:`alignlab.audit.crossfit.tuned`). ``references`` are hollow, ``referred`` says in the legend what they are.
+    (:func:`alignlab.audit.crossfit.tuned`). ``references`` are hollow, ``referred`` says in the legend what they are, if any.
 
     Raises ``ValueError`` if an outcome was not recorded, and for an unknown x, hue or col.
     """
@@ -75,7 +81,11 @@ def trends(
             ax.set_xticks(xs, [f"{value:g}" for value in xs])
         title = groups.context(data, hue, col, x, "lr", "layer", "arm", "hidden")
         return style.finish(
-            figure, title, _legend(data, look, referred), hue, f"{_note(data)} {note}".strip()
+            figure,
+            title,
+            _legend(data, look, referred if references else ""),
+            hue,
+            f"{_note(data)} {note}".strip(),
         )
 
 

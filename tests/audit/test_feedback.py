@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
-from alignlab.audit.feedback import angle_of_sides, kolen_pollack_angle, mirror_angle
+from alignlab.audit.feedback import (
+    aligned_at,
+    angle_of_sides,
+    beyond_chance,
+    kolen_pollack_angle,
+    mirror_angle,
+    mirror_price,
+    nearness,
+    predicted_angles,
+)
 from alignlab.training import RunSpec, train
 
 KP = RunSpec(
@@ -58,3 +68,91 @@ def test_a_mirror_settles_where_it_is_said_to() -> None:
     assert mirror_angle(fan_in, samples, decay) == pytest.approx(
         float(torch.rad2deg(torch.acos(cosine))), rel=0.1
     )
+
+
+# Runs of two layers, "1" of 4 × 8 and "3" of 8 × 2, worked out by hand --------------------------------------------------
+
+MIRROR = RunSpec(rule="weight_mirror", rule_args={"samples": 6}, batch_size=5)
+
+
+def recorded(rule: str = "weight_mirror", spec: RunSpec = MIRROR, **values: object) -> xr.Dataset:
+    """Two runs of one arm at steps 0 and 10, with variables (run, layer, step) from ``values``."""
+    coords = {
+        "run_id": ["r0", "r1"],
+        "seed": [0, 1],
+        "arm": ["mine"] * 2,
+        "rule": [rule] * 2,
+        "status": ["finished"] * 2,
+    }
+    runs = xr.Dataset(
+        {
+            name: (("run", "layer", "step", "mode")[: np.ndim(own)], np.asarray(own, float))
+            for name, own in values.items()
+        },
+        {name: ("run", own) for name, own in coords.items()}
+        | {"step": [0, 10], "layer": ["1", "3"], "fan_in": ("layer", [8, 2]), "fan_out": ("layer", [4, 8])},
+    )
+    return runs.assign_coords(spec=("run", [spec.to_yaml()] * 2))
+
+
+def test_a_mirror_spares_the_first_layer() -> None:
+    # sizes 32 and 16; step: 5 (3 · 48 − 32) = 560; phase without the first layer: 2 · 6 · 16 = 192
+    assert mirror_price(recorded(weight_angle=np.ones((2, 2, 2)))) == pytest.approx(192 / 560)
+    with pytest.raises(ValueError, match="no run of these has the rule 'weight_mirror'"):
+        mirror_price(recorded("fa", weight_angle=np.ones((2, 2, 2))))
+
+
+def test_feedback_is_predicted_arm_by_arm_where_it_learns() -> None:
+    runs = recorded(weight_angle=np.ones((2, 2, 2)))
+    floor = mirror_angle(2, samples=6, decay=0.01)
+    assert predicted_angles(runs, "3") == {"mine": ([0, 10], [floor, floor])}
+    for own in ({"growth_control": True}, {}):
+        spec = MIRROR.changed(rule_args=own) if own else RunSpec(rule="fa")
+        assert predicted_angles(recorded(spec=spec, weight_angle=np.ones((2, 2, 2))), "3") == {}
+
+
+def test_kolen_pollacks_prediction_is_the_geometric_mean_of_its_runs() -> None:
+    spec = RunSpec(rule="kolen_pollack", lr=0.5, weight_decay=0.02)
+    angles = [[[90, 1], [90, 1]], [[30, 1], [30, 1]]]
+    runs = recorded(
+        spec=spec, weight_angle=angles, weight_norm=np.ones((2, 2, 2)), feedback_norm=np.ones((2, 2, 2))
+    )
+    steps, found = predicted_angles(runs, "3")["mine"]
+    each = [kolen_pollack_angle(runs.isel(run=i), "3")[1] for i in (0, 1)]
+    assert steps.tolist() == [0, 10]
+    assert found == pytest.approx(np.sqrt(each[0] * each[1]))
+    assert found[0] == pytest.approx(np.sqrt(90 * 30))
+    momentum = recorded(spec=spec.changed(momentum=0.9), weight_angle=angles)
+    assert predicted_angles(momentum, "3") == {}
+
+
+def test_runs_are_aligned_where_the_worst_layer_is() -> None:
+    descent = [[[0.5, 1], [1, 0.98]], [[1, 1], [0.995, 0.2]]]
+    runs = recorded(descent_fraction=descent)
+    assert aligned_at(runs)["mine"].tolist() == [np.inf, 0]
+    assert aligned_at(runs, 0.9)["mine"].tolist() == [10, 0]
+
+
+def test_eigenvalues_are_beyond_chance_outside_of_the_disc() -> None:
+    # layer "1": radius 8 · 2 / √32 = 2.83; layer "3": 4 · 2 / √16 = 2
+    modes = np.zeros((2, 2, 2, 3))
+    modes[:, :, 0] = [[3, -3, 2.8], [2.1, -1.9, 0]]
+    modes[:, :, 1] = np.nan
+    imaginary = np.zeros_like(modes)
+    imaginary[1, 1, 0, 1] = 1.0  # |−1.9 + i| = 2.15
+    runs = recorded(
+        spectrum_real=modes, spectrum_imag=imaginary, weight_norm=[[[8, 8], [4, 4]]] * 2, feedback_norm=np.full((2, 2, 2), 2),
+    )  # fmt: skip
+    found = beyond_chance(runs).transpose("run", "layer", "step").values
+    assert found[:, :, 0].tolist() == [[2, 1], [2, 2]]
+    assert np.isnan(found[:, :, 1]).all()  # no spectrum there
+
+
+def test_nearness_tells_how_near_and_how_soon_layer_by_layer() -> None:
+    angle = [[[np.nan] * 2, [90, 4]], [[np.nan] * 2, [8, 6.005]]]
+    runs = recorded(
+        weight_angle=angle, gradient_angle=[[[80, 40]] * 2] * 2, feedback_gain=[[[1, 3], [9, 9]]] * 2
+    )
+    found = {name: own["mine"] for name, own in nearness(runs).items()}
+    assert found == {"angle (3)": 5.0, "< 10° (3)": 5.0, "gradient angle (1)": 60.0, "gain": 2.0}
+    assert nearness(runs, 5)["< 5° (3)"]["mine"] == np.inf

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.audit.outcomes import around, best_step, final, steps_to
+from alignlab.audit.outcomes import (
+    around,
+    best_step,
+    by,
+    final,
+    layers_with,
+    lost,
+    of_arms,
+    sense,
+    steps_to,
+    with_errors,
+)
 from alignlab.audit.shares import mcnemar_p, share_of, wilson
 
 NAN = np.nan
@@ -59,6 +70,57 @@ def test_around_a_step_are_the_nearest_recorded_values_in_log_time() -> None:
     layered["train_loss"] = layered["train_loss"] * [[[1]], [[2]]]
     layered = layered.assign_coords(status=RUNS["status"])
     assert around(layered, "train_loss", 0, layer="b").loc[1].tolist() == [8, 6]
+
+
+def test_losses_errors_and_angles_are_better_where_they_are_lower() -> None:
+    assert [sense(name) for name in ("test_loss", "test_error", "weight_angle", "test_accuracy", "gain")] == [
+        -1,
+        -1,
+        -1,
+        1,
+        1,
+    ]
+    falling = RUNS.rename(train_loss="weight_angle")
+    assert steps_to(falling, "weight_angle", 2).loc[1].tolist() == [10, 10]
+    assert best_step(falling, "weight_angle").loc[1].tolist() == [20, 20]
+
+
+def test_lost_runs_ended_no_better_than_they_began_or_diverged() -> None:
+    assert lost(RUNS, "train_loss").tolist() == [False, False, True, False]  # c ends at 7 from 6
+    assert lost(RUNS, "train_accuracy").tolist() == [False, True, True, False]  # b never moved from 0
+    infinite = RUNS.assign(train_loss=RUNS["train_loss"].where(RUNS["step"] < 30, np.inf))
+    assert lost(infinite, "train_loss").all()
+
+
+def test_one_layer_is_chosen_for_a_quantity_of_layers() -> None:
+    angle = xr.DataArray(
+        [[[9, 80, 70, 60], [9, 40, 30, 5]]] * 4, dims=("run", "layer", "step"), coords={"layer": ["a", "b"]}
+    )
+    layered = RUNS.assign(weight_angle=angle)
+    assert final(layered, "weight_angle", layer="b").loc[1].tolist() == [5, 5]
+    assert steps_to(layered, "weight_angle", 8, layer="b").loc[1].tolist() == [30, 30]
+    assert steps_to(layered, "weight_angle", 8, layer="a").loc[1].tolist() == [np.inf, np.inf]
+
+
+def test_runs_are_chosen_by_arm_and_by_any_level_in_their_order() -> None:
+    assert of_arms(RUNS, "fa")["run_id"].values.tolist() == ["a", "c"]
+    assert of_arms(RUNS, "bp", "fa")["run_id"].values.tolist() == list("abcd")
+    with pytest.raises(ValueError, match="no arm 'dfa' in these runs: there are fa, bp"):
+        of_arms(RUNS, "fa", "dfa")
+    assert {level: own["run_id"].values.tolist() for level, own in by(RUNS, "seed").items()} == {
+        1: ["a", "d"],
+        0: ["b", "c"],
+    }
+
+
+def test_layers_with_a_value_and_errors_beside_accuracies() -> None:
+    table = xr.DataArray(
+        [[[NAN, 1.0, NAN]] * 4], dims=("step", "run", "layer"), coords={"layer": ["a", "b", "c"]}
+    )
+    assert layers_with(RUNS.assign(weight_angle=table.isel(step=0)), "weight_angle") == ["b"]
+    found = with_errors(RUNS)
+    assert found["train_error"].values[0].tolist() == [100, 0, 50, 0]
+    assert set(found.data_vars) - set(RUNS.data_vars) == {"train_error"}
 
 
 def test_unknown_outcomes_and_repeated_seeds_are_refused() -> None:

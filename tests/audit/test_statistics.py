@@ -31,6 +31,12 @@ def interval(estimate, low, high, se=1.0, **changes):
     return Interval(estimate, low, high, se, **fields)
 
 
+def test_an_interval_is_written_in_the_format_of_its_numbers():
+    assert f"{interval(0.25, -0.1, 0.6):+.2f}" == "+0.25 [-0.10, +0.60]"
+    assert f"{interval(1234.5, 1000, 2000):.3g}" == "1.23e+03 [1e+03, 2e+03]"
+    assert f"{interval(1, 0, 2)}" == str(interval(1, 0, 2))
+
+
 # --- the paired interval ------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from figure_reading import assert_readable, legend, line, marks
 
+import alignlab as al
 from alignlab import figures
 from alignlab.figures import Shown
 
@@ -45,6 +46,25 @@ def test_predictions_references_and_published_values_are_where_they_belong(drawn
         assert mark.get_xdata()[0] > 1  # beside the axes: another budget
     assert {"predicted", "published (right of the frame)"} <= set(legend(drawn))
     assert drawn.axes[1].get_ylim()[0] == 0.2
+
+
+def test_published_marks_stand_in_the_order_of_the_legend(runs):
+    panel = Shown("test_accuracy", published={"sign_sync": 0.7, "fa": 0.8, "bp": 0.9})
+    ax = figures.board(runs, [panel], hue="rule").axes[0]
+    places = [marks(ax, f"_published {rule}")[0].get_xdata()[0] for rule in ("bp", "fa", "sign_sync")]
+    assert places == sorted(places)
+
+
+def test_angle_panels_are_of_the_layers_whose_feedback_is_in_use(runs):
+    plain = al.RunSpec(rule="fa").to_yaml()
+    named = runs.assign_coords(arm=("run", runs["rule"].values), spec=("run", [plain] * runs.sizes["run"]))
+    first = named["layer"].values[0]
+    unused = named.assign(weight_angle=named["weight_angle"].where(named["layer"] != first))
+    panels = figures.angle_panels(unused, reference=20, published={"fa": 40.0})
+    assert [panel.layer for panel in panels] == named["layer"].values[1:].tolist()
+    assert {(panel.name, panel.log, panel.reference) for panel in panels} == {("weight_angle", True, 20)}
+    assert [dict(panel.published) for panel in panels] == [{}] * (len(panels) - 1) + [{"fa": 40.0}]
+    assert not any(panel.predicted for panel in panels)  # of a feedback that rests there is no prediction
 
 
 def test_it_can_be_read(drawn):

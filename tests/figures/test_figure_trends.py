@@ -6,7 +6,7 @@ import xarray as xr
 from figure_reading import assert_readable, legend, marks
 
 from alignlab.figures import trends
-from alignlab.figures.trend import Reference
+from alignlab.figures.trend import Reference, reported
 
 ROWS = [
     (rule, init, depth, seed)
@@ -58,6 +58,20 @@ def test_references_are_hollow_and_in_their_own_row():
     assert marks(bottom, "_reference") == []
     assert any("unverified" in text for text in legend(figure))
     assert_readable(figure)
+
+
+def test_what_a_source_reported_becomes_references_and_none_has_no_legend():
+    where = {"verified": False, "locator": "table 1"}
+    found = reported("nokland2016", "test_error", 7, task="mnist", **where)
+    assert found == [
+        Reference(rule, 7, error, "test_error") for rule, error in (("bp", 2.16), ("fa", 2.2), ("dfa", 2.32))
+    ]
+    for references, told in (
+        (found, True),
+        (reported("nokland2016", "test_error", 7, task="fashion_mnist", **where), False),
+    ):
+        figure = trends(RUNS, "depth", OUTCOMES, references=references, referred="theirs")
+        assert ("theirs" in legend(figure)) is told
 
 
 def test_a_point_mostly_at_the_grids_edge_has_a_rim():
