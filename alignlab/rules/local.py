@@ -50,7 +50,7 @@ class Patches:
     def fold(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
         """The transpose of :meth:`unfold`: patches are added up where they overlap, on (N, C, H, W) with H, W = ``size``."""
         (k_h, k_w), (d_h, d_w) = self.kernel_size, self.dilation
-        parts = patches.unflatten(1, (-1, k_h, k_w)).unflatten(0, self.output)  # H_out, W_out, C, k_h, k_w, N
+        parts = patches.reshape(*self.output, patches.shape[1] // (k_h * k_w), k_h, k_w, patches.shape[2])
         (height, width), (vertical, horizontal) = size, self.padding
         total = patches.new_zeros(
             height + 2 * vertical, width + 2 * horizontal, parts.shape[2], parts.shape[5]
