@@ -27,7 +27,10 @@ Size = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Patches:
-    """Where the patches lie that the positions see: ``(H_out, W_out)``, and what ``F.unfold`` needs to find them."""
+    """Where the patches lie that the positions see: ``(H_out, W_out)``, and how each begins and reaches.
+
+    The samples of a batch lie side by side here, last: patches are then gathered, and added up again, in long runs.
+    """
 
     output: tuple[int, int]
     kernel_size: tuple[int, int]
@@ -36,17 +39,33 @@ class Patches:
     stride: tuple[int, int]
 
     def unfold(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) as patches (positions, N, C·k_h·k_w)."""
-        return F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride).permute(2, 0, 1)
+        """(N, C, H, W) as patches (positions, C·k_h·k_w, N)."""
+        vertical, horizontal = self.padding
+        padded = F.pad(x.permute(1, 2, 3, 0).contiguous(), (0, 0, horizontal, horizontal, vertical, vertical))
+        (k_h, k_w), (d_h, d_w), (s_h, s_w) = self.kernel_size, self.dilation, self.stride
+        windows = padded.unfold(1, d_h * (k_h - 1) + 1, s_h).unfold(2, d_w * (k_w - 1) + 1, s_w)
+        seen = windows[..., ::d_h, ::d_w].permute(1, 2, 0, 4, 5, 3)  # H_out, W_out, C, k_h, k_w, N
+        return seen.reshape(math.prod(self.output), x.shape[1] * k_h * k_w, x.shape[0])
 
     def fold(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
-        """The transpose of :meth:`unfold`: patches are added up where they overlap."""
-        columns = patches.permute(1, 2, 0)
-        return F.fold(columns, size, self.kernel_size, self.dilation, self.padding, self.stride)
+        """The transpose of :meth:`unfold`: patches are added up where they overlap, on (N, C, H, W) with H, W = ``size``."""
+        (k_h, k_w), (d_h, d_w) = self.kernel_size, self.dilation
+        parts = patches.reshape(*self.output, patches.shape[1] // (k_h * k_w), k_h, k_w, patches.shape[2])
+        (height, width), (vertical, horizontal) = size, self.padding
+        total = patches.new_zeros(
+            height + 2 * vertical, width + 2 * horizontal, parts.shape[2], parts.shape[5]
+        )
+        (h_out, w_out), (s_h, s_w) = self.output, self.stride
+        for i in range(k_h):
+            for j in range(k_w):
+                rows = total[i * d_h :: s_h][:h_out]
+                rows[:, j * d_w :: s_w][:, :w_out] += parts[:, :, :, i, j]
+        inner = total[vertical : vertical + height, horizontal : horizontal + width]
+        return inner.permute(3, 2, 0, 1).contiguous()
 
     def by_position(self, delta: Tensor) -> Tensor:
-        """(N, C_out, H_out, W_out) as (positions, N, C_out)."""
-        return delta.flatten(2).permute(2, 0, 1)
+        """(N, C_out, H_out, W_out) as (positions, C_out, N)."""
+        return delta.flatten(2).permute(2, 1, 0).contiguous()
 
     def matrices(self, weight: Tensor) -> Tensor:
         """A weight as one matrix a position, (positions, C_out, C_in·k_h·k_w)."""
@@ -54,23 +73,23 @@ class Patches:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output, (N, C_out, H_out, W_out)."""
-        patches, matrices = self.unfold(x), self.matrices(weight).mT
-        start = None if bias is None else bias.flatten(1).T.unsqueeze(1)
-        z = torch.bmm(patches, matrices) if start is None else torch.baddbmm(start, patches, matrices)
-        return z.permute(1, 2, 0).reshape(x.shape[0], weight.shape[2], *self.output).contiguous()
+        z = torch.bmm(self.matrices(weight), self.unfold(x))
+        if bias is not None:
+            z = z + bias.flatten(1).T.unsqueeze(2)
+        return z.permute(2, 1, 0).reshape(x.shape[0], weight.shape[2], *self.output).contiguous()
 
     def input_gradient(self, delta: Tensor, x: Tensor, carrier: Tensor) -> Tensor:
         """``delta`` (N, C_out, H_out, W_out) carried to an input of the size of ``x`` by W or B."""
         size: tuple[int, int] = x.shape[2:]  # type: ignore[assignment]
-        return self.fold(torch.bmm(self.by_position(delta), self.matrices(carrier)), size)
+        return self.fold(torch.bmm(self.matrices(carrier).mT, self.by_position(delta)), size)
 
     def parameter_gradients(
         self, delta: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """``delta_pᵀ x_p`` of every position, in the weight's shape, and the untied bias's gradient."""
+        """``delta_p x_pᵀ`` of every position, in the weight's shape, and the untied bias's gradient."""
         of_weight = of_bias = None
         if wanted[0]:
-            of_weight = torch.bmm(self.by_position(delta).mT, self.unfold(x)).reshape(weight.shape)
+            of_weight = torch.bmm(self.by_position(delta), self.unfold(x).mT).reshape(weight.shape)
         if wanted[1]:
             of_bias = delta.sum(0)
         return of_weight, of_bias
