@@ -108,6 +108,8 @@ class FeedbackHost(nn.Module):
                 self._refuse_made_anew(parameter)
             elif child._parameters[own] is not self._parameters[parameter]:
                 child._parameters[own] = self._parameters[parameter]
+                if own == "weight":
+                    child.replaced()
         return child
 
     def _refuse_made_anew(self, parameter: str) -> None:

@@ -19,7 +19,7 @@ Init = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def fans(like: Tensor) -> tuple[int, int]:
-    """``(fan_in, fan_out)`` of a weight of shape (out, in, kernel…)."""
+    """``(fan_in, fan_out)`` of a weight of shape (out, in, kernel…). As in torch's own initialisers, groups do not count."""
     receptive = math.prod(like.shape[2:])
     return like.shape[1] * receptive, like.shape[0] * receptive
 

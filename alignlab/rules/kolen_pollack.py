@@ -17,7 +17,8 @@ class KolenPollack(Rule):
     error at the second step, no decay a warning. B − W falls by a factor e in ``1 / (lr · decay)`` steps.
 
     In a layer whose input needs no gradient B plays no part and gets none. A frozen W freezes its B. Layers that share W
-    share B. Clipping by the norm of ``model.parameters()`` counts B's gradients with W's, and scales both alike.
+    share B; what W learns in a module that stays as it is (an embedding tied to a readout) B misses, and so stays away
+    from W. Clipping by the norm of ``model.parameters()`` counts B's gradients with W's, and scales both alike.
     """
 
     name = "kolen_pollack"
@@ -37,4 +38,8 @@ class KolenPollack(Rule):
 
     def taught_weight(self, layer: FeedbackLayer, x: Tensor) -> Tensor:
         assert layer.feedback is not None
-        return share_gradient(layer.weight, layer.feedback, x.requires_grad)
+        if x.requires_grad and not layer._used:
+            layer._used = (
+                True  # from here on B misses no step of W, even where nothing below learns for a while
+            )
+        return share_gradient(layer.weight, layer.feedback, layer._used)

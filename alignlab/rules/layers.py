@@ -45,6 +45,7 @@ class FeedbackLayer(nn.Module):
     feedback_seed: int
     _seen: int | None
     _stale: bool  # whether B is behind the clock, for want of use
+    _used: bool  # whether an error was ever to pass a B that learns
     features_last: ClassVar[bool]  # whether units lie along the last dimension of the input
     hands_signals: ClassVar[bool] = (
         False  # whether its Function's input is the layer's own, and takes a Delivery
@@ -55,7 +56,7 @@ class FeedbackLayer(nn.Module):
         self.rule, self.credit, self.feedback_seed = rule, credit, seed
         credit.layers.add(self)
         remember(self)
-        self.clock, self._seen, self._stale = 0, None, False
+        self.clock, self._seen, self._stale, self._used = 0, None, False, False
         register = self.register_parameter if rule.learns_feedback else self.register_buffer
         register("feedback", None)
         self.register_buffer("feedback_magnitude", None)
@@ -71,10 +72,21 @@ class FeedbackLayer(nn.Module):
             "clock",
             "_seen",
             "_stale",
+            "_used",
             "feedback",
             "feedback_magnitude",
         ):
             delattr(self, name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if name == "weight":
+            self.replaced()
+
+    def replaced(self) -> None:
+        """The weight is another tensor, whose version says nothing beside the last one's: its weights count as changed."""
+        if self.__dict__.get("_seen") is not None:
+            self._seen = _PENDING
 
     def carrier(self) -> Tensor:
         """The matrix that a layerwise rule sends errors down with: B, or W itself under backprop."""
@@ -224,6 +236,7 @@ class FeedbackLayer(nn.Module):
             "seed": self.feedback_seed,
             "pending": int(self._resume_point() == _PENDING),
             "stale": int(self._stale),
+            "used": int(self._used),
         }
 
     def _plain_settings(self) -> dict[str, Any]:
@@ -245,6 +258,7 @@ class FeedbackLayer(nn.Module):
             )
         self.clock, self.feedback_seed = state["clock"], state["seed"]
         self._seen, self._stale = _PENDING if state["pending"] else None, bool(state.get("stale", 0))
+        self._used = bool(state.get("used", 0))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -69,7 +69,7 @@ def notes_of(feedback: Tensor) -> Notes:
 class ShareGradient(RuleFunction):
     """The identity on W; backward it gives W's gradient to B too.
 
-    Where ``carries`` is false (an input that needs no gradient), B gets it only if B is in use elsewhere, in a layer that
+    Where ``carries`` is false (no error was ever to pass B here), B gets it only if B is in use elsewhere, in a layer that
     shares the weight or a later use of this one: what W learns there, B must not miss.
     """
 

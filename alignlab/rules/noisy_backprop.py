@@ -35,7 +35,8 @@ class NoisyBackprop(Rule):
     such a table. ``steps``: at which steps (changes of the weights, from 0) the tables' entries begin to hold, each up to
     the next; without it, 0, 1, 2, …. Layers that a table leaves out keep cosine 1 or gain 1.
 
-    Weights alone are turned: biases and normalisations learn by backprop, and the error travels down through W as it is.
+    Weights alone are turned: biases and normalisations learn by backprop, and the error travels down through W as it is,
+    to the model's first layer and no further: what lies before the model gets no gradient.
     G_bp is the weight's whole gradient from one call of the model, so tied weights and layers used twice are turned once.
     Micro-batches of one step are turned one by one, with the same draw: their sum has another cosine. What a loss sends
     to hidden activations or adds as a penalty past the model's output is not turned.

@@ -321,3 +321,30 @@ def test_autocast_gives_the_feedback_a_gradient_in_its_own_precision() -> None:
     assert net[2].feedback.grad.dtype == torch.float32
     assert torch.equal(net[2].feedback.grad, net[2].weight.grad)
     assert math.isfinite(float(net[2].feedback.grad.norm()))
+
+
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy"])
+def test_a_run_saved_while_nothing_below_learns_continues_as_the_uninterrupted_one(way: str) -> None:
+    """B takes W's steps though no error passes it for a while; the copy knows that one did before."""
+
+    def continued(net: Any, at: int) -> Any:
+        if way == "deepcopy":
+            return copy.deepcopy(net)
+        other = _net()
+        other.load_state_dict(net.state_dict())
+        return other
+
+    def run(saved_at: int | None) -> dict[str, Tensor]:
+        net = _net()
+        for step in range(6):
+            if step == saved_at:
+                net = continued(net, step)
+            for p in (net[0].weight, net[0].bias):
+                p.requires_grad_(step < 2 or step > 4)
+            train(net, torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=0.1), [(X, Y)])
+        return {name: p.detach() for name, p in net.named_parameters()}
+
+    expected = run(None)
+    for saved_at in (2, 3, 4):
+        found = run(saved_at)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -317,3 +317,15 @@ def test_uniform_magnitude_is_the_root_mean_square_of_the_draw() -> None:
     _loss_free = net[2].feedback
     assert torch.equal(_loss_free, net[2].weight.detach().sign() * net[2].feedback_magnitude)
     assert net[2].feedback_magnitude.item() == pytest.approx(0.5 / 3**0.5, rel=0.02)
+
+
+def test_a_weight_that_was_replaced_is_a_changed_weight() -> None:
+    net = rules.convert(mlp(), "usf")
+    _loss(net).backward()
+    new = nn.Parameter(-net[2].weight.detach())
+    with torch.no_grad():
+        for _ in range(net[2].weight._version - new._version):
+            new.add_(0)  # the same version as the weight before
+    net[2].weight = new
+    _loss(net).backward()
+    assert torch.equal(net[2].feedback.sign(), new.detach().sign())
