@@ -61,14 +61,8 @@ def test_every_module_says_what_it_is_for():
     assert silent == []
 
 
-# Studies whose tables and answers are still spelled out in them, with the lines that they have beyond their docstring.
-TO_SHORTEN = {
-    "asymmetric_conv": 150,
-}
-
-
 def test_analyses_are_gallery_short():
     for path in (ROOT / "analyses").glob("*.py"):
         text = path.read_text()
         beyond = len(text.splitlines()) - len(ast.get_docstring(ast.parse(text), clean=False).splitlines())
-        assert beyond <= TO_SHORTEN.get(path.stem, 60), path
+        assert beyond <= 60, path

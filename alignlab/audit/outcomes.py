@@ -52,9 +52,14 @@ def by(runs: xr.Dataset, name: str) -> dict[Any, xr.Dataset]:
 
 
 def with_errors(runs: xr.Dataset) -> xr.Dataset:
-    """The runs with an error in percent beside each accuracy: ``test_error`` = 100 (1 − ``test_accuracy``), and so on."""
+    """The runs with an error in percent beside each accuracy: ``test_error`` = 100 (1 − ``test_accuracy``), and so on.
+
+    Where there are both, ``error_gap`` = ``test_error`` − ``train_error``, in percentage points.
+    """
     accuracies = [str(name) for name in runs.data_vars if str(name).endswith("_accuracy")]
     errors = {name.removesuffix("accuracy") + "error": 100 * (1 - runs[name]) for name in accuracies}
+    if {"test_error", "train_error"} <= set(errors):
+        errors["error_gap"] = errors["test_error"] - errors["train_error"]
     return runs.assign(errors)
 
 
