@@ -89,7 +89,7 @@ def as_rows(found: Sequence[Judged], units: str) -> list[dict[str, Any]]:
         {
             "about": one.about,
             "said": one.said,
-            f"difference [{units}]": f"{_words(one.more)} − {_words(one.less)} ({one.outcome})",
+            f"difference [{units}]": f"{' + '.join(_words(one.more))} − {' − '.join(_words(one.less))} ({one.outcome})",
             "at best rates [95 %]": f"{interval:+.1f}",
             "at one rate": ", ".join(f"{lr:g}: {own.estimate:+.1f}" for lr, own in at.items()),
             "holds if above": one.margin,
@@ -122,8 +122,8 @@ def _verdict(own: Interval, at: Mapping[float, Interval], margin: float) -> str:
     return f"{word}; holds at lr {only}" if only else word
 
 
-def _words(side: Side) -> str:
-    return " + ".join(part if isinstance(part, str) else f"best of ({' | '.join(part)})" for part in side)
+def _words(side: Side) -> list[str]:
+    return [part if isinstance(part, str) else f"best of ({' | '.join(part)})" for part in side]
 
 
 def _epochs(runs: xr.Dataset) -> float:

@@ -92,7 +92,7 @@ def test_what_needs_images_seen_again_cannot_show_before():
 
 def test_a_row_says_what_was_compared():
     (row,) = as_rows([one(more=[("clip 1", "clip 2")], less=["fa", "bp"], also=("x",))], "points")
-    assert row["difference [points]"] == "best of (clip 1 | clip 2) − fa + bp (test_error)"
+    assert row["difference [points]"] == "best of (clip 1 | clip 2) − fa − bp (test_error)"
     assert row["holds if above"] == 0
     assert re.match(r"[+-]\d", row["at best rates [95 %]"])
 
