@@ -41,16 +41,20 @@ ARMS = {  # label: rates, spec
     "untied, bp": ((0.1, 0.3, 1.0), UNTIED),
     "untied, fa": (MID, {**UNTIED, **FA}),
 }  # fmt: skip
+DEEPER = ("4 layers, bp", "4 layers, fa", "1 layer, fa")
+NOTE = "Under each claim: whether it holds, each arm at its best rate (table: differences and margins). Line: chance."
 DENSE, CLIPPED = "conv, fa in dense layers", ("conv, fa, clip 1", "conv, fa, clip 0.1")
 STATEMENTS = (
     Statement("beside backprop", "never beats it", ["1 layer, fa"], ["1 layer, bp"]),
-    Statement("deeper", "more vulnerable", ["4 layers, fa", "1 layer, bp"], ["4 layers, bp", "1 layer, fa"]),
+    Statement("deeper", "more vulnerable", ["4 layers, fa", "1 layer, bp"], ["4 layers, bp", "1 layer, fa"], picture=DEEPER),
     Statement("conv, many layers", "very unstable", ["conv, fa"], ["conv, bp"], margin=10),
-    Statement("dense layers only", "possible but poor", [DENSE], ["conv, bp"], margin=2, also=("conv, fa",)),
+    Statement("dense layers only", "possible but poor", [DENSE], ["conv, bp"], margin=2,
+              picture=("conv, bp", "conv, fa", DENSE)),
     Statement("untied, bp", "severe over-fitting", ["untied, bp"], ["conv, bp"], "error_gap", margin=2, repeats=True),
     Statement("untied, fa", "ruins training", ["untied, fa"], ["untied, bp"], margin=20),
     Statement("clipping", "ruins training", [CLIPPED], ["conv, fa"], margin=20),
-    Statement("B learns as W does", "helps", ["conv, fa"], ["conv, fa, B learns"], also=("conv, bp",)),
+    Statement("B learns as W does", "helps", ["conv, fa"], ["conv, fa, B learns"],
+              picture=("conv, bp", "conv, fa", "conv, fa, B learns")),
 )  # fmt: skip
 
 
@@ -61,14 +65,10 @@ def arms(full):
 
 
 def figures(runs):
-    runs = with_errors(runs)
-    asked = [
-        al.figures.Question(f"{i}  {one.about}: “{one.said}”\n{verdict}", one.shown)
-        for i, (one, *_, verdict) in enumerate(judged(runs, STATEMENTS), 1)
-    ]
-    note = "Under each claim: whether it holds, each arm at its best rate (table: differences and margins). Line: chance."
-    drawn = al.figures.questions(runs, asked, "test_error", words="test error [%]", chance=90, note=note)
-    return {"asymmetric_conv": drawn}
+    runs, asked, look = with_errors(runs), [], {"words": "test error [%]", "chance": 90, "note": NOTE}
+    for i, (one, *_, verdict) in enumerate(judged(runs, STATEMENTS), 1):
+        asked.append(al.figures.Question(f"{i}  {one.about}: “{one.said}”\n{verdict}", one.shown))
+    return {"asymmetric_conv": al.figures.questions(runs, asked, "test_error", **look)}
 
 
 def table(runs):

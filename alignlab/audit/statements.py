@@ -30,7 +30,8 @@ class Statement:
     """What was ``said`` ``about`` something, read as: the ``outcome`` of ``more`` exceeds that of ``less`` by over ``margin``.
 
     ``more``, ``less``: arms, whose outcomes are added up; of several arms in a tuple the best counts, seed by seed.
-    ``also``: arms that belong into the picture. ``repeats``: whether it can only show once training sees images again.
+    ``picture``: the arms to draw, the baseline first; without it those compared. ``repeats``: whether it can only show once
+    training sees images again.
     """
 
     about: str
@@ -39,7 +40,7 @@ class Statement:
     less: Side
     outcome: str = "test_error"
     margin: float = 0.0
-    also: tuple[str, ...] = ()
+    picture: tuple[str, ...] = ()
     repeats: bool = False
 
     @property
@@ -51,7 +52,7 @@ class Statement:
     @property
     def shown(self) -> dict[str, str]:
         """The arms of its picture, by their own names."""
-        return {arm: arm for arm in (*self.arms, *self.also)}
+        return {arm: arm for arm in self.picture or self.arms}
 
 
 class Judged(NamedTuple):

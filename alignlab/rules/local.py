@@ -75,7 +75,7 @@ class Patches:
         """The layer's output, (N, C_out, H_out, W_out)."""
         z = torch.bmm(self.matrices(weight), self.unfold(x))
         if bias is not None:
-            z = z + bias.flatten(1).T.unsqueeze(2)
+            z = z + bias.flatten(1).T.unsqueeze(2).to(z.dtype)  # as baddbmm would under autocast
         return z.permute(2, 1, 0).reshape(x.shape[0], weight.shape[2], *self.output).contiguous()
 
     def input_gradient(self, delta: Tensor, x: Tensor, carrier: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ def test_a_rate_at_which_it_holds_all_the_same_is_named():
 def test_of_several_arms_the_best_counts_seed_by_seed():
     found = one(more=[("clip 1", "clip 2")], less=["fa"])
     assert found.interval.estimate == pytest.approx(np.mean([18 - 20, 19 - 22, 20 - 21]))
-    assert found.statement.arms == ("fa", "clip 1", "clip 2")
+    assert list(found.statement.shown) == ["fa", "clip 1", "clip 2"]
+    assert list(one(picture=("bp", "clip 1")).statement.shown) == ["bp", "clip 1"]
 
 
 def test_sides_of_several_arms_are_added_up():
@@ -91,7 +92,7 @@ def test_what_needs_images_seen_again_cannot_show_before():
 
 
 def test_a_row_says_what_was_compared():
-    (row,) = as_rows([one(more=[("clip 1", "clip 2")], less=["fa", "bp"], also=("x",))], "points")
+    (row,) = as_rows([one(more=[("clip 1", "clip 2")], less=["fa", "bp"])], "points")
     assert row["difference [points]"] == "best of (clip 1 | clip 2) − fa − bp (test_error)"
     assert row["holds if above"] == 0
     assert re.match(r"[+-]\d", row["at best rates [95 %]"])
