@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignlab.rules.credit import Delivery
+from alignlab.rules.credit import Chain
 from alignlab.rules.functions import GeometryFunction
 from alignlab.rules.initialisation import Init, draw
 from alignlab.rules.layers import FeedbackLayer
@@ -78,12 +78,7 @@ class _FeedbackConv(FeedbackLayer):
     features_last = False
 
     def transform(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        feedback: Tensor | None,
-        chain: bool | Delivery,
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: Chain
     ) -> Tensor:
         conv: Conv = self  # type: ignore[assignment]
         single = self.takes_one_sample(tuple(x.shape))

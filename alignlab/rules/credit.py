@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,9 @@ class Delivery:
         handle = RemovableHandle(self.listeners)
         self.listeners[handle.id] = listener
         return handle
+
+
+Chain: TypeAlias = bool | Delivery  # whether a layer hands delta down, or what a direct rule brings it
 
 
 @dataclass

@@ -157,9 +157,7 @@ class Broadcast(RuleFunction):
             call.delivery.task = task
             if not call.flows:
                 apart.append(call)
-            elif (
-                call.target is not None
-            ):  # left with the layer that hands it down, in this same backward pass
+            elif call.target is not None:  # left with the layer that hands it down, in this pass
                 rule = _rule(call)
                 call.target.delivery.below = rule.deliver(call, sent[rule])
         if apart:

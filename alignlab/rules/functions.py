@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from alignlab.rules.credit import Credit, Delivery
+from alignlab.rules.credit import Chain, Credit, Delivery
 
 
 class RuleFunction(Function):
@@ -46,7 +46,7 @@ class LinearFunction(RuleFunction):
         bias: Tensor | None,
         feedback: Tensor | None,
         credit: Credit,
-        chain: bool | Delivery,
+        chain: Chain,
     ) -> Tensor:
         if weight.dim() == 3:
             z = x @ weight.mT
@@ -134,7 +134,7 @@ class GeometryFunction(RuleFunction):
 class Gate(RuleFunction):
     """The identity on a layer's output under a direct rule; backward it hands down what the :class:`Delivery` receives.
 
-    For layers whose Function does not so itself.
+    For layers whose own Function is none.
     """
 
     @staticmethod

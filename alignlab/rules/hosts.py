@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignlab.rules.credit import Credit, Delivery
+from alignlab.rules.credit import Chain, Credit, Delivery
 from alignlab.rules.linear import FeedbackLinear
 from alignlab.rules.rule import Rule
 
@@ -35,12 +35,7 @@ class HostedLinear(FeedbackLinear):
         return super().forward(x)
 
     def transform(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        feedback: Tensor | None,
-        chain: bool | Delivery,
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: Chain
     ) -> Tensor:
         if (rows := self.used_rows) is None:
             return super().transform(x, weight, bias, feedback, chain)

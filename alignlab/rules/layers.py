@@ -24,7 +24,7 @@ from torch.autograd.graph import GradientEdge
 
 import alignlab.rules.steps  # noqa: F401 — makes optimizers tell what they changed
 from alignlab.rules.compiling import feedback_in_graph, remember, uncompiled
-from alignlab.rules.credit import Credit, Delivery
+from alignlab.rules.credit import Chain, Credit
 from alignlab.rules.functions import Gate
 from alignlab.rules.initialisation import Init, draw, draw_magnitude
 from alignlab.rules.rule import Rule
@@ -174,12 +174,7 @@ class FeedbackLayer(nn.Module):
         return z
 
     def transform(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        feedback: Tensor | None,
-        chain: bool | Delivery,
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: Chain
     ) -> Tensor:
         """The layer's own operation through its Function."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignlab.rules.credit import Delivery
+from alignlab.rules.credit import Chain
 from alignlab.rules.functions import LinearFunction
 from alignlab.rules.layers import FeedbackLayer
 
@@ -17,12 +17,7 @@ class FeedbackLinear(FeedbackLayer, nn.Linear):
     hands_signals = True
 
     def transform(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        feedback: Tensor | None,
-        chain: bool | Delivery,
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: Chain
     ) -> Tensor:
         z: Tensor = LinearFunction.apply(x, weight, bias, feedback, self.credit, chain)
         return z

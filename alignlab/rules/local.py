@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from alignlab.rules.credit import Delivery
+from alignlab.rules.credit import Chain
 from alignlab.rules.functions import GeometryFunction
 from alignlab.rules.initialisation import Init, draw, draw_from
 from alignlab.rules.layers import FeedbackLayer
@@ -194,12 +194,7 @@ class FeedbackLocallyConnected2d(FeedbackLayer, LocallyConnected2d):
     features_last = False
 
     def transform(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        feedback: Tensor | None,
-        chain: bool | Delivery,
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, chain: Chain
     ) -> Tensor:
         single = x.dim() == 3
         z: Tensor = GeometryFunction.apply(
