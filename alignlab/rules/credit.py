@@ -102,6 +102,7 @@ class Call:
     output_edge: GradientEdge | None = None
     target: Call | None = None  # the call whose input this output reaches first
     source: Delivery | None = None  # of the last earlier call whose output reaches this input
+    reads: tuple[int, ...] = ()  # the shape in which its B takes the error: rows, and the entries of each
     feeds_output: bool = False  # whether this output reaches the network's output and no call before it
     flows: bool = (
         False  # whether its signal need not be taken there: the region where it enters leads nowhere else

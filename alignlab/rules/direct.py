@@ -58,12 +58,12 @@ class DirectFeedbackAlignment(Rule):
         return not call.feeds_output
 
     def deliver(self, call: Call, error: Tensor) -> Tensor:
-        target, feedback, shape = call.target, call.layer.feedback, error.shape
+        target, feedback = call.target, call.layer.feedback
         assert target is not None
         assert feedback is not None
-        rows, features = _rows(target, shape)
-        signal = error.reshape(*rows, features) @ feedback.to(error.dtype)
-        return signal.reshape(target.input_shape)
+        rows = error if error.shape == call.reads else error.reshape(call.reads)
+        signal = rows @ feedback.to(error.dtype)
+        return signal if signal.shape == target.input_shape else signal.reshape(target.input_shape)
 
 
 class IndirectFeedbackAlignment(DirectFeedbackAlignment):
@@ -115,15 +115,14 @@ def _rows(target: Call, error_shape: tuple[int, ...]) -> tuple[tuple[int, ...], 
     return error_shape[:1], math.prod(error_shape[1:])
 
 
-def _feedback_shape(target: Call, error_shape: tuple[int, ...]) -> tuple[int, int]:
-    rows, features = _rows(target, error_shape)
+def _units(target: Call, rows: tuple[int, ...], error_shape: tuple[int, ...]) -> int:
+    """How many entries of the activation each of the error's ``rows`` reaches."""
     shape = target.input_shape
-    one_sample = target.layer.takes_one_sample(shape)
-    if rows != shape[: len(rows)] or not (rows or one_sample):
+    if rows != shape[: len(rows)] or not (rows or target.layer.takes_one_sample(shape)):
         raise ValueError(
             f"a direct rule needs one batch dimension throughout: the output is {error_shape}, an activation {shape}"
         )
-    return features, math.prod(shape[len(rows) :])
+    return math.prod(shape[len(rows) :])
 
 
 class Broadcast(RuleFunction):
@@ -263,7 +262,8 @@ def _ensure_feedback(call: Call, output_shape: tuple[int, ...]) -> None:
     if not rule.needs_feedback(call):
         return
     assert call.target is not None
-    shape = _feedback_shape(call.target, output_shape)
+    rows, features = _rows(call.target, output_shape)
+    call.reads, shape = (*rows, features), (features, _units(call.target, rows, output_shape))
     if layer.feedback is None:
         like = torch.empty(shape, dtype=layer.weight.dtype, device=layer.weight.device)
         layer.feedback = draw(rule.init, like, layer.feedback_seed)

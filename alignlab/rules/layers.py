@@ -201,9 +201,8 @@ class FeedbackLayer(nn.Module):
         """B; from within a compiled graph through an operation that ticks, where there is a clock to tick."""
         if torch.compiler.is_compiling() and torch.is_grad_enabled() and self.rule.has_clock:
             return feedback_in_graph(self, used)
-        return (
-            None if self.feedback is None else self.feedback.detach()
-        )  # a parameter where the rule learns it
+        feedback = self.feedback
+        return feedback.detach() if feedback is not None and self.rule.learns_feedback else feedback
 
     def _resume_point(self) -> int | None:
         """``_seen`` in a form that survives a copy, whose tensors start with fresh version counters."""
