@@ -18,7 +18,8 @@ import alignlab as al
 from alignlab.audit import crossfit, outcomes, tables
 
 RULES = [("bp", ""), *product(("fa", "dfa", "ifa"), ("lillicrap", "nokland"))]
-SETUP = {"activation": "tanh", "optimizer": "rmsprop", "batch_size": 64, "evaluations": 2}
+SETUP = {"activation": "tanh", "optimizer": "rmsprop", "batch_size": 64, "evaluations": 2, "spectra_every": 0}
+SETUP |= {"splits": ("validation", "test")}
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SMALL = {"task": ["mnist_small"], "depth": (1, 3, 7), "lr": RATES[2:], "seeds": 3, "steps": 200}
 FULL = {"task": ["mnist", "fashion_mnist"], "depth": (1, 2, 3, 5, 7), "lr": RATES, "seeds": 5, "steps": 8000}

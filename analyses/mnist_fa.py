@@ -16,7 +16,7 @@ from alignlab.audit.durations import duration_ratios
 LEVELS = (0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07)
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 PUBLISHED = {"published: about 2\n(one run, one rate)": 2.0}
-SETUP = {"hidden": (100,), "batch_size": 64, "spacing": "geometric", "record_every": 0}
+SETUP = {"hidden": (100,), "batch_size": 64, "spacing": "geometric", "record_every": 0, "splits": ("train",)}
 SMALL = {"task": "mnist_small", "steps": 1500, "evaluations": 32}
 FULL = {"task": "mnist", "steps": 15000, "evaluations": 45}
 ARMS = {

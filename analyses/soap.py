@@ -43,7 +43,7 @@ FULL = {"task": "mnist", "steps": 3000, "evaluations": 16, "record_every": 300}
 
 def arms(full):
     size, seeds = (FULL, range(10)) if full else (SMALL, range(4))
-    base = al.RunSpec(hidden=(100,), batch_size=64, **size)
+    base = al.RunSpec(hidden=(100,), batch_size=64, splits=("validation", "test"), spectra_every=0, **size)
     return {arm: al.grid(base.changed(**own), lr=rates, seed=seeds) for arm, (rates, _, own) in ARMS.items()}
 
 

@@ -16,7 +16,7 @@ from alignlab.audit.shares import mcnemar_p, share_of
 SEEDS = range(200)
 SETUP = {
     "task": "xor_bits", "hidden": (10, 10), "bias": False, "weight_init": "gaussian", "loss": "absolute", "lr": 0.01,
-    "batch_size": 1, "sampling": "replacement", "steps": 5000, "evaluations": 101, "record_every": 0,
+    "batch_size": 1, "sampling": "replacement", "steps": 5000, "evaluations": 101, "splits": ("train",), "record_every": 0,
 }  # fmt: skip
 ARMS = {
     "symmetric": {"rule": "bp"},

@@ -103,8 +103,8 @@ class Claim(BaseModel):
     def _is_testable(self) -> Claim:
         if len(set(self.seeds)) < len(self.seeds) or len(self.seeds) < 2:
             raise ValueError(f"seeds are {self.seeds}: expected at least two, all different")
-        if {"task", "rule", "rule_args", "seed", "graft", "order"} & set(self.setup):
-            raise ValueError("setup: task, rule, seed, graft and order are set by the claim itself")
+        if {"task", "rule", "rule_args", "seed", "graft", "order", "splits"} & set(self.setup):
+            raise ValueError("setup: task, rule, seed, graft, order and splits are set by the claim itself")
         if self.outcome.endswith("loss") != (self.direction == "lower"):
             better = "lower" if self.outcome.endswith("loss") else "higher"
             raise ValueError(f"direction is {self.direction!r}, but for {self.outcome} {better} is better")

@@ -44,8 +44,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def standard_probes(spectra_every: int = 4) -> list[Probe]:
-    """What a run records unless told otherwise."""
-    return [GradientAngle(), WeightAngle(), EffectiveLR(), FeedbackSpectrum(every=spectra_every), Loss()]
+    """What a run records unless told otherwise; without eigenvalues where ``spectra_every`` is 0."""
+    spectra = [FeedbackSpectrum(every=spectra_every)] if spectra_every else []
+    return [GradientAngle(), WeightAngle(), EffectiveLR(), *spectra, Loss()]
 
 
 def train(
@@ -85,7 +86,8 @@ class Run:
     def __init__(self, spec: RunSpec, task: Task, device: torch.device, probes: list[Probe]) -> None:
         self.spec, self.task, self.device = spec, task, device
         self.loss = loss_of(spec, task)
-        self.splits = {name: _moved(getattr(task, name), device) for name in ("train", "validation", "test")}
+        moved = {name: _moved(getattr(task, name), device) for name in {"train", *spec.splits}}
+        self.train, self.splits = moved["train"], {name: moved[name] for name in spec.splits}
         self.model = models.build(spec, task).to(device)
         _convert(self.model, spec)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
@@ -110,7 +112,7 @@ class Run:
         self.recorder.attach()
         status, step = "finished", 0
         try:
-            for step, batch in enumerate(batches(spec, len(self.splits["train"]))):
+            for step, batch in enumerate(batches(spec, len(self.train))):
                 if step in self.due:
                     self.evaluations[step] = self._evaluate()
                 if not self._step(batch.to(self.device), grafting):
@@ -131,9 +133,8 @@ class Run:
 
     def _step(self, batch: Tensor, grafting: GradientGraft | None) -> bool:
         """One optimizer step; False where the loss is not finite."""
-        train = self.splits["train"]
         self.optimizer.zero_grad()
-        x, y = train.inputs[batch], train.targets[batch]
+        x, y = self.train.inputs[batch], self.train.targets[batch]
         if self.needs_closure:
             loss = rules.backward(self.model, lambda: sample_losses(self.loss, self.model(x), y))
         else:

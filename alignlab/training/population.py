@@ -84,7 +84,7 @@ def check(specs: Sequence[RunSpec]) -> None:
 class _Population:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs, self.task, self.loss = runs, runs[0].task, runs[0].loss
-        self.spec, self.splits = runs[0].spec, runs[0].splits
+        self.spec, self.train, self.splits = runs[0].spec, runs[0].train, runs[0].splits
         self.model = _stacked_model([run.model for run in runs])
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, StackedLinear)]
         self.optimizer = make_optimizer(self.spec, list(self.model.parameters()))
@@ -93,7 +93,7 @@ class _Population:
     def go(self) -> list[xr.Dataset]:
         for run in self.runs:
             run.recorder.attach()
-        n = len(self.splits["train"])
+        n = len(self.train)
         together = zip(*(batches(run.spec, n) for run in self.runs), strict=True)
         for step, rows in enumerate(together):
             if step in self.runs[0].due:
@@ -106,11 +106,10 @@ class _Population:
 
     def _step(self, step: int, batch: Tensor) -> None:
         """One optimizer step of all, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
-        train = self.splits["train"]
         self.optimizer.zero_grad()
         for layer in self.layers:
             layer.tick(step)
-        losses = torch.func.vmap(self.loss)(self.model(train.inputs[batch]), train.targets[batch])
+        losses = torch.func.vmap(self.loss)(self.model(self.train.inputs[batch]), self.train.targets[batch])
         if not bool(losses.isfinite().all()):
             bad = (~losses.isfinite()).nonzero().flatten().tolist()
             self._end([k for k in self._alive() if k in bad], step, "diverged")

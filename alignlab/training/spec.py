@@ -29,6 +29,8 @@ from alignlab.rules.choosing import make_rules
 from alignlab.training import tasks
 
 STREAMS = ("init", "order", "feedback", "noise")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class SpecError(ValueError):
@@ -69,10 +71,10 @@ class RunSpec(SpecModel):
     parameters together keeps.
 
     ``steps`` optimizer steps on batches of ``batch_size``; ``sampling`` by ``epochs`` (every sample once in a new order) or
-    with ``replacement`` (every sample drawn from all). ``evaluations`` of the splits, first and last step included, with
+    with ``replacement`` (every sample drawn from all). ``evaluations`` of the ``splits``, first and last step included, with
     ``spacing`` ``even`` or ``geometric`` (dense at first: for times that are compared as ratios). Probes look every
     ``record_every`` steps (0: none), and at ``record_log`` steps evenly spaced in log(1 + step), eigenvalues at every
-    ``spectra_every``-th of them. ``order`` shifts the stream of batches alone: the same seed on another data order.
+    ``spectra_every``-th of them (0: none). ``order`` shifts the stream of batches alone: the same seed on another data order.
     ``graft`` replaces step sizes layer by layer. Raises :class:`SpecError`, one line that names every field at fault.
     """
 
@@ -96,10 +98,11 @@ class RunSpec(SpecModel):
     sampling: Literal["epochs", "replacement"] = "epochs"
     steps: int = Field(default=500, ge=1)
     evaluations: int = Field(default=6, ge=2)
+    splits: tuple[SplitName, ...] = Field(default=SPLITS, min_length=1)
     spacing: Literal["even", "geometric"] = "even"
     record_every: int = Field(default=25, ge=0)
     record_log: int = Field(default=0, ge=0)
-    spectra_every: int = Field(default=4, ge=1)
+    spectra_every: int = Field(default=4, ge=0)
     graft: Graft | None = None
     order: int = Field(default=0, ge=0, lt=2**63)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -138,6 +141,11 @@ class RunSpec(SpecModel):
         if any(width < 1 for width in hidden):
             raise ValueError("every hidden layer needs at least one unit")
         return hidden
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_are_in_order(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in SPLITS if name in splits)  # however they are named, it is one run
 
     @field_validator("task")
     @classmethod

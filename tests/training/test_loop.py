@@ -287,6 +287,14 @@ def test_probes_also_look_at_log_spaced_steps_and_at_eigenvalues_as_often_as_tol
     assert both["gradient_angle"].dropna("step", how="all")["step"].values.tolist() == [0, 2, 5, 15, 20, 39]
 
 
+def test_splits_are_evaluated_and_eigenvalues_taken_as_told_and_the_training_stays_the_same() -> None:
+    whole = train(spec(steps=8, record_every=4), task=TINY)
+    less = train(spec(steps=8, record_every=4, splits=["test"], spectra_every=0), task=TINY)
+    assert set(whole) - set(less) >= {"train_loss", "validation_accuracy", "spectrum_real"}
+    for name in ("test_loss", "gradient_angle"):
+        np.testing.assert_array_equal(whole[name], less[name])
+
+
 def test_the_recorded_loss_is_that_of_the_steps_batch() -> None:
     everything = train(
         spec(batch_size=24, steps=4, record_every=1, evaluations=5), probes=[Loss()], task=TINY

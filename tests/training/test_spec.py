@@ -19,7 +19,7 @@ FULL: dict[str, Any] = {  # every field away from its default
     "weight_scale": 0.5, "frozen": ("1.*",), "loss": "absolute", "clip": 2.0, "sampling": "replacement", "rule": "sign_sync",
     "rule_args": {"period": 3, "preserve_magnitude": True, "init": "xavier"}, "lr": 0.3, "momentum": 0.9,
     "weight_decay": 0.01, "batch_size": 3, "steps": 11, "evaluations": 4, "record_every": 2, "record_log": 7,
-    "spectra_every": 3, "graft": GRAFT,
+    "spectra_every": 3, "splits": ("test", "validation"), "graft": GRAFT,
     "order": 2, "seed": 4,
 }  # fmt: skip
 
@@ -49,7 +49,9 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"evaluations": 1}, ["evaluations", "1", "greater than or equal to 2"]),
     ({"record_every": -5}, ["record_every", "-5", "greater than or equal to 0"]),
     ({"record_log": -1}, ["record_log", "-1", "greater than or equal to 0"]),
-    ({"spectra_every": 0}, ["spectra_every", "0", "greater than or equal to 1"]),
+    ({"spectra_every": -1}, ["spectra_every", "-1", "greater than or equal to 0"]),
+    ({"splits": ()}, ["splits", "()", "at least 1"]),
+    ({"splits": ("trial",)}, ["splits.0", "'trial'", "'train', 'validation' or 'test'"]),
     ({"rule": "sign_sink"}, ["rule", "'sign_sink'", "did you mean 'sign_sync'", "known are bp"]),
     ({"task": "mnist_smal"}, ["task", "'mnist_smal'", "did you mean mnist_small", "known are xor"]),
     ({"model": "mpl"}, ["model", "'mpl'", "'mlp', 'lenet', 'convnet' or 'untied'"]),
@@ -184,7 +186,7 @@ CHANGED: dict[str, Any] = {
     "weight_scale": 0.4, "frozen": ("3.*",), "loss": "task", "clip": 1.5, "sampling": "epochs", "rule": "fa",
     "rule_args": {"period": 4, "preserve_magnitude": True, "init": "xavier"}, "optimizer": "rmsprop", "lr": 0.31,
     "momentum": 0.8, "weight_decay": 0.0, "batch_size": 4, "steps": 12, "evaluations": 5, "record_every": 3,
-    "spacing": "geometric", "record_log": 4, "spectra_every": 2,
+    "spacing": "geometric", "record_log": 4, "spectra_every": 2, "splits": ("train", "test"),
     "graft": {"direction": "rule", "magnitude": "bp"}, "order": 3, "seed": 5,
 }  # fmt: skip
 ALONG: dict[str, dict[str, Any]] = {  # what must change along, for the whole to make sense
