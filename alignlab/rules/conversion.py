@@ -27,6 +27,7 @@ from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.linear import FeedbackLinear
 from alignlab.rules.local import FeedbackLocallyConnected2d, LocallyConnected2d
 from alignlab.rules.outlet import ModelOutput
+from alignlab.rules.rule import Rule
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -108,9 +109,7 @@ def convert(
         for changed in done:
             _restore(changed)
         raise
-    first = learns_by[0]  # of a rule that takes hold of the model as a whole there is no other beside it
-    if first.direct or first.whole:
-        _hook_output(model, DirectOutput(credit) if first.direct else ModelOutput(credit, first))
+    hook_output(model, credit, learns_by[0])
     return model
 
 
@@ -194,7 +193,11 @@ def _weight(layer: nn.Module) -> Any:
     return getattr(layer, name)
 
 
-def _hook_output(model: nn.Module, output: DirectOutput | ModelOutput) -> None:
+def hook_output(model: nn.Module, credit: Credit, first: Rule) -> None:
+    """Put on the model the hooks of a rule that takes hold of it as a whole; no other rule stands beside such a one."""
+    if not (first.direct or first.whole):
+        return
+    output = DirectOutput(credit) if first.direct else ModelOutput(credit, first)
     model.register_forward_pre_hook(output.before)
     model.register_forward_hook(output.after, always_call=True)  # a pass that fails is over too
 

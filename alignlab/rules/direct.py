@@ -27,7 +27,6 @@ from alignlab.rules.compiling import uncompiled
 from alignlab.rules.credit import Call, Credit
 from alignlab.rules.functions import RuleFunction
 from alignlab.rules.hosts import hosted_parameters
-from alignlab.rules.initialisation import draw
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.linking import link
 from alignlab.rules.rule import Rule
@@ -266,8 +265,8 @@ def _ensure_feedback(call: Call, output_shape: tuple[int, ...]) -> None:
     call.reads, shape = (*rows, features), (features, _units(call.target, rows, output_shape))
     if layer.feedback is None:
         like = torch.empty(shape, dtype=layer.weight.dtype, device=layer.weight.device)
-        layer.feedback = draw(rule.init, like, layer.feedback_seed)
-    elif tuple(layer.feedback.shape) != shape:
+        layer.feedback = layer.drawn_as(rule.init, layer.feedback_seed, like)
+    elif tuple(layer.feedback.shape[-2:]) != shape:
         raise ValueError(
             f"{rule.name}: the feedback of a layer is {tuple(layer.feedback.shape)}, but output and activation now ask "
             f"for {shape}; a direct rule needs inputs of one size"

@@ -36,6 +36,7 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
 
     name = "drtp"
     sends_error = False
+    stacks = False  # c is one number of the batch
 
     def __init__(self, loss: str = "cross_entropy", init: str | Init = "kaiming") -> None:
         super().__init__(init)

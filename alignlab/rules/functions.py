@@ -49,8 +49,7 @@ class LinearFunction(RuleFunction):
         chain: Chain,
     ) -> Tensor:
         if weight.dim() == 3:
-            z = x @ weight.mT
-            return z if bias is None else z + bias.unsqueeze(-2)
+            return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
         return _owned(F.linear(x, weight, bias))
 
     @staticmethod

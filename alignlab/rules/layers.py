@@ -53,6 +53,11 @@ class FeedbackLayer(nn.Module):
 
     def attach(self, rule: Rule, credit: Credit, seed: int) -> None:
         """Set the layer up for ``rule``; ``convert`` calls this after changing the class."""
+        self.prepare(rule, credit, seed)
+        rule.start(self)
+
+    def prepare(self, rule: Rule, credit: Credit, seed: Any) -> None:
+        """The same without a first feedback. ``seed``: one, or one of each run."""
         self.rule, self.credit, self.feedback_seed = rule, credit, seed
         credit.layers.add(self)
         remember(self)
@@ -60,7 +65,6 @@ class FeedbackLayer(nn.Module):
         register = self.register_parameter if rule.learns_feedback else self.register_buffer
         register("feedback", None)
         self.register_buffer("feedback_magnitude", None)
-        rule.start(self)
 
     def detach_rule(self) -> None:
         """Undo :meth:`attach`."""
@@ -96,13 +100,27 @@ class FeedbackLayer(nn.Module):
         """A weight as matrices (…, out, in), in each row a neuron and what it sees; of a contiguous weight a view."""
         return weight.flatten(1)
 
+    def norm(self, weight: Tensor) -> Tensor:
+        """The Frobenius norm of a weight or B, for each run where there are several; to be broadcast with it."""
+        norm: Tensor = torch.linalg.vector_norm(weight)
+        return norm
+
     def drawn(self, init: str | Init, seed: int) -> Tensor:
         """A draw of B in the shape of W."""
         return draw(init, self.weight, seed)
 
+    def drawn_as(self, init: str | Init, seed: int, like: Tensor) -> Tensor:
+        """A draw of B in the shape of ``like``, which is of one run: for direct rules."""
+        return draw(init, like, seed)
+
     def drawn_magnitude(self, init: str | Init, seed: int) -> Tensor:
         """Absolute values of a draw, for rules that draw at each step."""
         return draw_magnitude(init, self.weight, seed)
+
+    def noise(self, rows: int, like: Tensor, seed: int) -> Tensor:
+        """Samples ~ N(0, 1) of what the neurons of ``like`` (…, out, in) see, (rows, in)."""
+        generator = torch.Generator(like.device).manual_seed(seed)
+        return torch.randn(rows, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
 
     def tick(self, used: bool = True) -> None:
         """Advance the clock if the weights changed since the last differentiable forward pass, and bring B up to date.

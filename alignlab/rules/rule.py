@@ -35,7 +35,8 @@ class Rule:
     ``closure``: whether it compares several forward passes, and so needs :func:`alignlab.rules.backward`; :meth:`teach` is
     then what it does. ``explicit``: whether its weight gradients are no ``deltaᵀ h`` but handed to the parameters at the
     model's output, by :meth:`handout`. ``hands_down``: whether layers pass errors to those below. ``perturbs_norms``: whether
-    it acts at the outputs of normalisations and the like as at those of converted layers.
+    it acts at the outputs of normalisations and the like as at those of converted layers. ``stacks``: whether it acts on
+    layers of several runs (:mod:`alignlab.rules.stacked`) as on those of one.
     """
 
     name: ClassVar[str]
@@ -48,6 +49,7 @@ class Rule:
     explicit: ClassVar[bool] = False
     hands_down: ClassVar[bool] = True
     perturbs_norms: ClassVar[bool] = False
+    stacks: ClassVar[bool] = True
 
     def __init__(self, init: str | Init = "kaiming") -> None:
         resolve_init(init)  # an unknown name fails here, before anything was touched

@@ -58,7 +58,7 @@ class WeightMirror(Rule):
         super().start(layer)
         if self.growth_control:
             assert layer.feedback is not None
-            layer.feedback_magnitude = torch.linalg.vector_norm(layer.feedback)
+            layer.feedback_magnitude = layer.norm(layer.feedback)
 
     def refresh(self, layer: FeedbackLayer) -> None:
         if layer.clock == 0 or layer.clock % self.period:
@@ -66,7 +66,7 @@ class WeightMirror(Rule):
         assert layer.feedback is not None
         B = layer.feedback * (1 - self.decay) + self.rate * self.mirrored(layer).to(layer.feedback)
         if layer.feedback_magnitude is not None:
-            size = torch.linalg.vector_norm(B)
+            size = layer.norm(B)
             B *= torch.where(size > 0, layer.feedback_magnitude / size, 0)  # zeros have no direction
         layer.feedback = B
 
@@ -74,8 +74,7 @@ class WeightMirror(Rule):
         """``zᵀ ξ / M`` of this phase, in the weight's shape; float32 at least."""
         weight = layer.weight.detach()
         W = layer.neurons(weight).to(torch.promote_types(weight.dtype, torch.float32))
-        generator = torch.Generator(W.device).manual_seed(layer.feedback_seed + layer.clock)
-        xi = torch.randn(self.samples, W.shape[-1], generator=generator, dtype=W.dtype, device=W.device)
+        xi = layer.noise(self.samples, W, layer.feedback_seed + layer.clock)
         mirrored = torch.empty(weight.shape, dtype=W.dtype, device=W.device)
         layer.neurons(mirrored).copy_((xi @ W.mT).mT @ xi / self.samples)
         return mirrored

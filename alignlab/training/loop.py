@@ -27,6 +27,7 @@ from alignlab.training import models, tasks
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
 from alignlab.training.graft import GradientGraft
+from alignlab.training.optimizers import learning_rate, make_optimizer
 from alignlab.training.spec import STREAMS, RunSpec, SpecError
 from alignlab.training.tasks import Split, Task
 
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
 
 EVALUATED_AT_ONCE = 256  # samples: larger pieces leave the cache, and a convolutional net takes twice as long
 Progress = Callable[[int], None]
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "rmsprop": torch.optim.RMSprop,
-}
 
 
 def standard_probes(spectra_every: int = 4) -> list[Probe]:
@@ -88,8 +83,7 @@ class Run:
         self.loss = loss_of(spec, task)
         moved = {name: _moved(getattr(task, name), device) for name in {"train", *spec.splits}}
         self.train, self.splits = moved["train"], {name: moved[name] for name in spec.splits}
-        self.model = models.build(spec, task).to(device)
-        _convert(self.model, spec)
+        self.model = built(spec, task, device)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
         self.optimizer = make_optimizer(spec, list(self.model.parameters()))
         self.recorder = Recorder(
@@ -97,8 +91,8 @@ class Run:
             self.optimizer,
             probes,
             looks(spec),
-            attrs=_attrs(spec, task),
-            coords=_coords(spec, task, run_coords(self.model, self.optimizer)["rule"]),
+            attrs=attrs_of(spec, task),
+            coords=coords_of(spec, task, run_coords(self.model, self.optimizer)["rule"]),
             run_id=spec.digest(),
         )
         self.due = due(spec)
@@ -115,6 +109,7 @@ class Run:
             for step, batch in enumerate(batches(spec, len(self.train))):
                 if step in self.due:
                     self.evaluations[step] = self._evaluate()
+                self.optimizer.param_groups[0]["lr"] = learning_rate(spec, step)
                 if not self._step(batch.to(self.device), grafting):
                     status = "diverged"
                     break
@@ -169,12 +164,15 @@ class Run:
         return both.assign_coords(status=status, last_step=last_step)
 
 
-def _convert(model: nn.Module, spec: RunSpec) -> None:
+def built(spec: RunSpec, task: Task, device: torch.device) -> nn.Module:
+    """The spec's network with its rule, as it is before the first step."""
+    model = models.build(spec, task).to(device)
     generator = torch.Generator().manual_seed(spec.stream("feedback"))
     try:
         rules.convert(model, spec.rule, generator=generator, **spec.rule_args)
     except ValueError as error:  # patterns are held against the layers only here
         raise SpecError(f"rule: {error}") from error
+    return model
 
 
 def looks(spec: RunSpec) -> Schedule:
@@ -184,15 +182,8 @@ def looks(spec: RunSpec) -> Schedule:
     return Together((*evenly, *growing))
 
 
-def make_optimizer(spec: RunSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The spec's optimizer with its settings."""
-    settings: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
-    if spec.optimizer != "adam":
-        settings["momentum"] = spec.momentum
-    return OPTIMIZERS[spec.optimizer](parameters, **settings)
-
-
-def _attrs(spec: RunSpec, task: Task) -> dict[str, Any]:
+def attrs_of(spec: RunSpec, task: Task) -> dict[str, Any]:
+    """What to remember of a run besides what can be told from its objects."""
     streams = {name: spec.stream(name) for name in STREAMS}
     return {
         "spec": spec.to_yaml(),
@@ -202,7 +193,8 @@ def _attrs(spec: RunSpec, task: Task) -> dict[str, Any]:
     }
 
 
-def _coords(spec: RunSpec, task: Task, rule: str) -> dict[str, Any]:
+def coords_of(spec: RunSpec, task: Task, rule: str) -> dict[str, Any]:
+    """The coordinates of a run."""
     graft = spec.graft and f"{spec.graft.direction} direction, {spec.graft.magnitude} magnitude"
     return {
         "rule": rule,

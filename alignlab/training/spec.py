@@ -68,7 +68,8 @@ class RunSpec(SpecModel):
     ``rule`` with ``rule_args`` (``init`` among them, by name), or a rule for each of several patterns of layer names, of which
     the first that matches counts (``{"1": "bp", "*": {"rule": "fa", "init": "xavier"}}``). ``loss``: that of the task, or
     ``absolute``, Σ|output − target|, whose derivative is the sign. ``clip``: the largest norm that the gradient of all
-    parameters together keeps.
+    parameters together keeps. ``lr`` falls by its ``lr_schedule`` (:func:`alignlab.training.optimizers.learning_rate`), after
+    ``warmup`` steps of rising; ``momentum`` in Nesterov's form where ``nesterov`` is true.
 
     ``steps`` optimizer steps on batches of ``batch_size``; ``sampling`` by ``epochs`` (every sample once in a new order) or
     with ``replacement`` (every sample drawn from all). ``evaluations`` of the ``splits``, first and last step included, with
@@ -91,7 +92,10 @@ class RunSpec(SpecModel):
     loss: Literal["task", "absolute"] = "task"
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = Field(default=False, strict=True)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=64, ge=1)
@@ -110,7 +114,7 @@ class RunSpec(SpecModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name != "bias" and any(
+        if info.field_name not in ("bias", "nesterov") and any(
             isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])
         ):
             raise ValueError("expected a number or a name, not true or false")
@@ -166,6 +170,8 @@ class RunSpec(SpecModel):
             raise ValueError(f"hidden and activation shape an mlp: leave them out for a {self.model}")
         if self.momentum and self.optimizer == "adam":
             raise ValueError("adam has its own momentum: leave momentum at 0")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov is a form of sgd's momentum: set optimizer sgd and a momentum above 0")
         if self.graft is not None and {rule.name for rule in made.values()} == {"bp"}:
             raise ValueError("a graft needs a rule to compare with backprop: rule is bp itself")
         if self.graft is not None and self.optimizer != "sgd":

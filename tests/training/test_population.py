@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from training_runs import TINY
+from training_runs import TINY, parameters, trained
 
-from alignlab.training import RunSpec, SpecError, train
-from alignlab.training.population import MEMBERS, RULES, packs, train_population
+from alignlab.rules import RULES
+from alignlab.training import RunSpec, SpecError, Split, Task, stacking, train
+from alignlab.training.population import MEMBERS, Population, packs, train_population
 
 XOR: dict[str, Any] = {
     "task": "xor_bits", "hidden": (10, 10), "bias": False, "weight_init": "gaussian", "loss": "absolute", "lr": 0.01,
     "batch_size": 1, "sampling": "replacement", "steps": 200, "evaluations": 5, "record_every": 0,
 }  # fmt: skip
 READOUT_ONLY = {"frozen": ("1.*", "3.*")}
-ARMS = [{"rule": rule} for rule in RULES] + [
+ARMS = [{"rule": rule} for rule in ("bp", "fa", "rerandomised", "usf", "brsf", "frsf", "sign_sync")] + [
     READOUT_ONLY,
     {"rule": "brsf", "frozen": ("3.*",)},
     {"rule": "rerandomised", "frozen": ("3.*",)},
@@ -40,6 +43,38 @@ def specs(n: int = 3, **fields: Any) -> list[RunSpec]:
     return [RunSpec(**{**XOR, **fields}, seed=seed) for seed in range(n)]
 
 
+ALONE = ("drtp", "node_perturbation", "weight_perturbation", "soap", "noisy_backprop")  # act on single runs
+MIXED: list[dict[str, Any]] = [  # side by side in one population
+    {"rule": "bp", "lr": 0.05},
+    {"rule": "bp", "lr": 0.2, "lr_schedule": "cosine", "clip": 0.3},
+    {"rule": "fa", "rule_args": {"init": "nokland"}, "lr": 0.1, "warmup": 5, "weight_decay": 0.01},
+    {"rule": "fa", "lr": 0.01, "weight_init": "gaussian", "weight_scale": 0.2},
+    {"rule": "sign_sync", "rule_args": {"period": 4}, "lr": 0.003, "clip": 0.1},
+    {"rule": "sign_sync", "rule_args": {"period": 7, "preserve_magnitude": True}, "lr": 0.02, "order": 3},
+    {"rule": "usf", "lr": 0.05, "lr_schedule": "linear"},
+    {"rule": "brsf", "lr": 0.05},
+    {"rule": "frsf", "lr": 0.05},
+    {"rule": "rerandomised", "lr": 0.02},
+    {"rule": "weight_mirror", "rule_args": {"samples": 9, "period": 2}, "lr": 0.05},
+    {"rule": "weight_mirror", "rule_args": {"samples": 9, "growth_control": True}, "lr": 0.05},
+    {"rule": {"5": "fa", "*": "bp"}, "lr": 0.05},
+]
+TOGETHER: list[list[dict[str, Any]]] = [
+    MIXED,
+    [{"rule": "kolen_pollack", "weight_decay": 0.05, "lr": lr} for lr in (0.02, 0.1)],
+    [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
+    [
+        {"rule": "ifa", "rule_args": {"init": "lillicrap"}, "lr": lr, "weight_decay": 0.1}
+        for lr in (0.02, 0.1)
+    ],
+]
+OPTIMIZERS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+    ({"optimizer": "sgd"}, [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "weight_decay": 1}]),
+    ({"optimizer": "adam"}, [{"lr": 0.01}, {"lr": 0.001, "weight_decay": 0.1}]),
+    ({"optimizer": "rmsprop"}, [{"lr": 0.001}, {"lr": 0.001, "momentum": 0.9}, {"lr": 0.003, "weight_decay": 0.1}]),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("arm", ARMS, ids=str)
 def test_every_member_is_its_own_sequential_run(arm: dict[str, Any]) -> None:
     members = specs(**arm)
@@ -48,6 +83,67 @@ def test_every_member_is_its_own_sequential_run(arm: dict[str, Any]) -> None:
         xr.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
         assert together.attrs == alone.attrs
         assert float(alone["train_loss"][0]) != float(alone["train_loss"][-1])
+
+
+def doubled() -> Task:
+    splits = {name: getattr(TINY, name) for name in ("train", "validation", "test")}
+    made = {name: Split(split.inputs.double(), split.targets) for name, split in splits.items()}
+    return replace(TINY, **made)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def of_one_shape(own: list[dict[str, Any]], **common: Any) -> list[RunSpec]:
+    base = {
+        "hidden": (12, 9),
+        "activation": "tanh",
+        "batch_size": 8,
+        "steps": 25,
+        "record_every": 0,
+        "evaluations": 4,
+    }
+    return [RunSpec(**{**base, **common, **fields}, seed=i // 2) for i, fields in enumerate(own)]
+
+
+@pytest.mark.parametrize(
+    "own", TOGETHER, ids=lambda own: ", ".join(sorted({str(fields["rule"]) for fields in own}))
+)
+def test_members_of_any_rule_and_rate_equal_their_sequential_runs_in_double_to_1e_10(
+    own: Any, double: None
+) -> None:
+    agree(of_one_shape(own))
+
+
+@pytest.mark.parametrize(
+    ("common", "own"), OPTIMIZERS, ids=lambda x: x["optimizer"] if isinstance(x, dict) else ""
+)
+def test_stacked_optimizers_equal_those_of_single_runs_in_double_to_1e_10(
+    common: Any, own: Any, double: None
+) -> None:
+    agree(of_one_shape([{**fields, "rule": rule} for fields in own for rule in ("bp", "fa")], **common))
+
+
+def agree(members: list[RunSpec]) -> None:
+    """Final weights of each member against those of its run; both in double precision."""
+    task = doubled()
+    population = Population(members, task, torch.device("cpu"))
+    together = population.go()
+    stacks = {
+        name: dict(zip(population.places, p, strict=True)) for name, p in population.model.named_parameters()
+    }
+    for k, spec in enumerate(members):
+        alone = trained(spec, task)
+        for name, parameter in parameters(alone).items():
+            torch.testing.assert_close(stacks[name][k].detach(), parameter, rtol=1e-10, atol=1e-10)
+        assert together[k].attrs["spec_hash"] == spec.digest()
+    moved = [(stacks["1.weight"][k] - stacks["1.weight"][0]).norm() > 1e-3 for k in range(1, len(members))]
+    assert all(moved), "members must differ, or this shows nothing"
 
 
 def test_images_and_their_three_splits_are_evaluated_alike() -> None:
@@ -84,8 +180,8 @@ def test_the_global_random_state_stays() -> None:
     [
         ({"record_every": 5}, "set record_every and record_log to 0"),
         ({"record_log": 5}, "set record_every and record_log to 0"),
-        ({"clip": 1.0}, "clipping"),
-        ({"rule": "dfa"}, "dfa has no stacked form"),
+        ({"rule": "soap"}, "soap acts on single runs alone"),
+        ({"rule": "drtp", "task": "mnist_small", "loss": "task"}, "drtp acts on single runs alone"),
         ({"rule": "fa", "graft": {"direction": "rule", "magnitude": "bp"}}, "graft"),
         ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
@@ -95,14 +191,35 @@ def test_what_it_cannot_train_is_refused(fields: dict[str, Any], told: str) -> N
         train_population(specs(2, **fields))
 
 
-def test_runs_that_differ_in_more_than_their_seed_are_refused() -> None:
-    with pytest.raises(SpecError, match="differ in more than their seed"):
-        train_population([*specs(1), *specs(1, lr=0.5)])
+def test_runs_of_other_shapes_are_refused_and_told_what_differs() -> None:
+    with pytest.raises(
+        SpecError, match=r"no population: .*they differ in hidden \(\(10, 10\), \(7,\)\), steps \(200, 9\)"
+    ):
+        train_population([*specs(1), *specs(1, hidden=(7,), steps=9)])
 
 
-def test_packs_hold_what_is_alike_and_no_more_than_members() -> None:
-    given = [*specs(MEMBERS + 1), *specs(2, lr=0.3)]
+@pytest.mark.parametrize(
+    "other", [{"rule": "fa"}, {"rule": "dfa", "rule_args": {"init": "nokland"}}], ids=str
+)
+def test_rules_that_cannot_stand_side_by_side_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"no population: .*cannot stand side by side: dfa"):
+        train_population([*specs(1, rule="dfa"), *specs(1, **other)])
+
+
+def test_packs_hold_what_can_be_trained_together_and_no_more_than_members() -> None:
+    given = [
+        *specs(MEMBERS + 1),
+        *specs(2, lr=0.3, rule="fa"),
+        *specs(2, rule="dfa"),
+        *specs(2, hidden=(7,)),
+        *specs(2, rule="soap"),
+    ]
     found = packs(given[::-1])
-    assert sorted(map(len, found)) == [1, 2, MEMBERS]
+    assert sorted(map(len, found)) == [1, 1, 2, 2, 3, MEMBERS]
     assert sorted(spec.digest() for own in found for spec in own) == sorted(spec.digest() for spec in given)
-    assert all(len({spec.lr for spec in own}) == 1 for own in found)
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - set(ALONE)))
+def test_every_rule_that_is_not_known_to_act_alone_has_a_place_in_a_population(rule: str) -> None:
+    assert stacking.family(RunSpec(rule=rule))
+    assert any(rule == fields["rule"] for own in TOGETHER for fields in own), "and is held to the law above"

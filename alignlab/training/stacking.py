@@ -1,0 +1,60 @@
+"""Many networks of one shape as one network: what :mod:`alignlab.training.population` trains.
+
+A multilayer perceptron's linear layers become stacked ones (:mod:`alignlab.rules.stacked`); what lies between them works on
+any leading dimensions as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from alignlab.rules import FeedbackLayer
+from alignlab.rules.choosing import make_rules
+from alignlab.rules.conversion import hook_output
+from alignlab.rules.credit import Credit
+from alignlab.rules.stacked import StackedLinear, lane_of, mixes, stack_layers
+from alignlab.training.spec import RunSpec
+
+# what members of a population may differ in; whether their rules may, lane() says
+OWN = (
+    "seed", "order", "lr", "lr_schedule", "warmup", "momentum", "nesterov", "weight_decay", "clip",
+    "weight_init", "weight_scale", "rule", "rule_args", "graft",
+)  # fmt: skip
+
+
+def shared(spec: RunSpec) -> RunSpec:
+    """What runs must have in common to be trained together, as a spec with everything else at its default."""
+    defaults = {name: RunSpec.model_fields[name].get_default(call_default_factory=True) for name in OWN}
+    return spec.changed(**defaults)
+
+
+def lane(spec: RunSpec) -> str:
+    """A text that is equal for runs whose layers learn by the same rules with the same settings."""
+    return "; ".join(
+        f"{pattern}: {lane_of(rule)}" for pattern, rule in make_rules(spec.rule, **spec.rule_args).items()
+    )
+
+
+def family(spec: RunSpec) -> str:
+    """A text that is equal for runs whose rules can stand side by side; empty where a rule acts on single runs alone."""
+    rules = list(make_rules(spec.rule, **spec.rule_args).values())
+    if any(rule.whole or not rule.stacks for rule in rules):
+        return ""
+    return "layerwise" if all(mixes(rule) for rule in rules) else lane(spec)
+
+
+def stacked_model(models: Sequence[nn.Module]) -> nn.Sequential:
+    """K multilayer perceptrons as one, for inputs (K, N, …); its parameters are copies."""
+    credit, layers = Credit(), dict[str, nn.Module]()
+    for (name, first), *others in zip(*(model.named_children() for model in models), strict=True):
+        if isinstance(first, FeedbackLayer):
+            layers[name] = stack_layers([first, *(module for _, module in others)], credit)
+        else:
+            layers[name] = nn.Flatten(2) if isinstance(first, nn.Flatten) else first
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    hook_output(model, credit, next(m.rule for m in layers.values() if isinstance(m, StackedLinear)))
+    return model
