@@ -1,7 +1,8 @@
 """What each kind of layer does to its input, read as probes need it: samples, gradients, signals carried down, matrices.
 
 Plain layers and those with feedback are read alike, by the torch class that both have. Linear layers take all leading
-dimensions as samples; of the others each input is one, flattened.
+dimensions as samples; of the others each input is one, flattened. Layers of several runs side by side keep these apart: what
+they give leads with the runs, as their tensors do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from alignlab.rules.convolution import Conv, Geometry, geometry, pad
 from alignlab.rules.local import LocallyConnected2d
+from alignlab.rules.stacked import StackedLinear
 
 KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
@@ -33,20 +35,25 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) in KINDS
 
 
-def rows(x: Tensor) -> Tensor:
-    """All leading dimensions as one."""
-    return x.reshape(-1, x.shape[-1])
+def runs(layer: nn.Module) -> int | None:
+    """How many runs the layer is of; None for a layer as anybody has it."""
+    return layer.runs if isinstance(layer, StackedLinear) else None
+
+
+def rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """A signal at a linear layer, all its dimensions of samples as one."""
+    return x.reshape(*([] if (k := runs(layer)) is None else [k]), -1, x.shape[-1])
 
 
 def samples(layer: nn.Module, x: Tensor) -> Tensor:
     """A signal at the layer's output or input, one row a sample."""
-    return rows(x) if isinstance(layer, nn.Linear) else _batched(layer, x).flatten(1)
+    return rows(layer, x) if isinstance(layer, nn.Linear) else _batched(layer, x).flatten(1)
 
 
 def summed(layer: nn.Module, delta: Tensor) -> Tensor:
     """An error at the layer's output summed over everything that shares a bias: the bias's gradient."""
     if isinstance(layer, nn.Linear):
-        return rows(delta).sum(0)
+        return rows(layer, delta).sum(-2)
     delta = _batched(layer, delta)
     return delta.sum(0) if isinstance(layer, LocallyConnected2d) else delta.flatten(2).sum((0, 2))
 
@@ -54,7 +61,7 @@ def summed(layer: nn.Module, delta: Tensor) -> Tensor:
 def gradient(layer: nn.Module, h: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
     """G = deltaᵀ h in the weight's shape."""
     if isinstance(layer, nn.Linear):
-        return rows(delta).T @ rows(h)
+        return rows(layer, delta).mT @ rows(layer, h)
     h, delta = _batched(layer, h), _batched(layer, delta)
     if isinstance(layer, LocallyConnected2d):
         found, _ = layer.patches.parameter_gradients(delta, h, weight, (True, False))
@@ -69,7 +76,7 @@ def gradient(layer: nn.Module, h: Tensor, delta: Tensor, weight: Tensor) -> Tens
 def carried(layer: nn.Module, h: Tensor, delta: Tensor, carrier: Tensor) -> Tensor:
     """``delta`` at the layer's input when ``carrier`` (in W's shape) takes it down, one row a sample."""
     if isinstance(layer, nn.Linear):
-        return rows(delta) @ carrier
+        return rows(layer, delta) @ carrier
     h, delta = _batched(layer, h).detach(), _batched(layer, delta)
     if isinstance(layer, LocallyConnected2d):
         return layer.patches.input_gradient(delta, h, carrier).flatten(1)
@@ -91,7 +98,7 @@ def blocks(layer: nn.Module, weight: Tensor) -> Tensor:
     the output: (C_out/g·k·k, C_in/g). An untied convolution has one a position, (C_out, C_in·k·k).
     """
     if isinstance(layer, nn.Linear):
-        return weight.unsqueeze(0)
+        return weight.unsqueeze(-3)
     if isinstance(layer, LocallyConnected2d):
         return layer.patches.matrices(weight)
     groups = weight.flatten(1).unflatten(0, (_conv(layer).groups, -1))  # type: ignore[no-untyped-call]
@@ -100,6 +107,8 @@ def blocks(layer: nn.Module, weight: Tensor) -> Tensor:
 
 def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
     """The :func:`blocks` in one matrix: along the diagonal; an untied convolution's, too many for that, one below another."""
+    if isinstance(layer, nn.Linear):
+        return weight
     found = blocks(layer, weight)
     if len(found) == 1 or isinstance(layer, LocallyConnected2d):
         return found.flatten(0, 1)
@@ -110,8 +119,8 @@ def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
 def fans(layer: nn.Module, weight: Tensor) -> tuple[int, int]:
     """``(fan_in, fan_out)``: the columns of a block, and the rows of all groups' blocks."""
     found = blocks(layer, weight)
-    groups = 1 if isinstance(layer, LocallyConnected2d) else len(found)
-    return found.shape[2], found.shape[1] * groups
+    groups = 1 if isinstance(layer, LocallyConnected2d) else found.shape[-3]
+    return found.shape[-1], found.shape[-2] * groups
 
 
 def _conv(layer: nn.Module) -> Conv:

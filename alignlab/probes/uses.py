@@ -75,7 +75,8 @@ class Use:
         """``(h, delta_rule, delta_bp)`` of a linear layer with all leading dims taken as samples: (N, in), (N, out) twice."""
         assert self.delta_rule is not None
         assert self.delta_bp is not None
-        return geometry.rows(self.h), geometry.rows(self.delta_rule), geometry.rows(self.delta_bp)
+        h, rule, bp = (geometry.rows(self.layer, x) for x in (self.h, self.delta_rule, self.delta_bp))
+        return h, rule, bp
 
     def samples(self, x: Tensor) -> Tensor:
         """A signal at the layer's output or input as one row a sample."""
@@ -131,8 +132,8 @@ def joined(parts: list[Tensor]) -> Tensor:
     """The samples of several uses, one a row, as one batch; rows of smaller maps are filled up with zeros."""
     if len(parts) == 1:
         return parts[0]
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+    width = max(part.shape[-1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts], -2)
 
 
 def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:

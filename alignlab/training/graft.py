@@ -8,6 +8,9 @@ as its weight, so that the layer's whole teaching signal is scaled and nothing e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +23,18 @@ from alignlab.training.spec import Graft
 
 
 class GradientGraft:
-    """Rewrites ``.grad`` between ``backward()`` and ``optimizer.step()``."""
+    """Rewrites ``.grad`` between ``backward()`` and ``optimizer.step()``.
 
-    def __init__(self, model: nn.Module, graft: Graft) -> None:
-        self.graft = graft
+    ``graft``: of a model of one run, or a list with one for each run of a stacked model, None where it is to learn as it does.
+    """
+
+    def __init__(self, model: nn.Module, graft: Graft | Sequence[Graft | None]) -> None:
         self._layers: dict[str, nn.Module] = dict(feedback_layers(model))
+        like = next(model.parameters())
+        self._by_bp, self._sized_by_bp, self._grafted = (
+            torch.tensor(flags, device=like.device) for flags in _flags(graft)
+        )
+        self._any_by_bp = bool(self._by_bp.any())
         self._capture = Capture(model, self._layers)
         self._capture.arm()
 
@@ -37,13 +47,43 @@ class GradientGraft:
         """Graft the gradients of the pass that has just ended."""
         for name, uses in self._capture.take().items():
             layer = self._layers[name]
-            norms = dict(zip(("rule", "bp"), _norms(uses, self._capture.landed.get(name)), strict=True))
-            factor = _ratio(norms[self.graft.magnitude], norms[self.graft.direction])
-            if self.graft.direction == "bp":
-                _set_backprop_gradient(layer, uses)
+            rule, bp = _norms(uses, self._capture.landed.get(name))
+            size, length = torch.where(self._sized_by_bp, bp, rule), torch.where(self._by_bp, bp, rule)
+            factor = torch.where(self._grafted, _ratio(size, length), 1.0)
+            if self._any_by_bp:
+                self._set_backprop_gradient(layer, uses)
             for parameter in layer.parameters(recurse=False):
                 if parameter.grad is not None:
-                    parameter.grad.mul_(factor.to(parameter.grad.dtype))
+                    parameter.grad.mul_(_beside(factor.to(parameter.grad.dtype), parameter))
+
+    def _set_backprop_gradient(self, layer: nn.Module, uses: list[Use]) -> None:
+        """Where it gives the direction."""
+        for name, parameter in layer.named_parameters(recurse=False):
+            if parameter.grad is None:
+                continue
+            if name in ("weight", "feedback"):  # a feedback that learns takes the steps of W
+                bp = _backprop_gradient(uses)
+            else:
+                deltas = [use.delta_bp for use in uses if use.delta_bp is not None]
+                bp = torch.stack([summed(layer, delta) for delta in deltas]).sum(0)
+            parameter.grad.copy_(torch.where(_beside(self._by_bp, parameter), bp, parameter.grad))
+
+
+def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, Any, Any]:
+    """Whether backprop gives the direction, whether the size, and whether there is a graft at all: one each, or one a run."""
+    if isinstance(graft, Graft):
+        return graft.direction == "bp", graft.magnitude == "bp", True
+    each = [
+        (g is not None and g.direction == "bp", g is not None and g.magnitude == "bp", g is not None)
+        for g in graft
+    ]
+    by_bp, sized_by_bp, grafted = zip(*each, strict=True)
+    return by_bp, sized_by_bp, grafted
+
+
+def _beside(each: Tensor, parameter: Tensor) -> Tensor:
+    """A number, or one a run, to be broadcast with a parameter."""
+    return each.view(each.shape + (1,) * (parameter.dim() - each.dim()))
 
 
 def _ratio(size: Tensor, length: Tensor) -> Tensor:
@@ -68,14 +108,3 @@ def _norms(uses: list[Use], landed: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _backprop_gradient(uses: list[Use]) -> Tensor:
     return torch.stack([use.gradient(use.delta_bp) for use in uses if use.delta_bp is not None]).sum(0)
-
-
-def _set_backprop_gradient(layer: nn.Module, uses: list[Use]) -> None:
-    for name, parameter in layer.named_parameters(recurse=False):
-        if parameter.grad is None:
-            continue
-        if name in ("weight", "feedback"):  # a feedback that learns takes the steps of W
-            parameter.grad.copy_(_backprop_gradient(uses))
-        else:
-            deltas = [use.delta_bp for use in uses if use.delta_bp is not None]
-            parameter.grad.copy_(torch.stack([summed(layer, delta) for delta in deltas]).sum(0))

@@ -8,13 +8,15 @@ Hinton 2012), so that a run's numbers are what they are by itself, to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignlab.training.spec import RunSpec
+
+AT_ONCE = 2**17  # numbers: half a megabyte
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -50,43 +52,47 @@ def learning_rate(spec: RunSpec, step: int) -> float:
 
 
 class StackedOptimizer(torch.optim.Optimizer):
-    """The update of K runs at once. ``specs``: those of the runs, in the order of the parameters' first dimension."""
+    """The update of K runs at once. ``specs``: those of the runs, in the order of the parameters' first dimension.
+
+    Large parameters are updated a few runs at a time: an update reads and writes its tensors several times over, and of all
+    runs together they would have to come from memory each time.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], specs: Sequence[RunSpec]) -> None:
         parameters = list(parameters)
-        like = parameters[0]
-        self.decay, self.momentum, nesterov = (
-            like.new_tensor([float(getattr(spec, name)) for spec in specs], requires_grad=False)
-            for name in ("weight_decay", "momentum", "nesterov")
+        rates, decay, momentum, nesterov = (
+            parameters[0].new_tensor([float(getattr(spec, name)) for spec in specs], requires_grad=False)
+            for name in ("lr", "weight_decay", "momentum", "nesterov")
         )
-        self.nesterov = nesterov.bool()
-        self.decays, self.has_momentum = bool(self.decay.any()), bool(self.momentum.any())
-        super().__init__(
-            parameters, {"lr": like.new_tensor([spec.lr for spec in specs], requires_grad=False)}
-        )
+        self.decay, self.momentum, self.nesterov = decay, momentum, nesterov.bool()
+        self.decays, self.pushes = bool(decay.any()), bool(momentum.any())
+        super().__init__(parameters, {"lr": rates})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every run."""
-        rate = self.param_groups[0]["lr"]
+        rates = self.param_groups[0]["lr"]
         for p in self.param_groups[0]["params"]:
-            if p.grad is not None:
-                g = torch.addcmul(p.grad, p, _beside(self.decay, p)) if self.decays else p.grad
-                p.addcmul_(self.direction(p, g), _beside(rate, p), value=-1)
+            if p.grad is None:
+                continue
+            for runs in _spans(p):
+                part, g, state = p[runs], p.grad[runs], self.state[p].setdefault(runs.start, {})
+                if self.decays:
+                    g = torch.addcmul(g, part, _beside(self.decay[runs], part))
+                part.addcmul_(self.direction(state, g, runs), _beside(rates[runs], part), value=-1)
 
-    def direction(self, p: Tensor, g: Tensor) -> Tensor:
-        """What is taken from ``p``, before the learning rate."""
+    def direction(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
+        """What is taken from the weights of these ``runs``, before the learning rate."""
         raise NotImplementedError
 
-    def pushed(self, p: Tensor, g: Tensor) -> Tensor:
+    def pushed(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
         """``g`` with momentum: SGD's, and RMSprop's on what it has divided."""
-        if not self.has_momentum:
+        if not self.pushes:
             return g
-        state, momentum = self.state[p], _beside(self.momentum, p)
-        before = state.get("momentum_buffer")
-        state["momentum_buffer"] = buffer = g.clone() if before is None else before.mul_(momentum).add_(g)
-        ahead = torch.addcmul(g, buffer, momentum)
-        return torch.where(_beside(self.nesterov, p), ahead, buffer) if bool(self.nesterov.any()) else buffer
+        momentum, before = _beside(self.momentum[runs], g), state.get("momentum_buffer")
+        buffer: Tensor = g.clone() if before is None else before.mul_(momentum).add_(g)
+        state["momentum_buffer"] = buffer
+        return torch.where(_beside(self.nesterov[runs], g), torch.addcmul(g, buffer, momentum), buffer)
 
 
 class StackedSGD(StackedOptimizer):
@@ -96,26 +102,29 @@ class StackedSGD(StackedOptimizer):
 class StackedAdam(StackedOptimizer):
     betas, eps = (0.9, 0.999), 1e-8
 
-    def direction(self, p: Tensor, g: Tensor) -> Tensor:
-        state = self.state[p]
+    def direction(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
         if not state:
-            state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))
         state["step"] += 1
-        mean, square = state["exp_avg"].lerp_(g, 1 - self.betas[0]), state["exp_avg_sq"]
-        square.mul_(self.betas[1]).addcmul_(g, g, value=1 - self.betas[1])
-        first, second = (1 - beta ** state["step"] for beta in self.betas)
-        size: Tensor = (square.sqrt() / math.sqrt(second)).add_(self.eps)
-        return mean / first / size
+        mean: Tensor = state["exp_avg"].lerp_(g, 1 - self.betas[0])
+        square: Tensor = state["exp_avg_sq"].mul_(self.betas[1]).addcmul_(g, g, value=1 - self.betas[1])
+        first, second = (1.0 - math.pow(beta, state["step"]) for beta in self.betas)
+        return mean.div(first).div_((square.sqrt() / math.sqrt(second)).add_(self.eps))
 
 
 class StackedRMSprop(StackedOptimizer):
     alpha, eps = 0.99, 1e-8
 
-    def direction(self, p: Tensor, g: Tensor) -> Tensor:
-        state = self.state[p]
-        square = state.setdefault("square_avg", torch.zeros_like(p))
+    def direction(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
+        square: Tensor = state["square_avg"] if state else state.setdefault("square_avg", torch.zeros_like(g))
         square.mul_(self.alpha).addcmul_(g, g, value=1 - self.alpha)
-        return self.pushed(p, g / square.sqrt().add_(self.eps))
+        return self.pushed(state, g / square.sqrt().add_(self.eps), runs)
+
+
+def _spans(p: Tensor) -> Iterator[slice]:
+    """The runs, as many at a time as fit the cache."""
+    k = max(1, AT_ONCE * len(p) // p.numel())
+    return (slice(i, i + k) for i in range(0, len(p), k))
 
 
 STACKED: dict[str, type[StackedOptimizer]] = {

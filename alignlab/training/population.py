@@ -3,8 +3,8 @@
 Every weight, bias and B of a layer gets a leading run dimension (K, out, in), and one batched product through the rules' own
 Function takes the place of K small ones. Weights, batches, feedback draws, learning rates and evaluations are those of each
 run by itself, so that a member equals its sequential run but for rounding. What members may differ in is
-:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, unobserved (``record_every`` 0) and ungrafted,
-by any rule but those that act on single runs alone.
+:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, unobserved (``record_every`` 0), by any
+rule but those that act on single runs alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.training import stacking, tasks
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import due, loss_of, scores, tabulated
-from alignlab.training.loop import attrs_of, built, coords_of
+from alignlab.training.graft import GradientGraft
+from alignlab.training.loop import EVALUATED_AT_ONCE, attrs_of, built, coords_of
 from alignlab.training.optimizers import STACKED, clip_each, learning_rate, make_optimizer
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Split, Task
@@ -37,7 +38,9 @@ def packs(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
     """Specs by what they have in common, at most :data:`MEMBERS` together; those that must be trained alone, alone."""
     alike: dict[object, list[RunSpec]] = {}
     for spec in specs:
-        key: object = spec if alone(spec) else (stacking.shared(spec), stacking.family(spec))
+        key: object = (
+            spec if alone(spec) else (stacking.shared(spec), stacking.family(spec), spec.graft is None)
+        )
         alike.setdefault(key, []).append(spec)
     return [own[i : i + MEMBERS] for own in alike.values() for i in range(0, len(own), MEMBERS)]
 
@@ -49,7 +52,6 @@ def alone(spec: RunSpec) -> list[str]:
         f"model is {spec.model}, populations are of mlps": spec.model != "mlp",
         "probes see one run at a time: set record_every and record_log to 0": spec.record_every > 0
         or spec.record_log > 0,
-        "a graft takes the step size of one run": spec.graft is not None,
         f"{rules} acts on single runs alone": not stacking.family(spec),
     }
     return [reason for reason, applies in refused.items() if applies]
@@ -105,20 +107,30 @@ class Population:
         self.largest = torch.tensor([float("inf") if s.clip is None else s.clip for s in self.specs]).to(
             self.parameters[0]
         )
+        grafts = [spec.graft for spec in self.specs]
+        self.grafting = GradientGraft(self.model, grafts) if any(grafts) else None
         self.evaluations: list[dict[int, dict[str, float]]] = [{} for _ in specs]
         self.clipped = list[Tensor]()
         self.found: dict[int, xr.Dataset] = {}
 
     def go(self) -> list[xr.Dataset]:
+        """Train; the datasets in the order of the specs."""
+        try:
+            self._train()
+        finally:
+            if self.grafting is not None:
+                self.grafting.close()
+        self._end(self._alive(), self.spec.steps, "finished")
+        order = sorted(range(len(self.specs)), key=self.places.__getitem__)
+        return [self.found[k] for k in order]
+
+    def _train(self) -> None:
         for step, rows in enumerate(self._batches()):
             if step in self.due:
                 self._evaluate(self._alive(), step)
             self._step(step, rows)
             if len(self.found) == len(self.specs):
                 break
-        self._end(self._alive(), self.spec.steps, "finished")
-        order = sorted(range(len(self.specs)), key=self.places.__getitem__)
-        return [self.found[k] for k in order]
 
     def _batches(self) -> Iterator[Tensor]:
         """The indices (K, N) of each step."""
@@ -137,6 +149,8 @@ class Population:
             bad = set((~finite).nonzero().flatten().tolist())
             self._end([k for k in self._alive() if k in bad], step, "diverged")
         losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
+        if self.grafting is not None:
+            self.grafting.apply()
         if any(spec.clip is not None for spec in self.specs):
             self.clipped.append(clip_each(self.parameters, self.largest))
         self.optimizer.step()
@@ -157,7 +171,7 @@ class Population:
         for name in self.spec.splits:
             split = self.splits[name]
             pieces = [
-                self.model(x.expand(len(self.specs), *x.shape)) for x in torch.split(split.inputs, 4096)
+                self.model(x.expand(len(self.specs), *x.shape)) for x in torch.split(split.inputs, EVALUATED_AT_ONCE)
             ]
             found |= everyone(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
         values = {name: column.tolist() for name, column in found.items()}
