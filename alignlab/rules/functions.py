@@ -72,7 +72,7 @@ class LinearFunction(RuleFunction):
         if of_x and (true or chain is True):
             d_x = delta @ (weight if true or feedback is None else feedback)
         if not true and of_weight:
-            d_weight = _rows(delta, weight).mT @ _rows(x, weight)
+            d_weight = _outer(_rows(delta, weight), _rows(x, weight))
         if not true and of_bias:
             d_bias = _rows(delta, weight).sum(-2)
         return d_x, d_weight, d_bias, None, None, None
@@ -167,6 +167,11 @@ def _owned(z: Tensor) -> Tensor:
     """``z`` without the mark of a view, which inputs of one or three dimensions leave and no in-place op could pass."""
     owned: Tensor = z if z.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
     return owned
+
+
+def _outer(delta: Tensor, x: Tensor) -> Tensor:
+    """``deltaᵀ x``; of one sample there is nothing to sum, and many small products are faster entry by entry."""
+    return delta.mT * x if x.shape[-2] == 1 else delta.mT @ x
 
 
 def _rows(x: Tensor, weight: Tensor) -> Tensor:

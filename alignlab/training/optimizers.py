@@ -8,7 +8,7 @@ Hinton 2012), so that a run's numbers are what they are by itself, to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -71,15 +71,20 @@ class StackedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every run."""
-        rates = self.param_groups[0]["lr"]
         for p in self.param_groups[0]["params"]:
             if p.grad is None:
                 continue
-            for runs in _spans(p):
-                part, g, state = p[runs], p.grad[runs], self.state[p].setdefault(runs.start, {})
-                if self.decays:
-                    g = torch.addcmul(g, part, _beside(self.decay[runs], part))
-                part.addcmul_(self.direction(state, g, runs), _beside(rates[runs], part), value=-1)
+            if p.is_cuda or p.numel() <= AT_ONCE:
+                self._update(p, p.grad, self.state[p], slice(None))
+                continue
+            k = max(1, AT_ONCE * len(p) // p.numel())
+            for runs in (slice(i, i + k) for i in range(0, len(p), k)):
+                self._update(p[runs], p.grad[runs], self.state[p].setdefault(runs.start, {}), runs)
+
+    def _update(self, p: Tensor, g: Tensor, state: dict[str, Any], runs: slice) -> None:
+        if self.decays:
+            g = torch.addcmul(g, p, _beside(self.decay[runs], p))
+        p.addcmul_(self.direction(state, g, runs), _beside(self.param_groups[0]["lr"][runs], p), value=-1)
 
     def direction(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
         """What is taken from the weights of these ``runs``, before the learning rate."""
@@ -119,12 +124,6 @@ class StackedRMSprop(StackedOptimizer):
         square: Tensor = state["square_avg"] if state else state.setdefault("square_avg", torch.zeros_like(g))
         square.mul_(self.alpha).addcmul_(g, g, value=1 - self.alpha)
         return self.pushed(state, g / square.sqrt().add_(self.eps), runs)
-
-
-def _spans(p: Tensor) -> Iterator[slice]:
-    """The runs, as many at a time as fit the cache."""
-    k = max(1, AT_ONCE * len(p) // p.numel())
-    return (slice(i, i + k) for i in range(0, len(p), k))
 
 
 STACKED: dict[str, type[StackedOptimizer]] = {

@@ -10,7 +10,6 @@ rule but those that act on single runs alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.training import stacking, tasks
-from alignlab.training.batches import batches
+from alignlab.training.batches import blocks
 from alignlab.training.evaluation import due, loss_of, scores, tabulated
 from alignlab.training.graft import GradientGraft
 from alignlab.training.loop import EVALUATED_AT_ONCE, attrs_of, built, coords_of
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MEMBERS = 100  # of a pack: what an interrupt costs, and what is shared out among processes
-AHEAD = 64  # steps whose batches are gathered at once
 
 
 def packs(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
@@ -134,9 +132,9 @@ class Population:
 
     def _batches(self) -> Iterator[Tensor]:
         """The indices (K, N) of each step."""
-        streams = [batches(spec, len(self.splits["train"])) for spec in self.specs]
-        while ahead := [torch.stack(rows) for stream in streams if (rows := list(islice(stream, AHEAD)))]:
-            yield from torch.stack(ahead, 1).to(self.device)
+        streams = (blocks(spec, len(self.splits["train"])) for spec in self.specs)
+        for together in zip(*streams, strict=True):
+            yield from torch.stack(together, 1).to(self.device)
 
     def _step(self, step: int, batch: Tensor) -> None:
         """One optimizer step of all, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
@@ -171,7 +169,8 @@ class Population:
         for name in self.spec.splits:
             split = self.splits[name]
             pieces = [
-                self.model(x.expand(len(self.specs), *x.shape)) for x in torch.split(split.inputs, EVALUATED_AT_ONCE)
+                self.model(x.expand(len(self.specs), *x.shape))
+                for x in torch.split(split.inputs, EVALUATED_AT_ONCE)
             ]
             found |= everyone(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
         values = {name: column.tolist() for name, column in found.items()}

@@ -13,7 +13,7 @@ import xarray as xr
 from training_runs import TINY, parameters, trained
 
 from alignlab.rules import RULES
-from alignlab.training import RunSpec, SpecError, Split, Task, stacking, train
+from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, train
 from alignlab.training.population import MEMBERS, Population, packs, train_population
 
 XOR: dict[str, Any] = {
@@ -145,6 +145,19 @@ def test_stacked_optimizers_equal_those_of_single_runs_in_double_to_1e_10(
     common: Any, own: Any, double: None
 ) -> None:
     agree(of_one_shape([{**fields, "rule": rule} for fields in own for rule in ("bp", "fa")], **common))
+
+
+@pytest.mark.parametrize("common", [{"optimizer": name} for name in ("sgd", "adam", "rmsprop")], ids=str)
+def test_updates_of_a_few_runs_at_a_time_are_those_of_all(
+    common: Any, double: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(optimizers, "AT_ONCE", 1000)  # numbers: the first layer has 12 × 256
+    agree(
+        of_one_shape(
+            [{"rule": rule, "weight_decay": 0.1, "lr": 0.003} for rule in ("bp", "fa", "usf", "brsf")],
+            **common,
+        )
+    )
 
 
 def agree(members: list[RunSpec]) -> None:
