@@ -19,7 +19,7 @@ FULL: dict[str, Any] = {  # every field away from its default
     "weight_scale": 0.5, "frozen": ("1.*",), "loss": "absolute", "clip": 2.0, "sampling": "replacement", "rule": "sign_sync",
     "rule_args": {"period": 3, "preserve_magnitude": True, "init": "xavier"}, "lr": 0.3, "momentum": 0.9,
     "weight_decay": 0.01, "batch_size": 3, "steps": 11, "evaluations": 4, "record_every": 2, "record_log": 7,
-    "spectra_every": 3, "splits": ("test", "validation"), "graft": GRAFT,
+    "spectra_every": 3, "splits": ("test", "validation"), "graft": GRAFT, "lr_schedule": "cosine", "warmup": 3, "nesterov": True,
     "order": 2, "seed": 4,
 }  # fmt: skip
 
@@ -46,6 +46,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"momentum": 1.0}, ["momentum", "1.0", "less than 1"]),
     ({"weight_decay": -0.1}, ["weight_decay", "-0.1", "greater than or equal to 0"]),
     ({"weight_scale": -1}, ["weight_scale", "-1", "greater than or equal to 0"]),
+    ({"lr_schedule": "cosin"}, ["lr_schedule", "'cosin'", "'constant', 'linear' or 'cosine'"]),
+    ({"warmup": -1}, ["warmup", "-1", "greater than or equal to 0"]),
+    ({"nesterov": True}, ["nesterov", "momentum above 0"]),
+    ({"nesterov": True, "momentum": 0.9, "optimizer": "rmsprop"}, ["nesterov", "set optimizer sgd"]),
+    ({"nesterov": 1, "momentum": 0.9}, ["nesterov", "1", "boolean"]),
     ({"evaluations": 1}, ["evaluations", "1", "greater than or equal to 2"]),
     ({"record_every": -5}, ["record_every", "-5", "greater than or equal to 0"]),
     ({"record_log": -1}, ["record_log", "-1", "greater than or equal to 0"]),
@@ -187,10 +192,11 @@ CHANGED: dict[str, Any] = {
     "rule_args": {"period": 4, "preserve_magnitude": True, "init": "xavier"}, "optimizer": "rmsprop", "lr": 0.31,
     "momentum": 0.8, "weight_decay": 0.0, "batch_size": 4, "steps": 12, "evaluations": 5, "record_every": 3,
     "spacing": "geometric", "record_log": 4, "spectra_every": 2, "splits": ("train", "test"),
+    "lr_schedule": "linear", "warmup": 4, "nesterov": False,
     "graft": {"direction": "rule", "magnitude": "bp"}, "order": 3, "seed": 5,
 }  # fmt: skip
 ALONG: dict[str, dict[str, Any]] = {  # what must change along, for the whole to make sense
-    "model": {"hidden": (128, 64), "activation": "relu"}, "rule": {"rule_args": {}}, "optimizer": {"graft": None},
+    "model": {"hidden": (128, 64), "activation": "relu"}, "rule": {"rule_args": {}}, "optimizer": {"graft": None, "nesterov": False},
 }  # fmt: skip
 
 
