@@ -149,7 +149,7 @@ class LayerObservation:
         by_w = joined([u.carried(d, self.weight) for u, d in used])
         if self.uses[-1].feedback is None:
             return by_w, by_w
-        return joined([u.carried(d, _some(u.feedback)) for u, d in used]), by_w
+        return joined([u.handed_down() for u, _ in used]), by_w
 
 
 @dataclass(eq=False)
