@@ -148,7 +148,7 @@ def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / denominator.where(denominator != 0, torch.nan)
 
 
-Tied = tuple[Tensor, Tensor, Tensor, Tensor]
+Tied = tuple[Tensor, ...]  # four
 
 
 def inner_products(a: Tensor, b: Tensor, metric: Callable[[Tensor], Tensor]) -> Tied:
@@ -170,14 +170,25 @@ def inner_products(a: Tensor, b: Tensor, metric: Callable[[Tensor], Tensor]) -> 
 
 def matrix_products(a: Tensor, b: Tensor) -> Tied:
     """(‖a‖², ⟨a,b⟩, c, ‖r‖²) of matrices (..., n, m): ``inner_products`` without a metric, block by block."""
-    n11 = norm(a, 2).square()
-    if a is b:
-        return _itself(n11)
-    n12 = inner(a, b, 2)
+    n11, n12 = norm(a, 2).square(), inner(a, b, 2)
     c = _along(n11, n12, a)
     residuals = (torch.addcmul(y, x, c[..., None, None], value=-1) for x, y in row_blocks(a, b))
     parts = [norm(r, 2).square() for r in residuals]
     return n11, n12, c, sum(parts[1:], parts[0])
+
+
+def pair_products(a: Tensor, b: Tensor) -> Tensor:
+    """The tied products of matrices (..., n, m) of any size, along a last dimension of four."""
+    if a is b:
+        return rescaled(_itself(norm(a, 2).square()), 1.0, 1.0)
+    if a.device.type == "cpu":  # a GPU would synchronise
+        lengths = torch.stack((norm(a, 2), norm(b, 2)))
+        if _within(lengths, math.exp(12)):
+            n12, (n11, n22) = inner(a, b, 2), lengths.square()
+            if bool((n12.square() < 0.5 * n11 * n22).all()):  # far from parallel: b itself will do for r
+                return rescaled((n11, n12, torch.zeros_like(n11), n22), 1.0, 1.0)
+    (a, scale_a), (b, scale_b) = balance(a), balance(b)
+    return rescaled(matrix_products(a, b), scale_a, scale_b)
 
 
 def rescaled(tied: Tied, scale_a: Tensor | float, scale_b: Tensor | float) -> Tensor:

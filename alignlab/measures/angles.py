@@ -18,8 +18,8 @@ from alignlab.measures._numerics import (
     inner,
     inner_products,
     matmul,
-    matrix_products,
     norm,
+    pair_products,
     rescaled,
     row_products,
     unit,
@@ -91,7 +91,7 @@ def tied_gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tenso
         tied = inner_products(a, b, lambda delta: matmul(gram, delta))
     else:
         G = matmul(a.mT, h)
-        tied = matrix_products(G, G if same else matmul(b.mT, h))
+        tied = pair_products(G, G if same else matmul(b.mT, h)).unbind(-1)
     return rescaled(tied, scale_1 * scale_h, scale_2 * scale_h)
 
 
@@ -194,8 +194,7 @@ def weight_angle(B: Tensor, W: Tensor) -> Tensor:
     B, W = _comparable(B, W, 2)
     if B.dtype == torch.float64:
         return angle(B, W, dims=2)  # products resolve no angle below 1e-8
-    tied = matrix_products(balance(B)[0], balance(W)[0])
-    return angle_from_products(*untied(rescaled(tied, 1.0, 1.0)))
+    return angle_from_products(*untied(pair_products(B, W)))
 
 
 def _comparable(a: Tensor, b: Tensor, dims: int) -> tuple[Tensor, ...]:

@@ -17,9 +17,8 @@ from alignlab.measures._numerics import (
     balance,
     inner,
     matmul,
-    matrix_products,
     norm,
-    rescaled,
+    pair_products,
     safe_ratio,
     untied,
     widen,
@@ -178,9 +177,7 @@ def tied_weight_products(W: Tensor, dW: Tensor) -> Tensor:
     """What ``weight_products`` is put together from, by ``products_from_tied``; float64, shape (..., 4)."""
     same = W is dW
     W, dW = widen(W, dW)
-    W, scale_w = balance(W)
-    dW, scale_dw = (W, scale_w) if same else balance(dW)
-    return rescaled(matrix_products(W, dW), scale_w, scale_dw)
+    return pair_products(W, W if same else dW)
 
 
 def angular_update_from_products(n_weight: Tensor, n_weight_update: Tensor, n_update: Tensor) -> Tensor:
