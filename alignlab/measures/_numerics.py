@@ -10,6 +10,7 @@ Shapes: ``...`` are run dimensions; a vector is the last dimension, a matrix the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -66,7 +67,8 @@ def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
         return (a * b).sum(-1, dtype=wide_dtype(a))
     # torch sums pairwise; a wide sum of all would copy the matrix to float64
     rows = [(x * y).sum(-1) for x, y in row_blocks(a, b)] if dims == 2 else [(a * b).sum(-1)]
-    return torch.cat(rows, -1).sum(dim=_last(dims - 1), dtype=wide_dtype(a))
+    whole = rows[0] if len(rows) == 1 else torch.cat(rows, -1)
+    return whole.sum(dim=_last(dims - 1), dtype=wide_dtype(a))
 
 
 def norm(x: Tensor, dims: int) -> Tensor:
@@ -82,12 +84,15 @@ def norm(x: Tensor, dims: int) -> Tensor:
 
 def _squares_are_safe(size: Tensor) -> bool:
     """Whether no square of numbers of this size under- or overflows in float32."""
-    return _within(size, 27)  # e^±27 is about 1e±12
+    return _within(size, 1e12)
 
 
-def _within(size: Tensor, exponent: float) -> bool:
-    """Whether all lie in e^±exponent; NaN does not."""
-    return bool(size.log().abs().max() < exponent)
+def _within(size: Tensor, bound: float) -> bool:
+    """Whether all lie between 1/bound and bound; NaN does not. Reads the numbers, which makes a GPU wait."""
+    if size.numel() == 0:
+        return True
+    low, high = (size, size) if size.dim() == 0 else size.aminmax()
+    return 1 / bound < float(low) and float(high) < bound
 
 
 def unit(x: Tensor, dims: int) -> Tensor:
@@ -97,25 +102,42 @@ def unit(x: Tensor, dims: int) -> Tensor:
     return x / length[(..., *[None] * dims)]
 
 
-def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows of (..., n, m) over their length, whether the row is not zero); NaN for rows without a direction.
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """(|a|², ⟨a,b⟩, |r|) of the rows of matrices (..., n, m), where r = b − a·⟨a,b⟩/|a|²; shape (..., 3, n).
 
-    Each row is first divided by its largest entry, so that no square under- or overflows, in any dtype.
+    All that the rows' angles are made of, small ones too: they are in r. |r| is NaN where |a| is zero. Where squares could
+    under- or overflow, the rows are first divided by their largest entries: the angles stay.
     """
+    if a.device.type == "cpu":  # a GPU would synchronise
+        found = _row_products(a, b)
+        n11, n12, length = found.unbind(-2)
+        if _within(torch.stack((n11, n12.square() / n11 + length.square())), 1e24):
+            return found
+    return _row_products(_level(a), _level(b))
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    n11, n12 = (a * a).sum(-1), (a * b).sum(-1)
+    residual = torch.addcmul(b, a, (n12 / n11).unsqueeze(-1), value=-1)
+    return torch.stack((n11, n12, torch.linalg.vector_norm(residual, dim=-1)), -2)
+
+
+def _level(x: Tensor) -> Tensor:
+    """Each row over its largest entry; zero rows as they are."""
     largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))  # abs() would be a copy
-    unit = x / largest
-    return unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True)), (largest != 0)[..., 0]
+    return x / largest.where(largest != 0, 1.0)
 
 
-def balance(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x / s, s) of matrices (..., n, m), with s (...) a power of two next to the largest |x|, in float64.
+def balance(x: Tensor) -> tuple[Tensor, Tensor | float]:
+    """(x / s, s) of matrices (..., n, m), with s (...) a power of two next to the largest |x|, in float64; or x itself, and 1.
 
     Squares of products of what it returns neither under- nor overflow (float32 squares vanish below 1e-19, and signals do get
     that small), and dividing by a power of two is exact.
     """
-    size = torch.linalg.vector_norm(x, dim=(-2, -1))
-    if x.device.type == "cpu" and _within(size, 12):  # fourth powers fit; a GPU would synchronise
-        return x, torch.ones_like(size, dtype=wide_dtype(x))
+    if x.device.type == "cpu":  # a GPU would synchronise
+        size = torch.linalg.vector_norm(x, dim=(-2, -1))
+        if _within(size, math.exp(12)):  # fourth powers fit
+            return x, 1.0
     largest = torch.maximum(x.amax((-2, -1)), -x.amin((-2, -1))).to(wide_dtype(x))
     scale = torch.exp2(torch.frexp(largest).exponent.to(largest.dtype))
     return x / scale[..., None, None].to(x.dtype), scale
@@ -126,36 +148,71 @@ def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / denominator.where(denominator != 0, torch.nan)
 
 
-def inner_products(a: Tensor, b: Tensor, metric: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(⟨a,Ma⟩, ⟨a,Mb⟩, ⟨b,Mb⟩) of matrices (..., n, m) under a symmetric metric M, applied twice.
+Tied = tuple[Tensor, ...]  # four
 
-    The second application goes to the residual r = b − c·a, c = ⟨a,Mb⟩/⟨a,Ma⟩, and
-    ⟨b,Mb⟩ = c²⟨a,Ma⟩ + 2c⟨a,Mr⟩ + ⟨r,Mr⟩ is put together in float64. So the Gram determinant, which holds the
+
+def inner_products(a: Tensor, b: Tensor, metric: Callable[[Tensor], Tensor]) -> Tied:
+    """(⟨a,Ma⟩, ⟨a,Mb⟩, c, ⟨r,Mr⟩) of matrices (..., n, m) under a symmetric metric M, applied twice; for :func:`untied`.
+
+    The second application goes to the residual r = b − c·a, c = ⟨a,Mb⟩/⟨a,Ma⟩. So the Gram determinant, which holds the
     squared sine of the angle, is ⟨a,Ma⟩⟨r,Mr⟩ − ⟨a,Mr⟩² and carries the float32 rounding of r, not that of b:
     angles down to about 1e-6 degrees survive.
     """
     lifted = metric(a)
-    n11, n12 = inner(lifted, a, 2).clamp(min=0), inner(lifted, b, 2)
+    n11 = inner(lifted, a, 2).clamp(min=0)
+    if a is b:
+        return _itself(n11)
+    n12 = inner(lifted, b, 2)
     c = _along(n11, n12, a)
-    residual = b - c[..., None, None] * a
-    return _tied(n11, n12, c, inner(metric(residual), residual, 2))
+    residual = torch.addcmul(b, a, c[..., None, None], value=-1)
+    return n11, n12, c, inner(metric(residual), residual, 2)
 
 
-def matrix_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(‖a‖², ⟨a,b⟩, ‖b‖²) of matrices (..., n, m): ``inner_products`` without a metric, block by block."""
+def matrix_products(a: Tensor, b: Tensor) -> Tied:
+    """(‖a‖², ⟨a,b⟩, c, ‖r‖²) of matrices (..., n, m): ``inner_products`` without a metric, block by block."""
     n11, n12 = norm(a, 2).square(), inner(a, b, 2)
     c = _along(n11, n12, a)
-    residuals = (torch.addcmul(y, x, -c[..., None, None]) for x, y in row_blocks(a, b))
-    return _tied(n11, n12, c, sum((norm(r, 2).square() for r in residuals), torch.zeros_like(n11)))
+    residuals = (torch.addcmul(y, x, c[..., None, None], value=-1) for x, y in row_blocks(a, b))
+    parts = [norm(r, 2).square() for r in residuals]
+    return n11, n12, c, sum(parts[1:], parts[0])
+
+
+def pair_products(a: Tensor, b: Tensor) -> Tensor:
+    """The tied products of matrices (..., n, m) of any size, along a last dimension of four."""
+    if a is b:
+        return rescaled(_itself(norm(a, 2).square()), 1.0, 1.0)
+    if a.device.type == "cpu":  # a GPU would synchronise
+        lengths = torch.stack((norm(a, 2), norm(b, 2)))
+        if _within(lengths, math.exp(12)):
+            n12, (n11, n22) = inner(a, b, 2), lengths.square()
+            if bool((n12.square() < 0.5 * n11 * n22).all()):  # far from parallel: b itself will do for r
+                return rescaled((n11, n12, torch.zeros_like(n11), n22), 1.0, 1.0)
+    (a, scale_a), (b, scale_b) = balance(a), balance(b)
+    return rescaled(matrix_products(a, b), scale_a, scale_b)
+
+
+def rescaled(tied: Tied, scale_a: Tensor | float, scale_b: Tensor | float) -> Tensor:
+    """The tied products of a·scale_a and b·scale_b from those of a and b, along a last dimension of four."""
+    n11, n12, c, nrr = tied
+    if isinstance(scale_a, Tensor) or isinstance(scale_b, Tensor):
+        n11, n12, nrr = n11 * scale_a * scale_a, n12 * scale_a * scale_b, nrr * scale_b * scale_b
+        c = c.to(n11.dtype) * scale_b / scale_a
+    return torch.stack((n11, n12, c.to(n11.dtype), nrr), -1)
+
+
+def untied(tied: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(⟨a,Ma⟩, ⟨a,Mb⟩, ⟨b,Mb⟩) from the tied products (..., 4): ⟨b,Mb⟩ = c²⟨a,Ma⟩ + 2c⟨a,Mr⟩ + ⟨r,Mr⟩, in float64."""
+    n11, n12, c, nrr = tied.unbind(-1)
+    n1r = n12 - c * n11
+    n22 = c.square() * n11 + 2 * c * n1r + nrr
+    return n11, n12, n22.clamp(min=0)  # rounding can leave a vanishing square just below zero
+
+
+def _itself(n11: Tensor) -> Tied:
+    """The products of something with itself."""
+    return n11, n11, torch.ones_like(n11), torch.zeros_like(n11)
 
 
 def _along(n11: Tensor, n12: Tensor, a: Tensor) -> Tensor:
     """The part of b along a, in a's dtype; a zero a leaves r = b, and NaN passes."""
     return torch.where(n11 == 0, 0.0, n12 / n11).to(a.dtype)
-
-
-def _tied(n11: Tensor, n12: Tensor, c: Tensor, nrr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide_c = c.to(n11.dtype)
-    n1r = n12 - wide_c * n11
-    n22 = wide_c.square() * n11 + 2 * wide_c * n1r + nrr
-    return n11, n12, n22.clamp(min=0)  # rounding can leave a vanishing square just below zero

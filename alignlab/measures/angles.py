@@ -18,10 +18,12 @@ from alignlab.measures._numerics import (
     inner,
     inner_products,
     matmul,
-    matrix_products,
     norm,
+    pair_products,
+    rescaled,
+    row_products,
     unit,
-    unit_rows,
+    untied,
     wide_dtype,
     widen,
 )
@@ -69,17 +71,38 @@ def gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> tuple[Tens
     >>> [round(n.item(), 4) for n in gradient_products(delta, delta.flip(0), h)]           # and (2, 1)
     [5.0, 4.0, 5.0]
     """
+    return untied(tied_gradient_products(delta_1, delta_2, h))
+
+
+def tied_gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tensor:
+    """What ``gradient_products`` is put together from, by ``products_from_tied``; float64, shape (..., 4).
+
+    ‖G₁‖², ⟨G₁, G₂⟩, a coefficient c near their ratio, and ‖G₂ − c G₁‖². To be kept where the formulas are for later, many steps
+    at once. Args and errors as there.
+    """
     _check_samples(h, delta_1, delta_2)
+    same = delta_1 is delta_2
     delta_1, delta_2, h = widen(delta_1, delta_2, h)
-    (a, scale_1), (b, scale_2), (h, scale_h) = balance(delta_1), balance(delta_2), balance(h)
+    (a, scale_1), (h, scale_h) = balance(delta_1), balance(h)
+    b, scale_2 = (a, scale_1) if same else balance(delta_2)
     (n, n_in), n_out = h.shape[-2:], a.shape[-1]
     if n * (n_in + 2 * n_out) < 2 * n_in * n_out:
         gram = matmul(h, h.mT)
-        n11, n12, n22 = inner_products(a, b, lambda delta: matmul(gram, delta))
+        tied = inner_products(a, b, lambda delta: matmul(gram, delta))
     else:
-        n11, n12, n22 = matrix_products(matmul(a.mT, h), matmul(b.mT, h))
-    scale_1, scale_2 = scale_1 * scale_h, scale_2 * scale_h
-    return n11 * scale_1.square(), n12 * scale_1 * scale_2, n22 * scale_2.square()
+        G = matmul(a.mT, h)
+        tied = pair_products(G, G if same else matmul(b.mT, h)).unbind(-1)
+    return rescaled(tied, scale_1 * scale_h, scale_2 * scale_h)
+
+
+def products_from_tied(tied: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(‖a‖², ⟨a,b⟩, ‖b‖²) from what ``tied_gradient_products`` or ``tied_weight_products`` keeps, (..., 4).
+
+    >>> tied = tied_gradient_products(torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    >>> [n.item() for n in products_from_tied(tied)]
+    [4.0, 6.0, 9.0]
+    """
+    return untied(tied)
 
 
 def angle_from_products(n11: Tensor, n12: Tensor, n22: Tensor) -> Tensor:
@@ -122,11 +145,26 @@ def delta_angle(delta_rule: Tensor, delta_bp: Tensor) -> tuple[Tensor, Tensor, T
     >>> [round(x.item(), 3) for x in delta_angle(rule, torch.tensor([[1.0, 0.0]]).expand(3, 2))]
     [22.5, 22.5, 0.333]
     """
-    delta_rule, delta_bp = _comparable(delta_rule, delta_bp, 2)
-    (u, has_u), (v, has_v) = unit_rows(delta_rule), unit_rows(delta_bp)
-    has_angle = has_u & has_v  # a NaN row stays in, and shows
-    across, along = (torch.linalg.vector_norm(x, dim=-1).to(wide_dtype(x)) for x in (u - v, u + v))
-    angles = torch.rad2deg(2 * torch.atan2(across, along)).where(has_angle, 0.0)
+    return delta_angle_from_products(delta_products(delta_rule, delta_bp))
+
+
+def delta_products(delta_rule: Tensor, delta_bp: Tensor) -> Tensor:
+    """What ``delta_angle`` is made of, of each sample: (..., 3, N), to be kept where the formulas are for later.
+
+    |a|², ⟨a, b⟩, and the length of what is left of b across a, for the rows a and b of (..., N, out); some rows' scale is
+    their own.
+    """
+    return row_products(*_comparable(delta_rule, delta_bp, 2))
+
+
+def delta_angle_from_products(products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``delta_angle``'s mean, standard deviation and zero fraction, (...), from ``delta_products`` (..., 3, N).
+
+    ∠ = atan2(|r|, ⟨a,b⟩/|a|) in float64. A sample that is not a number stays in, and shows.
+    """
+    n11, n12, across = products.to(wide_dtype(products)).unbind(-2)
+    has_angle = (n11 != 0) & ((n12 != 0) | (across != 0))
+    angles = torch.rad2deg(torch.atan2(across, n12 / n11.sqrt())).where(has_angle, 0.0)
     count = has_angle.sum(-1).to(angles.dtype)
     mean = angles.sum(-1) / count
     variance = (angles - mean[..., None]).where(has_angle, 0.0).square().sum(-1) / count
@@ -156,7 +194,7 @@ def weight_angle(B: Tensor, W: Tensor) -> Tensor:
     B, W = _comparable(B, W, 2)
     if B.dtype == torch.float64:
         return angle(B, W, dims=2)  # products resolve no angle below 1e-8
-    return angle_from_products(*matrix_products(balance(B)[0], balance(W)[0]))
+    return angle_from_products(*untied(pair_products(B, W)))
 
 
 def _comparable(a: Tensor, b: Tensor, dims: int) -> tuple[Tensor, ...]:

@@ -77,7 +77,7 @@ def feedback_spectrum(
     if W.shape != B.shape or W.dim() < 2:
         raise ValueError(f"W {tuple(W.shape)} and B {tuple(B.shape)} must share one shape (..., out, in)")
     (W, scale_W), (B, scale_B) = (balance(x) for x in widen(W, B))  # products in float32 fit
-    scale = (scale_W * scale_B).cpu().to(torch.float64)
+    scale = torch.as_tensor(scale_W * scale_B, dtype=torch.float64, device="cpu")
     n_out, n_in = W.shape[-2:]
     settings = _Settings(n_out, n_in, exact_limit, k, probes, steps, seed)
     runs = zip(W.reshape(-1, n_out, n_in), B.reshape(-1, n_out, n_in), strict=True)

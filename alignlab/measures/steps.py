@@ -13,7 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignlab.measures._numerics import balance, inner, matmul, matrix_products, norm, safe_ratio, widen
+from alignlab.measures._numerics import (
+    balance,
+    inner,
+    matmul,
+    norm,
+    pair_products,
+    safe_ratio,
+    untied,
+    widen,
+)
 from alignlab.measures.angles import (
     _check_samples,
     angle,
@@ -161,10 +170,14 @@ def weight_products(W: Tensor, dW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     >>> weight_products(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 1.0]]))
     (tensor(4., dtype=torch.float64), tensor(-2., dtype=torch.float64), tensor(2., dtype=torch.float64))
     """
+    return untied(tied_weight_products(W, dW))
+
+
+def tied_weight_products(W: Tensor, dW: Tensor) -> Tensor:
+    """What ``weight_products`` is put together from, by ``products_from_tied``; float64, shape (..., 4)."""
+    same = W is dW
     W, dW = widen(W, dW)
-    (W, scale_w), (dW, scale_dw) = balance(W), balance(dW)
-    n11, n12, n22 = matrix_products(W, dW)
-    return n11 * scale_w.square(), n12 * scale_w * scale_dw, n22 * scale_dw.square()
+    return pair_products(W, W if same else dW)
 
 
 def angular_update_from_products(n_weight: Tensor, n_weight_update: Tensor, n_update: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from alignlab import measures
@@ -20,18 +22,22 @@ class GradientAngle(Probe):
 
     quantities = ("gradient_angle", "delta_angle", "delta_angle_std", "zero_fraction", "local_angle")
 
-    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
-        if layer.landed is not None:
-            return {"gradient_angle": measures.angle_from_products(*layer.products)}
-        mean, std, zeros = measures.delta_angle(*layer.deltas)
-        found = {
-            "gradient_angle": measures.angle_from_products(*layer.products),
-            "delta_angle": mean,
-            "delta_angle_std": std,
-            "zero_fraction": zeros,
-        }
-        if layer.carried is not None and not layer.direct:
-            found["local_angle"] = measures.delta_angle(*layer.carried)[0]
+    def keep(self, layer: LayerObservation) -> dict[str, Tensor | float]:
+        kept: dict[str, Tensor | float] = {"gradients": layer.tied_products}
+        if layer.landed is None:
+            kept["deltas"] = measures.delta_products(*layer.deltas)
+            if not layer.direct and layer.carried is not None:
+                kept["carried"] = measures.delta_products(*layer.carried)
+        return kept
+
+    def finish(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        products = measures.products_from_tied(kept["gradients"])
+        found = {"gradient_angle": measures.angle_from_products(*products)}
+        if "deltas" in kept:
+            names = ("delta_angle", "delta_angle_std", "zero_fraction")
+            found |= zip(names, measures.delta_angle_from_products(kept["deltas"]), strict=True)
+        if "carried" in kept:
+            found["local_angle"] = measures.delta_angle_from_products(kept["carried"])[0]
         return found
 
 

@@ -29,6 +29,7 @@ from alignlab.probes.hooks import (
     broadcasts,
     depends_on_tap,
     frontier,
+    hands_down,
     nodes_of,
     signal_edge,
     tapped,
@@ -241,6 +242,16 @@ class Capture:
             use.handles.append(node.register_prehook(beside))
         else:
             use.handles.append(node.register_prehook(arrived))
+            if use.reaches_input and use.feedback is not None and hands_down(node):
+                use.handles.append(node.register_hook(partial(self._on_handed, use)))
+
+    def _on_handed(self, use: Use, passed: Sequence[Tensor | None], _: Any) -> None:
+        """A layer's own backward pass has carried its error down: the product need not be formed a second time."""
+        signal = passed[0]
+        if signal is None or signal.shape != use.h.shape or signal.element_size() < 4:
+            return  # into padding, or too coarse
+        if not somebody_asks(self._credits) and self.arrivals.counts():
+            use.note("handed", self.arrivals.current, signal.detach())
 
     def _on_output(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         fresh, self._fresh = self._fresh, []

@@ -101,6 +101,11 @@ def frontier(nodes: Iterable[Any], ends: Mapping[Any, object]) -> list[Any]:
     return [node for node in _walk(nodes, stops) if stops(node)]
 
 
+def hands_down(node: Any) -> bool:
+    """Whether the node is a converted layer's own: it passes on, first of all, what the layer hands to its input."""
+    return isinstance(node, _LAYERS)
+
+
 def topmost(nodes: Sequence[Any]) -> list[Any]:
     """Those of the nodes that no other one of them depends on."""
     if len(nodes) < 2:

@@ -73,19 +73,21 @@ class LayerObservation:
     @cached_property
     def same(self) -> bool:
         """Whether the rule's signals *are* backprop's (the same tensors), so that half the products are known."""
-        return all(use.delta_rule is use.delta_bp for use in self.sharing)
+        return self.landed is None and all(use.delta_rule is use.delta_bp for use in self.sharing)
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(‖G_rule‖², ⟨G_rule, G_bp⟩, ‖G_bp‖²)``, float64."""
-        if self.landed is not None:
-            G_rule, G_bp = (g.flatten(1) for g in self.gradients)
-            return measures.weight_products(G_rule, G_bp)
-        if self.is_linear:
+        return measures.products_from_tied(self.tied_products)
+
+    @cached_property
+    def tied_products(self) -> Tensor:
+        """What ``products`` are put together from, (4,): to be kept, where the formulas are for later."""
+        if self.landed is None and self.is_linear:
             h, rule, bp = self.batch
-            return measures.gradient_products(rule, bp, h)
-        rule, bp = (g.flatten() for g in self.gradients)
-        return _inner(rule, rule), _inner(rule, bp), _inner(bp, bp)
+            return measures.tied_gradient_products(rule, rule if self.same else bp, h)
+        G_rule, G_bp = (g.flatten(1) for g in self.gradients)
+        return measures.tied_weight_products(G_rule, G_rule if self.same else G_bp)
 
     @cached_property
     def update_product(self) -> Tensor:
@@ -147,7 +149,7 @@ class LayerObservation:
         by_w = joined([u.carried(d, self.weight) for u, d in used])
         if self.uses[-1].feedback is None:
             return by_w, by_w
-        return joined([u.carried(d, _some(u.feedback)) for u, d in used]), by_w
+        return joined([u.handed_down() for u, _ in used]), by_w
 
 
 @dataclass(eq=False)

@@ -85,6 +85,7 @@ def unscale(taken: Taken, scale: Tensor, landed: dict[str, Tensor]) -> None:
         same = use.delta_rule is use.delta_bp
         use.delta_rule = _divided(use.delta_rule, scale)
         use.delta_bp = use.delta_rule if same else _divided(use.delta_bp, scale)
+        use.handed = None if use.handed is None else _divided(use.handed, scale)
 
 
 def _divided(signal: Tensor, scale: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 class Probe:
     """Measures something at every scheduled step. Subclass it, set ``quantities`` and write :meth:`measure`.
+
+    What must be cheap is written in two stages instead: :meth:`keep` takes the few numbers at the step that the formulas
+    need, and :meth:`finish` has the formulas, applied later to many steps at once.
 
     ``quantities``: the variables that it records. ``needs_update``: whether it reads ΔW, which costs a copy of the weights.
     """
@@ -35,7 +39,25 @@ class Probe:
 
     def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
         """Values for one layer: scalars, or vectors along ``mode``. Leave out what is not defined there."""
+        kept = self.keep(layer).items()
+        return self.finish(
+            {k: v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for k, v in kept}
+        )
+
+    def keep(self, layer: LayerObservation) -> Mapping[str, Tensor | float]:
+        """For probes without a ``measure`` of their own: small tensors of one layer, or numbers, from which ``finish`` finds
+        its values. They are copied. Read none back here (``float``, ``if``): a GPU would wait."""
         return {}
+
+    def finish(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values, as ``measure`` returns them, from what :meth:`keep` kept. The tensors lead with a dimension of steps,
+        so reduce over last dimensions only; the values lead with it too. What was not kept is not there."""
+        return {}
+
+    @property
+    def in_two_stages(self) -> bool:
+        """Whether values are to be found by :meth:`keep` now and :meth:`finish` later."""
+        return type(self).measure is Probe.measure
 
     def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
         """Values for the whole step."""

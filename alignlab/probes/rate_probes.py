@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from alignlab import measures
@@ -33,26 +35,35 @@ class EffectiveLR(Probe):
     )
     needs_update = True
 
-    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
-        rule, _, bp = layer.products
+    def keep(self, layer: LayerObservation) -> dict[str, Tensor | float]:
+        kept: dict[str, Tensor | float] = {"gradients": layer.tied_products, "lr": layer.learning_rate}
+        if layer.update is None:
+            kept["weight_norm"] = measures.frobenius(layer.weight.flatten(1))
+        else:
+            kept["weights"] = measures.tied_weight_products(layer.weight.flatten(1), layer.update.flatten(1))
+            kept["along"] = layer.update_product
+        return kept
+
+    def finish(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        rule, _, bp = measures.products_from_tied(kept["gradients"])
         gain = measures.gain_from_products(rule, bp)
         found = {
             "feedback_gain": gain,
-            "effective_lr": measures.effective_lr(layer.learning_rate, gain),
+            "effective_lr": measures.effective_lr(kept["lr"], gain),
             "gradient_norm": rule.sqrt(),
             "gradient_norm_bp": bp.sqrt(),
         }
-        if layer.update is None:
-            return found | {"weight_norm": measures.frobenius(layer.weight.flatten(1))}
-        return found | self._steps(layer, layer.update, bp)
+        if "weights" in kept:
+            return found | self._steps(kept, bp)
+        return found | {"weight_norm": kept["weight_norm"]}
 
     @staticmethod
-    def _steps(layer: LayerObservation, update: Tensor, bp: Tensor) -> dict[str, Tensor]:
-        weight, across, step = measures.weight_products(layer.weight.flatten(1), update.flatten(1))
+    def _steps(kept: Mapping[str, Tensor], bp: Tensor) -> dict[str, Tensor]:
+        weight, across, step = measures.products_from_tied(kept["weights"])
         return {
-            "projected_lr": measures.projected_lr_from_products(layer.update_product, bp),
-            "update_angle": measures.update_angle_from_products(step, layer.update_product, bp),
-            "applied_gain": measures.gain_from_products(step, layer.learning_rate**2 * bp),
+            "projected_lr": measures.projected_lr_from_products(kept["along"], bp),
+            "update_angle": measures.update_angle_from_products(step, kept["along"], bp),
+            "applied_gain": measures.gain_from_products(step, kept["lr"].square() * bp),
             "relative_update": measures.gain_from_products(step, weight),
             "angular_update": measures.angular_update_from_products(weight, across, step),
             "update_norm": step.sqrt(),

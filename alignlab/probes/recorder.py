@@ -206,12 +206,20 @@ class Recorder:
             seen = Observation(
                 step, layers, rate, time.perf_counter() - self._start, self._capture.passes, scale
             )
+            kept = [
+                (probe, name, probe.keep(layer))
+                for name, layer in layers.items()
+                for probe in due
+                if probe.in_two_stages
+            ]
             by_layer = {
-                name: _merged(probe.measure(layer) for probe in due) for name, layer in layers.items()
+                name: _merged(probe.measure(layer) for probe in due if not probe.in_two_stages)
+                for name, layer in layers.items()
             }
             by_step = _merged(probe.measure_step(seen) for probe in due)
         self._recording.attrs |= _merged(probe.attrs() for probe in due) | self._capture.attrs
-        self._recording.add(step, by_layer, {"learning_rate": rate, "wall_time": seen.wall_time, **by_step})
+        facts = {"learning_rate": rate, "wall_time": seen.wall_time}
+        self._recording.add(step, by_layer, facts | by_step, kept)
 
 
 def _check(model: Any, optimizer: Any, schedule: Any) -> None:

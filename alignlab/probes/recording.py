@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from alignlab.probes.kept import Found
 from alignlab.probes.selftest import LastLayers
 from alignlab.probes.tape import Tape, Value
 from alignlab.store import Segments, StoreError, check
@@ -44,10 +45,14 @@ class Recording:
         check(self._labelled(self._tape.flush()))
 
     def add(
-        self, step: int, by_layer: Mapping[str, Mapping[str, Value]], by_step: Mapping[str, Value]
+        self,
+        step: int,
+        by_layer: Mapping[str, Mapping[str, Value]],
+        by_step: Mapping[str, Value],
+        kept: Sequence[Found] = (),
     ) -> None:
-        """One step's measurements."""
-        self._tape.add(step, by_layer, by_step)
+        """One step's measurements, and what two-stage probes kept."""
+        self._tape.add(step, by_layer, by_step, kept)
         self.last_step = max(step, self.last_step)
         if len(self._tape) >= self._flush_every:
             self.flush()

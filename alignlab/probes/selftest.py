@@ -163,8 +163,7 @@ def _orthogonal(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.float(), b.float()
-    difference: Tensor = (a - b).norm() / b.norm()
-    return difference
+    return torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)
 
 
 def _rounding(x: Tensor) -> float:

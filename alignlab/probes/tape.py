@@ -7,7 +7,7 @@ stay on their device until :meth:`Tape.flush` moves them, many rows at once: not
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.probes import geometry
+from alignlab.probes.kept import Found, Kept
 from alignlab.probes.uses import weight_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Value = Tensor | float
 Key = tuple[str, str | None]  # variable and layer; no layer for what is of the whole step
+Table = tuple[list[int], dict[Key, Tensor]]  # rows, and for each variable a number or a vector a row
 Variable = tuple[tuple[str, ...], "npt.NDArray[Any]", dict[str, Any]]
 
 EXACT = ("samples_seen",)  # float32 counts to 16.7 million only
@@ -46,14 +48,20 @@ class Tape:
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._layers = layers
         self._rows: list[Row] = []
+        self._kept = Kept()
+        self._tables: list[Table] = []  # what became of it
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def add(
-        self, step: int, by_layer: Mapping[str, Mapping[str, Value]], by_step: Mapping[str, Value]
+        self,
+        step: int,
+        by_layer: Mapping[str, Mapping[str, Value]],
+        by_step: Mapping[str, Value],
+        kept: Sequence[Found] = (),
     ) -> None:
-        """One step's measurements: ``by_layer[layer][variable]`` and ``by_step[variable]``.
+        """One step's measurements: ``by_layer[layer][variable]``, ``by_step[variable]``, and what two-stage probes kept.
 
         Raises ``ValueError`` for a value that is neither a number nor a vector.
         """
@@ -67,18 +75,28 @@ class Tape:
             elif value.dim() == 1:
                 row.vectors[key] = value.detach().clone()
             else:
-                raise ValueError(
-                    f"{key[0]} has shape {tuple(value.shape)}, expected a number, or a vector along mode"
-                )
+                raise _neither(key[0], value.shape)
         row.scalars = [(tuple(found), _stacked(list(found.values()))) for found in scalars.values()]
+        self._kept.add(len(self._rows), kept)
         self._rows.append(row)
+        if self._kept.is_large:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Apply the formulas to what was kept."""
+        for indices, layer, values in self._kept.finish():
+            for name, value in values.items():
+                if not 1 <= value.dim() <= 2 or len(value) != len(indices):
+                    raise _neither(name, value.shape[1:])
+            self._tables.append((indices, {(name, layer): value.detach() for name, value in values.items()}))
 
     def flush(self) -> xr.Dataset:
         """Everything since the last flush as a dataset on (step, layer, mode); empties the tape."""
         import xarray as xr
 
-        rows, self._rows = self._rows, []
-        columns = _columns(rows)
+        self._finish()
+        rows, self._rows, tables, self._tables = self._rows, [], self._tables, []
+        columns = _columns(rows, tables)
         modes = max((column.shape[1] for column in columns.values() if column.ndim == 2), default=0)
         names = sorted({name for name, _ in columns})
         with np.errstate(
@@ -127,7 +145,11 @@ def _stacked(values: list[Tensor]) -> Tensor:
     return torch.stack([value if value.dtype == wide else value.to(wide) for value in values])
 
 
-def _columns(rows: list[Row]) -> dict[Key, npt.NDArray[np.float64]]:
+def _neither(name: str, shape: Sequence[int]) -> ValueError:
+    return ValueError(f"{name} has shape {tuple(shape)}, expected a number, or a vector along mode")
+
+
+def _columns(rows: list[Row], tables: Sequence[Table]) -> dict[Key, npt.NDArray[np.float64]]:
     """Each key's values over the rows, (rows,) or (rows, modes), NaN where there is none."""
     found: dict[Key, dict[int, Any]] = defaultdict(dict)
     alike: dict[tuple[Key, ...], list[tuple[int, Tensor]]] = defaultdict(list)
@@ -138,13 +160,23 @@ def _columns(rows: list[Row]) -> dict[Key, npt.NDArray[np.float64]]:
             found[key][i] = vector.double().cpu().numpy()
         for keys, stacked in row.scalars:
             alike[keys].append((i, stacked))
-    for keys, stacks in alike.items():
-        table = (
-            torch.stack([stacked for _, stacked in stacks]).double().cpu().numpy()
-        )  # one transfer for all of them
-        for column, key in enumerate(keys):
-            found[key] |= dict(zip((i for i, _ in stacks), table[:, column], strict=True))
+    for keys, stacks in alike.items():  # one transfer for all of them
+        whole = torch.stack([stacked for _, stacked in stacks])
+        _fill(found, [i for i, _ in stacks], dict(zip(keys, whole.unbind(1), strict=True)))
+    for indices, columns in tables:
+        _fill(found, indices, columns)
     return {key: _column(by_row, len(rows)) for key, by_row in found.items()}
+
+
+def _fill(found: dict[Key, dict[int, Any]], indices: Sequence[int], columns: Mapping[Key, Tensor]) -> None:
+    """Move columns to the host, all numbers at once, and note them by row."""
+    numbers = {key: column for key, column in columns.items() if column.dim() == 1}
+    if numbers:
+        table = _stacked(list(numbers.values())).double().cpu().numpy()
+        for key, column in zip(numbers, table, strict=True):
+            found[key] |= dict(zip(indices, column, strict=True))
+    for key in columns.keys() - numbers.keys():
+        found[key] |= dict(zip(indices, columns[key].double().cpu().numpy(), strict=True))
 
 
 def _column(by_row: Mapping[int, Any], rows: int) -> npt.NDArray[np.float64]:

@@ -1,48 +1,83 @@
-"""What recording costs: a training step under a Recorder against the bare step, as ratios.
+"""What recording costs: a training step under a Recorder against the bare step of the same rule, as ratios.
 
-    python tests/benchmarks/bench_probes.py [--steps 60] [--rule fa]
+    python tests/benchmarks/bench_probes.py [--rounds 60] [--rule fa] [--clock process] [--json PATH]
 
-784-512-512-10, batch 128, one thread. Bare and probed steps alternate, so that the machine's moods meet both alike; the
-median of the ratios is printed, with the quartiles.
+784-512-512-10 with ReLU, batch 128, cross entropy, SGD, one thread; a new batch at each step, since on one that is learnt
+by heart the errors vanish. Bare and probed groups of steps alternate, so that the machine's moods meet both alike; the median
+of the ratios is printed beside the ratio to reach, with the quartiles. "bare" against itself shows what the machine's noise
+makes of 1. ``--clock process`` counts this process's own time, for machines that others use too. Memory is the peak of what
+torch holds during a step, parameters and batch included, read from its profiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from alignlab.probes import EffectiveLR, FeedbackSpectrum, GradientAngle, Loss, Recorder, WeightAngle, every
+from alignlab.probes import (
+    EffectiveLR,
+    FeedbackSpectrum,
+    GradientAngle,
+    Loss,
+    Probe,
+    Recorder,
+    WeightAngle,
+    every,
+)
 from alignlab.rules import convert
 
-CASES: dict[str, tuple[Callable[[], list[Any]], Any]] = {
-    "nothing scheduled": (
-        lambda: [GradientAngle(), EffectiveLR(), WeightAngle(), Loss()],
-        lambda step: False,
-    ),
-    "nothing to measure, every step": (lambda: [], every(1)),
-    "GradientAngle, every step": (lambda: [GradientAngle()], every(1)),
-    "GradientAngle + WeightAngle, every step": (lambda: [GradientAngle(), WeightAngle()], every(1)),
-    "EffectiveLR, every step": (lambda: [EffectiveLR()], every(1)),
-    "angles, rates and loss, every step": (
-        lambda: [GradientAngle(), EffectiveLR(), WeightAngle(), Loss()],
-        every(1),
-    ),
-    "angles, rates and loss, every 10th": (
-        lambda: [GradientAngle(), EffectiveLR(), WeightAngle(), Loss()],
-        every(10),
-    ),
-    "with spectra in each 10th": (
-        lambda: [GradientAngle(), EffectiveLR(), WeightAngle(), FeedbackSpectrum(100)],
-        every(10),
-    ),
-}
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+BATCHES = 32
+
+
+def angles() -> list[Probe]:
+    return [GradientAngle()]
+
+
+def standard() -> list[Probe]:
+    return [GradientAngle(), EffectiveLR(), WeightAngle(), Loss()]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is recorded when; ``group``: steps that are timed together, so that each group holds as many measured ones."""
+
+    what: str
+    probes: Callable[[], list[Probe]] | None
+    schedule: Callable[[int], bool]
+    reach: float | None = None
+    group: int = 1
+
+
+CASES = [
+    Case("bare", None, every(1), group=4),
+    Case("standard set, nothing scheduled", standard, lambda step: False, 1.005, group=16),
+    Case("GradientAngle, every 64th step", angles, every(64), 1.01, group=64),
+    Case("standard set, every 64th step", standard, every(64), 1.01, group=64),
+    Case("GradientAngle, every 10th step", angles, every(10), 1.05, group=10),
+    Case("standard set, every 10th step", standard, every(10), 1.05, group=10),
+    Case("nothing to measure, every step", list, every(1)),
+    Case("GradientAngle, every step", angles, every(1), 1.45),
+    Case("GradientAngle + WeightAngle, every step", lambda: [GradientAngle(), WeightAngle()], every(1)),
+    Case("EffectiveLR, every step", lambda: [EffectiveLR()], every(1)),
+    Case("standard set, every step", standard, every(1)),
+    Case("standard set, spectra in each 10th", lambda: [*standard(), FeedbackSpectrum(100)], every(10), group=10),
+]
+MEMORY = [
+    Case("GradientAngle, every step", angles, every(1), 1.35),
+    Case("standard set, every step", standard, every(1), 1.35),
+]
 
 
 def model_of(rule: str) -> nn.Module:
@@ -53,9 +88,10 @@ def model_of(rule: str) -> nn.Module:
 
 
 def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    x, y = torch.randn(128, 784), torch.randint(10, (128,))
+    batches = itertools.cycle([(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(BATCHES)])
 
     def step() -> None:
+        x, y = next(batches)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -63,36 +99,93 @@ def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], 
     return step
 
 
-def timed(step: Callable[[], None], times: int) -> float:
-    start = time.perf_counter()
+@contextlib.contextmanager
+def recorded(rule: str, case: Case) -> Any:
+    """A training step of a new model, recorded as the case says."""
+    model = model_of(rule)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    recorder = None if case.probes is None else Recorder(model, optimizer, case.probes(), case.schedule)
+    with recorder or contextlib.nullcontext():
+        yield step_of(model, optimizer)
+
+
+def timed(step: Callable[[], None], times: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(times):
         step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def ratios(rule: str, probes: list[Any], schedule: Any, pairs: int, group: int) -> list[float]:
-    """Probed over bare time of ``group`` steps, measured alternately."""
-    bare, probed = (model_of(rule) for _ in range(2))
-    optimizers = [torch.optim.SGD(model.parameters(), 0.01, momentum=0.9) for model in (bare, probed)]
-    steps = [step_of(model, optimizer) for model, optimizer in zip((bare, probed), optimizers, strict=True)]
-    with Recorder(probed, optimizers[1], probes, schedule):
-        for step in steps:
-            timed(step, 2 * group)
-        times = [(timed(steps[0], group), timed(steps[1], group)) for _ in range(pairs)]
-    return [with_probes / without for without, with_probes in times]
+def ratios(rule: str, case: Case, rounds: int, clock: Callable[[], float]) -> list[float]:
+    """Probed over bare time of groups of steps, measured alternately."""
+    bare = Case("bare", None, every(1))
+    with recorded(rule, bare) as without, recorded(rule, case) as probed:
+        for step in (without, probed):
+            timed(step, 2 * case.group, clock)
+        times = []
+        for i in range(rounds):
+            pair = [(0, without), (1, probed)]
+            found = {k: timed(step, case.group, clock) for k, step in (pair if i % 2 else pair[::-1])}
+            times.append(found[1] / found[0])
+    return times
+
+
+def peak(rule: str, case: Case) -> float:
+    """The most bytes that torch held during one step, after some: those of the model and the batches, and the step's own."""
+    with recorded(rule, case) as step:
+        timed(step, 10, time.perf_counter)
+        held = _held()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        highest = max(highest, now)
+    return held + highest
+
+
+def _held() -> int:
+    """Bytes of all tensors' memory that is alive now."""
+    import gc
+
+    with contextlib.suppress(ReferenceError):
+        storages = {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            for x in gc.get_objects()
+            if isinstance(x, torch.Tensor)
+        }
+    return sum(storages.values())
+
+
+def row(what: str, against: str, found: list[float], reach: float | None) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
+    print(f"{what:42} {middle:6.3f}  ({low:.3f} to {high:.3f})  {reach or ''}", flush=True)
+    return {"what": what, "against": against, "ratio": middle, "quartiles": [low, high], "reach": reach}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60, help="steps of each kind a case")
+    parser.add_argument("--rounds", type=int, default=60, help="pairs of measurements a case")
     parser.add_argument("--rule", default="fa")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--json", type=Path, help="write the table there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name, (probes, schedule) in CASES.items():
-        group = 10 if schedule not in (every(1),) else 1
-        found = ratios(options.rule, probes(), schedule, max(options.steps // group, 6), group)
-        low, middle, high = statistics.quantiles(found, n=4)
-        print(f"{name:42} {middle:6.3f}  ({low:.3f} to {high:.3f})")
+    table, against = [], f"bare step of {options.rule}"
+    for case in CASES:
+        if options.only in case.what:
+            rounds = max(options.rounds // max(case.group // 4, 1), 12)
+            found = ratios(options.rule, case, rounds, CLOCKS[options.clock])
+            table.append(row(case.what, against, found, case.reach))
+    bare = peak(options.rule, CASES[0])
+    for case in MEMORY:
+        if options.only in case.what:
+            found = [peak(options.rule, case) / bare]
+            table.append(row(f"memory: {case.what}", f"{against}: peak memory", found, case.reach))
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":
