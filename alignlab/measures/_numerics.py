@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 17  # numbers
+BLOCK = 1 << 16  # numbers
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -89,10 +90,10 @@ def _squares_are_safe(size: Tensor) -> bool:
 
 def _within(size: Tensor, bound: float) -> bool:
     """Whether all lie between 1/bound and bound; NaN does not. Reads the numbers, which makes a GPU wait."""
-    if size.numel() == 0:
-        return True
-    low, high = (size, size) if size.dim() == 0 else size.aminmax()
-    return 1 / bound < float(low) and float(high) < bound
+    if size.dim() == 0:
+        return 1 / bound < float(size) < bound
+    low, high = (float(size.min()), float(size.max())) if size.numel() else (1.0, 1.0)
+    return 1 / bound < low and high < bound
 
 
 def unit(x: Tensor, dims: int) -> Tensor:
@@ -110,10 +111,19 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.device.type == "cpu":  # a GPU would synchronise
         found = _row_products(a, b)
-        n11, n12, length = found.unbind(-2)
-        if _within(torch.stack((n11, n12.square() / n11 + length.square())), 1e24):
+        if _rows_are_safe(found):
             return found
     return _row_products(_level(a), _level(b))
+
+
+def _rows_are_safe(products: Tensor) -> bool:
+    """Whether no square of the rows under- or overflowed; in numpy, whose calls take a fifth of the time."""
+    n11, n12, across = np.moveaxis(products.numpy(), -2, 0)
+    with np.errstate(all="ignore"):
+        n22 = n12 * n12 / n11 + across * across
+    squares = np.stack((n11, n22))
+    low, high = squares.min(initial=1.0), squares.max(initial=1.0)
+    return bool(low > 1e-24 and high < 1e24)  # NaN is in neither
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:

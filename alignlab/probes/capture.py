@@ -181,7 +181,6 @@ class Capture:
             self._test.note(name, self.layers[name], gradient)
 
     def _on_start(self, model: nn.Module, args: Any) -> None:
-        self._ruled.check()
         self._fresh = []  # of a forward pass that did not reach its end
 
     def _on_layer(self, name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from alignlab.rules.direct import Broadcast
-from alignlab.rules.functions import GeometryFunction, LinearFunction
+from alignlab.rules.functions import GeometryFunction, LinearFunction, RuleFunction
 
 
 class Hook:
@@ -51,7 +50,7 @@ def _nothing(*args: Any) -> None:
     """What the hooks of a copy do."""
 
 
-class Tap(Function):
+class Tap(RuleFunction):
     """The identity on a model's output; backward it first reports ``(edge below, error)`` to ``arrived``."""
 
     @staticmethod
@@ -81,7 +80,7 @@ def tapped(output: Any, owner: object, arrived: Callable[[GradientEdge, Tensor],
     def tap(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.grad_fn is None:
             return x
-        return Tap.apply(x, owner, arrived)  # type: ignore[no-untyped-call]
+        return Tap.apply(x, owner, arrived)
 
     return pytree.tree_map(tap, output)
 

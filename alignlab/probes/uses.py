@@ -39,7 +39,9 @@ class Use:
     version: int  # of the input's memory when it was used
     delta_rule: Tensor | None = None
     delta_bp: Tensor | None = None
-    handed: Tensor | None = None  # what the rule's own backward pass made of its error at the input, where it was seen
+    handed: Tensor | None = (
+        None  # what the rule's own backward pass made of its error at the input, where it was seen
+    )
     error: Tensor | None = None  # that a direct rule hands out
     expected: Tensor | None = (
         None  # the rule's error as it follows from the output's, computed a second time as a test
@@ -89,7 +91,7 @@ class Use:
         return geometry.gradient(self.layer, h, delta, weight_of(self.layer).to(delta.dtype))
 
     def handed_down(self) -> Tensor:
-        """``delta_rule`` at the layer's input when B takes it down, one row a sample; the run's own product where it was seen."""
+        """``delta_rule`` at the layer's input when B takes it down, a row a sample; the run's own product if seen."""
         assert self.delta_rule is not None
         assert self.feedback is not None
         return (

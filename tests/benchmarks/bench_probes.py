@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
 import json
 import statistics
@@ -72,7 +73,12 @@ CASES = [
     Case("GradientAngle + WeightAngle, every step", lambda: [GradientAngle(), WeightAngle()], every(1)),
     Case("EffectiveLR, every step", lambda: [EffectiveLR()], every(1)),
     Case("standard set, every step", standard, every(1)),
-    Case("standard set, spectra in each 10th", lambda: [*standard(), FeedbackSpectrum(100)], every(10), group=10),
+    Case(
+        "standard set, spectra in each 10th",
+        lambda: [*standard(), FeedbackSpectrum(100)],
+        every(10),
+        group=10,
+    ),
 ]
 MEMORY = [
     Case("GradientAngle, every step", angles, every(1), 1.35),
@@ -87,8 +93,8 @@ def model_of(rule: str) -> nn.Module:
     return convert(nn.Sequential(*layers[:-1]), rule, generator=torch.Generator().manual_seed(1))
 
 
-def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    batches = itertools.cycle([(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(BATCHES)])
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> Callable[[], None]:
+    batches = itertools.cycle([(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(n)])
 
     def step() -> None:
         x, y = next(batches)
@@ -100,13 +106,13 @@ def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], 
 
 
 @contextlib.contextmanager
-def recorded(rule: str, case: Case) -> Any:
-    """A training step of a new model, recorded as the case says."""
+def recorded(rule: str, case: Case, batches: int = BATCHES) -> Any:
+    """A training step of a new model on ``batches`` in turn, recorded as the case says."""
     model = model_of(rule)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     recorder = None if case.probes is None else Recorder(model, optimizer, case.probes(), case.schedule)
     with recorder or contextlib.nullcontext():
-        yield step_of(model, optimizer)
+        yield step_of(model, optimizer, batches)
 
 
 def timed(step: Callable[[], None], times: int, clock: Callable[[], float]) -> float:
@@ -131,8 +137,8 @@ def ratios(rule: str, case: Case, rounds: int, clock: Callable[[], float]) -> li
 
 
 def peak(rule: str, case: Case) -> float:
-    """The most bytes that torch held during one step, after some: those of the model and the batches, and the step's own."""
-    with recorded(rule, case) as step:
+    """The most bytes that torch held during one step, after some: those of the model and its batch, and the step's own."""
+    with recorded(rule, case, batches=1) as step:
         timed(step, 10, time.perf_counter)
         held = _held()
         with torch.profiler.profile(profile_memory=True) as profile:
@@ -147,15 +153,8 @@ def peak(rule: str, case: Case) -> float:
 
 def _held() -> int:
     """Bytes of all tensors' memory that is alive now."""
-    import gc
-
-    with contextlib.suppress(ReferenceError):
-        storages = {
-            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
-            for x in gc.get_objects()
-            if isinstance(x, torch.Tensor)
-        }
-    return sum(storages.values())
+    found = [x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
 
 
 def row(what: str, against: str, found: list[float], reach: float | None) -> dict[str, Any]:

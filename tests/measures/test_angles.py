@@ -280,3 +280,27 @@ def test_double_precision_resolves_the_angles_that_it_can(step):
     after = W + step * W.norm() / across.norm() * across
     for found in (measures.weight_angle(W, after), measures.angular_update(W, after)):
         assert math.radians(found.item()) == pytest.approx(step, rel=1e-4)
+
+
+def test_one_vanishing_row_leaves_the_other_rows_their_digits():
+    """A row whose squares vanish sends all rows another way; a zero row too."""
+    rule, bp, _ = signals((6, 4, 50))
+    expected = [measures.angle(rule[i], bp[i]).item() for i in range(6)]
+    for row, scale in ((rule, 1e-30), (bp, 1e-30), (rule, 1e25), (bp, 0.0)):
+        row[3] *= scale
+        products = measures.delta_products(rule, bp)
+        for i in range(3):
+            mean = measures.delta_angle_from_products(products[:, i : i + 1])[0].item()
+            assert mean == pytest.approx(expected[i], abs=1e-4)
+
+
+@pytest.mark.parametrize("degrees", [1e-3, 0.1, 30.0, 44.9, 45.1, 90.0, 135.1, 179.999])
+def test_matrices_near_and_far_from_parallel_have_their_angle(degrees):
+    """Far ones need no residual: the two ways meet at 45 degrees."""
+    a, across, _ = rotated((20, 30, 20), 90.0)
+    a, across = a / a.norm(), across - (a * across).sum() / a.square().sum() * a
+    turn = math.radians(degrees)
+    b = 3 * (math.cos(turn) * a + math.sin(turn) * across / across.norm())
+    products = measures.products_from_tied(measures.tied_weight_products(a.float(), b.float()))
+    assert measures.angle_from_products(*products).item() == pytest.approx(degrees, abs=5e-5)
+    assert products[2].item() == pytest.approx(9, rel=1e-5)
