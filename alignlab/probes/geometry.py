@@ -40,6 +40,16 @@ def runs(layer: nn.Module) -> int | None:
     return layer.runs if isinstance(layer, StackedLinear) else None
 
 
+def runs_of(model: nn.Module) -> int | None:
+    """How many runs the model is of."""
+    return next((m.runs for m in model.modules() if isinstance(m, StackedLinear)), None)
+
+
+def flat(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight, or a gradient in its shape, as one matrix a run, (…, out, all else): for norms and products."""
+    return weight if isinstance(layer, nn.Linear) else weight.flatten(1)
+
+
 def rows(layer: nn.Module, x: Tensor) -> Tensor:
     """A signal at a linear layer, all its dimensions of samples as one."""
     return x.reshape(*([] if (k := runs(layer)) is None else [k]), -1, x.shape[-1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from alignlab.probes.geometry import runs_of
 from alignlab.probes.hooks import Hook
 from alignlab.probes.observation import Observation
 from alignlab.probes.probe import Probe
@@ -73,11 +74,12 @@ class Loss(Probe):
         self.criterion = criterion
         self._values: list[tuple[int, Tensor]] = []  # by the backward pass that they began
         self._samples = 0
+        self._runs: int | None = None  # of a model of several: a loss each
         self._counter: Any = None
         self._handles: list[Any] = []
 
     def attach(self, model: nn.Module) -> None:
-        self._samples = 0
+        self._samples, self._runs = 0, runs_of(model)
         self._counter = model.register_forward_pre_hook(Hook(self._count), with_kwargs=True)
 
     def detach(self) -> None:
@@ -95,12 +97,12 @@ class Loss(Probe):
 
     def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
         found: dict[str, Tensor | float] = {"samples_seen": float(self._samples)}
-        values = [
-            value.reshape(()).double() for backward, value in self._values if backward in observation.passes
-        ]
+        values = [value.double() for backward, value in self._values if backward in observation.passes]
         if values:
             scale = observation.scale
-            found["loss"] = torch.stack(values).sum() / (1.0 if scale is None else scale.to(values[0].device))
+            found["loss"] = torch.stack(values).sum(0) / (
+                1.0 if scale is None else scale.to(values[0].device)
+            )
         self._rest()
         return found
 
@@ -111,12 +113,13 @@ class Loss(Probe):
         self._handles, self._values = [], []
 
     def _hear(self, value: Any) -> None:
-        if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        if isinstance(value, Tensor) and value.numel() == (self._runs or 1) and value.requires_grad:
             kept, handles = value.detach().clone(), list[Any]()
 
             def note(gradient: Tensor) -> None:
                 """The value takes part in the backward pass that runs; whether that pass counts is known at the step's end."""
-                self._values.append((torch._C._current_graph_task_id(), _wide(kept) * _wide(gradient)))
+                found = (_wide(kept) * _wide(gradient)).reshape(() if self._runs is None else (self._runs,))
+                self._values.append((torch._C._current_graph_task_id(), found))
                 if self.criterion is None:
                     handles[0].remove()  # each call of backward() is heard by itself
 
@@ -129,7 +132,7 @@ class Loss(Probe):
             batch = next(
                 (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None
             )
-            self._samples += 0 if batch is None else batch.shape[0]
+            self._samples += 0 if batch is None else batch.shape[0 if self._runs is None else 1]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from alignlab.probes.selection import rate_of
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.store import SCHEMA_VERSION
 
@@ -17,7 +18,11 @@ def run_coords(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     """The coordinates that can be told from the objects alone: ``rule`` (``none`` for an unconverted model) and ``lr``."""
     names = {m.rule.name for m in model.modules() if isinstance(m, FeedbackLayer)}
     rule = "+".join(sorted(names)) if names else "none"
-    return {"rule": rule, "lr": float(optimizer.param_groups[0].get("lr", np.nan))}
+    rate = rate_of(optimizer.param_groups[0])
+    return {
+        "rule": rule,
+        "lr": rate if isinstance(rate, float) else np.nan,
+    }  # those of several runs are their own
 
 
 def run_attrs(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

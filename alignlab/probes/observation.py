@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab import measures
-from alignlab.probes.geometry import as_matrix, blocks
+from alignlab.probes.geometry import as_matrix, blocks, flat
 from alignlab.probes.uses import Use, joined, rule_of
 from alignlab.rules.layers import FeedbackLayer
 
@@ -28,7 +28,7 @@ class LayerObservation:
     uses: list[Use]
     weight: Tensor
     update: Tensor | None
-    learning_rate: float
+    learning_rate: float | Tensor  # a tensor, (K,), where the layer is of K runs
     sharing: list[Use]  # the uses of all layers with this weight: G is the weight's gradient
     above: list[Tensor] | None = (
         None  # for direct rules: the weights from the next layer to the output, if a plain chain
@@ -82,11 +82,11 @@ class LayerObservation:
 
     @cached_property
     def tied_products(self) -> Tensor:
-        """What ``products`` are put together from, (4,): to be kept, where the formulas are for later."""
+        """What ``products`` are put together from, (…, 4): to be kept, where the formulas are for later."""
         if self.landed is None and self.is_linear:
             h, rule, bp = self.batch
             return measures.tied_gradient_products(rule, rule if self.same else bp, h)
-        G_rule, G_bp = (g.flatten(1) for g in self.gradients)
+        G_rule, G_bp = (flat(self.layer, g) for g in self.gradients)
         return measures.tied_weight_products(G_rule, G_rule if self.same else G_bp)
 
     @cached_property
@@ -120,7 +120,11 @@ class LayerObservation:
     def blocks(self) -> tuple[Tensor, Tensor] | None:
         """The same as (blocks, out, in): the maps of a layer's groups or positions, whose spectra make up the layer's."""
         if self.matrices is None or self.direct:
-            return None if self.matrices is None else (self.matrices[0][None], self.matrices[1][None])
+            return (
+                None
+                if self.matrices is None
+                else (self.matrices[0].unsqueeze(-3), self.matrices[1].unsqueeze(-3))
+            )
         feedback = self.uses[-1].feedback
         W = blocks(self.layer, self.weight)
         return W, W if feedback is None else blocks(self.layer, feedback.detach())
@@ -158,7 +162,7 @@ class Observation:
 
     step: int
     layers: dict[str, LayerObservation]
-    learning_rate: float
+    learning_rate: float | Tensor
     wall_time: float
     passes: frozenset[int] = (
         frozenset()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from alignlab import measures
+from alignlab.probes.geometry import flat
 from alignlab.probes.observation import LayerObservation
 from alignlab.probes.probe import Probe
 
@@ -38,9 +39,10 @@ class EffectiveLR(Probe):
     def keep(self, layer: LayerObservation) -> dict[str, Tensor | float]:
         kept: dict[str, Tensor | float] = {"gradients": layer.tied_products, "lr": layer.learning_rate}
         if layer.update is None:
-            kept["weight_norm"] = measures.frobenius(layer.weight.flatten(1))
+            kept["weight_norm"] = measures.frobenius(flat(layer.layer, layer.weight))
         else:
-            kept["weights"] = measures.tied_weight_products(layer.weight.flatten(1), layer.update.flatten(1))
+            weight, update = (flat(layer.layer, x) for x in (layer.weight, layer.update))
+            kept["weights"] = measures.tied_weight_products(weight, update)
             kept["along"] = layer.update_product
         return kept
 

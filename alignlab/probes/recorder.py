@@ -26,7 +26,7 @@ from alignlab.probes.observing import observe, observes_all, unscale, weights_of
 from alignlab.probes.probe import Probe, checked
 from alignlab.probes.recording import Recording
 from alignlab.probes.schedule import NEVER, Schedule, consult, every, log_spaced
-from alignlab.probes.selection import Wanted, learning_rates, select_layers
+from alignlab.probes.selection import Wanted, learning_rates, rate_of, select_layers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -196,7 +196,7 @@ class Recorder:
         if scale is not None:
             unscale(taken, scale, self._capture.landed)
         self._recording.self_test.add(step, taken)
-        rate = float(self.optimizer.param_groups[0].get("lr", torch.nan))
+        rate = rate_of(self.optimizer.param_groups[0])
         due = [probe for probe in self.probes if probe.due(self._count)]
         self._count += 1
         with torch.no_grad(), torch.autocast(next(iter(weights.values())).device.type, enabled=False):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignlab.probes.compiled import unwrapped
 from alignlab.probes.geometry import MEASURABLE
@@ -61,11 +62,17 @@ def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     return chosen
 
 
-def learning_rates(optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]) -> dict[str, float]:
+def rate_of(group: Mapping[str, Any]) -> float | Tensor:
+    """The learning rate of an optimizer's parameter group; of one that trains K runs at once a tensor, (K,)."""
+    rate = group.get("lr", torch.nan)
+    return rate.detach() if isinstance(rate, Tensor) and rate.dim() else float(rate)
+
+
+def learning_rates(
+    optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]
+) -> dict[str, float | Tensor]:
     """The current learning rate of each layer's weight; layers that the optimizer does not train are left out."""
-    rates = {
-        id(p): float(group.get("lr", torch.nan)) for group in optimizer.param_groups for p in group["params"]
-    }
+    rates = {id(p): rate_of(group) for group in optimizer.param_groups for p in group["params"]}
     trained = {
         name: next((id(p) for p in _trained(layer) if id(p) in rates), None) for name, layer in layers.items()
     }

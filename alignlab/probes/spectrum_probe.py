@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from alignlab.measures.blocks import block_spectrum
@@ -64,6 +65,12 @@ class FeedbackSpectrum(Probe):
     def _spectrum(self, layer: LayerObservation) -> dict[str, Tensor]:
         assert layer.blocks is not None
         W, B = layer.blocks
+        if W.dim() == 4:  # of several runs
+            alone = [self._of_blocks(layer, *pair) for pair in zip(W, B, strict=True)]
+            return {name: torch.stack([one[name] for one in alone]) for name in alone[0]}
+        return self._of_blocks(layer, W, B)
+
+    def _of_blocks(self, layer: LayerObservation, W: Tensor, B: Tensor) -> dict[str, Tensor]:
         spectrum = block_spectrum(W, B, exact_limit=self.exact_limit, k=self.largest)
         self._methods[layer.name] = spectrum.method
         return {

@@ -47,6 +47,8 @@ class Tape:
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._layers = layers
+        runs = next(iter({geometry.runs(layer) for layer in layers.values()}), None)
+        self._lead = () if runs is None else (runs,)  # of every value, before a mode
         self._rows: list[Row] = []
         self._kept = Kept()
         self._tables: list[Table] = []  # what became of it
@@ -70,9 +72,9 @@ class Tape:
         for key, value in _entries(by_layer, by_step):
             if not isinstance(value, Tensor):
                 row.numbers[key] = float(value)
-            elif value.dim() == 0:
+            elif value.shape == self._lead:
                 scalars[value.device][key] = value.detach()
-            elif value.dim() == 1:
+            elif value.shape[:-1] == self._lead:
                 row.vectors[key] = value.detach().clone()
             else:
                 raise _neither(key[0], value.shape)
@@ -86,7 +88,8 @@ class Tape:
         """Apply the formulas to what was kept."""
         for indices, layer, values in self._kept.finish():
             for name, value in values.items():
-                if not 1 <= value.dim() <= 2 or len(value) != len(indices):
+                lead = (len(indices), *self._lead)
+                if value.shape[: len(lead)] != lead or value.dim() > len(lead) + 1:
                     raise _neither(name, value.shape[1:])
             self._tables.append((indices, {(name, layer): value.detach() for name, value in values.items()}))
 
@@ -96,8 +99,9 @@ class Tape:
 
         self._finish()
         rows, self._rows, tables, self._tables = self._rows, [], self._tables, []
-        columns = _columns(rows, tables)
-        modes = max((column.shape[1] for column in columns.values() if column.ndim == 2), default=0)
+        columns = _columns(rows, tables, self._lead)
+        vectors = [column for column in columns.values() if column.ndim == 2 + len(self._lead)]
+        modes = max((column.shape[-1] for column in vectors), default=0)
         names = sorted({name for name, _ in columns})
         with np.errstate(
             over="ignore"
@@ -105,22 +109,24 @@ class Tape:
             variables = {name: self._variable(name, columns, len(rows), modes) for name in names}
         steps = np.asarray([row.step for row in rows], dtype=np.int64)
         coords: dict[str, Any] = {"step": steps, **self._layer_coords()}
-        return xr.Dataset(variables, coords | ({"mode": np.arange(modes)} if modes else {}))
+        found = xr.Dataset(variables, coords | ({"mode": np.arange(modes)} if modes else {}))
+        return found.transpose("run", ...) if self._lead and "run" in found.dims else found
 
     def _variable(
         self, name: str, columns: Mapping[Key, npt.NDArray[Any]], rows: int, modes: int
     ) -> Variable:
         attrs = QUANTITIES[name].attrs() if name in QUANTITIES else {}
         dtype = np.float64 if name in EXACT else np.float32
+        dims = ("step", "run")[: 1 + len(self._lead)]
         if (name, None) in columns:
-            return ("step",), columns[name, None].astype(dtype), attrs
+            return dims, columns[name, None].astype(dtype), attrs
         there = {i: columns[name, layer] for i, layer in enumerate(self._layers) if (name, layer) in columns}
-        per_mode = any(column.ndim == 2 for column in there.values())
-        table = np.full((rows, len(self._layers), *[modes] * per_mode), np.nan, dtype=dtype)
+        per_mode = any(column.ndim > len(dims) for column in there.values())
+        table = np.full((rows, *self._lead, len(self._layers), *[modes] * per_mode), np.nan, dtype=dtype)
         for i, column in there.items():
-            place: Any = (slice(None), i, *[slice(column.shape[-1])] * per_mode)
+            place: Any = (..., i, *[slice(column.shape[-1])] * per_mode)
             table[place] = column
-        return ("step", "layer", *["mode"] * per_mode), table, attrs
+        return (*dims, "layer", *["mode"] * per_mode), table, attrs
 
     def _layer_coords(self) -> dict[str, Any]:
         kinds = [geometry.kind(layer) for layer in self._layers.values()]
@@ -149,8 +155,10 @@ def _neither(name: str, shape: Sequence[int]) -> ValueError:
     return ValueError(f"{name} has shape {tuple(shape)}, expected a number, or a vector along mode")
 
 
-def _columns(rows: list[Row], tables: Sequence[Table]) -> dict[Key, npt.NDArray[np.float64]]:
-    """Each key's values over the rows, (rows,) or (rows, modes), NaN where there is none."""
+def _columns(
+    rows: list[Row], tables: Sequence[Table], lead: tuple[int, ...]
+) -> dict[Key, npt.NDArray[np.float64]]:
+    """Each key's values over the rows, (rows, *lead) or (rows, *lead, modes), NaN where there is none."""
     found: dict[Key, dict[int, Any]] = defaultdict(dict)
     alike: dict[tuple[Key, ...], list[tuple[int, Tensor]]] = defaultdict(list)
     for i, row in enumerate(rows):
@@ -162,15 +170,17 @@ def _columns(rows: list[Row], tables: Sequence[Table]) -> dict[Key, npt.NDArray[
             alike[keys].append((i, stacked))
     for keys, stacks in alike.items():  # one transfer for all of them
         whole = torch.stack([stacked for _, stacked in stacks])
-        _fill(found, [i for i, _ in stacks], dict(zip(keys, whole.unbind(1), strict=True)))
+        _fill(found, [i for i, _ in stacks], dict(zip(keys, whole.unbind(1), strict=True)), len(lead))
     for indices, columns in tables:
-        _fill(found, indices, columns)
-    return {key: _column(by_row, len(rows)) for key, by_row in found.items()}
+        _fill(found, indices, columns, len(lead))
+    return {key: _column(by_row, len(rows), lead) for key, by_row in found.items()}
 
 
-def _fill(found: dict[Key, dict[int, Any]], indices: Sequence[int], columns: Mapping[Key, Tensor]) -> None:
+def _fill(
+    found: dict[Key, dict[int, Any]], indices: Sequence[int], columns: Mapping[Key, Tensor], leading: int
+) -> None:
     """Move columns to the host, all numbers at once, and note them by row."""
-    numbers = {key: column for key, column in columns.items() if column.dim() == 1}
+    numbers = {key: column for key, column in columns.items() if column.dim() == 1 + leading}
     if numbers:
         table = _stacked(list(numbers.values())).double().cpu().numpy()
         for key, column in zip(numbers, table, strict=True):
@@ -179,10 +189,9 @@ def _fill(found: dict[Key, dict[int, Any]], indices: Sequence[int], columns: Map
         found[key] |= dict(zip(indices, columns[key].double().cpu().numpy(), strict=True))
 
 
-def _column(by_row: Mapping[int, Any], rows: int) -> npt.NDArray[np.float64]:
-    modes = max(np.size(value) for value in by_row.values())
-    vectors = any(np.ndim(value) for value in by_row.values())
-    column = np.full((rows, modes) if vectors else rows, np.nan)
+def _column(by_row: Mapping[int, Any], rows: int, lead: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    modes = [np.shape(value)[-1] for value in by_row.values() if np.ndim(value) > len(lead)]
+    column = np.full((rows, *lead, *([max(modes)] if modes else [])), np.nan)
     for i, value in by_row.items():
-        column[(i, slice(np.size(value))) if vectors else i] = value
+        column[(i, ..., slice(np.shape(value)[-1])) if modes else i] = value
     return column

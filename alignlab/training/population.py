@@ -3,8 +3,8 @@
 Every weight, bias and B of a layer gets a leading run dimension (K, out, in), and one batched product through the rules' own
 Function takes the place of K small ones. Weights, batches, feedback draws, learning rates and evaluations are those of each
 run by itself, so that a member equals its sequential run but for rounding. What members may differ in is
-:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, unobserved (``record_every`` 0), by any
-rule but those that act on single runs alone.
+:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, by any rule but those that act on
+single runs alone. Probes see the stacked network: the same code, whose values have a dimension of runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alignlab.training import stacking, tasks
 from alignlab.training.batches import blocks
 from alignlab.training.evaluation import due, loss_of, scores, tabulated
 from alignlab.training.graft import GradientGraft
-from alignlab.training.loop import EVALUATED_AT_ONCE, attrs_of, built, coords_of
+from alignlab.training.loop import EVALUATED_AT_ONCE, attrs_of, built, coords_of, looks, standard_probes
 from alignlab.training.optimizers import STACKED, clip_each, learning_rate, make_optimizer
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Split, Task
@@ -48,8 +48,6 @@ def alone(spec: RunSpec) -> list[str]:
     rules = spec.rule_name
     refused = {
         f"model is {spec.model}, populations are of mlps": spec.model != "mlp",
-        "probes see one run at a time: set record_every and record_log to 0": spec.record_every > 0
-        or spec.record_log > 0,
         f"{rules} acts on single runs alone": not stacking.family(spec),
     }
     return [reason for reason, applies in refused.items() if applies]
@@ -94,7 +92,6 @@ class Population:
         self.spec, self.due, self.device = specs[0], due(specs[0]), device
         members = [built(spec, task, device) for spec in self.specs]
         self.about = [_described(spec, task, model) for spec, model in zip(self.specs, members, strict=True)]
-        self.blank = Recorder(members[0], make_optimizer(self.spec, members[0].parameters()), []).to_dataset()
         self.model = stacking.stacked_model(members)
         self.parameters = list(self.model.parameters())
         self.optimizer = STACKED[self.spec.optimizer](self.parameters, self.specs)
@@ -107,27 +104,33 @@ class Population:
         )
         grafts = [spec.graft for spec in self.specs]
         self.grafting = GradientGraft(self.model, grafts) if any(grafts) else None
+        self.recorder = Recorder(
+            self.model, self.optimizer, standard_probes(self.spec.spectra_every), looks(self.spec)
+        )
         self.evaluations: list[dict[int, dict[str, float]]] = [{} for _ in specs]
         self.clipped = list[Tensor]()
-        self.found: dict[int, xr.Dataset] = {}
+        self.ended: dict[int, tuple[int, str]] = {}  # last step and status
 
     def go(self) -> list[xr.Dataset]:
         """Train; the datasets in the order of the specs."""
+        self.recorder.attach()
         try:
             self._train()
         finally:
+            self.recorder.detach()
             if self.grafting is not None:
                 self.grafting.close()
         self._end(self._alive(), self.spec.steps, "finished")
+        recorded = self.recorder.to_dataset()
         order = sorted(range(len(self.specs)), key=self.places.__getitem__)
-        return [self.found[k] for k in order]
+        return [self._dataset(k, recorded) for k in order]
 
     def _train(self) -> None:
         for step, rows in enumerate(self._batches()):
             if step in self.due:
                 self._evaluate(self._alive(), step)
             self._step(step, rows)
-            if len(self.found) == len(self.specs):
+            if len(self.ended) == len(self.specs):
                 break
 
     def _batches(self) -> Iterator[Tensor]:
@@ -154,13 +157,15 @@ class Population:
         self.optimizer.step()
 
     def _alive(self) -> list[int]:
-        return [k for k in range(len(self.specs)) if k not in self.found]
+        return [k for k in range(len(self.specs)) if k not in self.ended]
 
     def _end(self, members: Sequence[int], step: int, status: str) -> None:
         if members:
             self._evaluate(members, step)
+        finite = [p.detach().isfinite().flatten(1).all(1) for p in self.parameters]
         for k in members:
-            self.found[k] = self._dataset(k, step, status)
+            whole = status == "diverged" or all(bool(each[k]) for each in finite)
+            self.ended[k] = step, status if whole else "diverged"
 
     @torch.no_grad()
     def _evaluate(self, members: Sequence[int], step: int) -> None:
@@ -177,14 +182,17 @@ class Population:
         for k in members:
             self.evaluations[k][step] = {name: column[k] for name, column in values.items()}
 
-    def _dataset(self, k: int, last_step: int, status: str) -> xr.Dataset:
-        coords, attrs = self.about[k]
+    def _dataset(self, k: int, recorded: xr.Dataset) -> xr.Dataset:
+        """A member's run out of what was ``recorded`` of all."""
+        (coords, attrs), (last_step, status) = self.about[k], self.ended[k]
+        own = recorded.isel(run=k) if "run" in recorded.dims else recorded
+        own = own.isel(step=recorded["step"].values < last_step)
         clipped = None if self.specs[k].clip is None else [bool(step[k]) for step in self.clipped[:last_step]]
         evaluated = tabulated(self.evaluations[k], clipped)
         finite = all(torch.tensor(list(self.evaluations[k][last_step].values())).isfinite())
-        own = {"status": status if finite else "diverged", "last_step": last_step}
-        both = self.blank.merge(evaluated, join="outer", combine_attrs="override")
-        return both.assign_coords(coords | own).assign_attrs(attrs)
+        end = {"status": status if finite else "diverged", "last_step": last_step}
+        both = own.merge(evaluated, join="outer", combine_attrs="override")
+        return both.assign_coords(coords | end).assign_attrs(attrs)
 
 
 def _described(

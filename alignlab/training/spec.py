@@ -272,7 +272,9 @@ def _owner(kind: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseMode
     return kind
 
 
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # there are many specs, and the one in C is ten times as fast
+_DUMPER: Any = getattr(
+    yaml, "CSafeDumper", yaml.SafeDumper
+)  # there are many specs, and the one in C is ten times as fast
 
 
 class _OneOfEachKey(yaml.SafeLoader):

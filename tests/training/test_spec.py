@@ -19,7 +19,8 @@ FULL: dict[str, Any] = {  # every field away from its default
     "weight_scale": 0.5, "frozen": ("1.*",), "loss": "absolute", "clip": 2.0, "sampling": "replacement", "rule": "sign_sync",
     "rule_args": {"period": 3, "preserve_magnitude": True, "init": "xavier"}, "lr": 0.3, "momentum": 0.9,
     "weight_decay": 0.01, "batch_size": 3, "steps": 11, "evaluations": 4, "record_every": 2, "record_log": 7,
-    "spectra_every": 3, "splits": ("test", "validation"), "graft": GRAFT, "lr_schedule": "cosine", "warmup": 3, "nesterov": True,
+    "spectra_every": 3, "splits": ("test", "validation"), "graft": GRAFT, "lr_schedule": "cosine",
+    "warmup": 3, "nesterov": True,
     "order": 2, "seed": 4,
 }  # fmt: skip
 
@@ -196,7 +197,8 @@ CHANGED: dict[str, Any] = {
     "graft": {"direction": "rule", "magnitude": "bp"}, "order": 3, "seed": 5,
 }  # fmt: skip
 ALONG: dict[str, dict[str, Any]] = {  # what must change along, for the whole to make sense
-    "model": {"hidden": (128, 64), "activation": "relu"}, "rule": {"rule_args": {}}, "optimizer": {"graft": None, "nesterov": False},
+    "model": {"hidden": (128, 64), "activation": "relu"}, "rule": {"rule_args": {}},
+    "optimizer": {"graft": None, "nesterov": False},
 }  # fmt: skip
 
 
