@@ -29,19 +29,6 @@ from alignlab.training.tasks import Split, Task
 if TYPE_CHECKING:
     import xarray as xr
 
-MEMBERS = 100  # of a pack: what an interrupt costs, and what is shared out among processes
-
-
-def packs(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Specs by what they have in common, at most :data:`MEMBERS` together; those that must be trained alone, alone."""
-    alike: dict[object, list[RunSpec]] = {}
-    for spec in specs:
-        key: object = (
-            spec if alone(spec) else (stacking.shared(spec), stacking.family(spec), spec.graft is None)
-        )
-        alike.setdefault(key, []).append(spec)
-    return [own[i : i + MEMBERS] for own in alike.values() for i in range(0, len(own), MEMBERS)]
-
 
 def alone(spec: RunSpec) -> list[str]:
     """Why a run cannot be a member of a population; nothing where it can."""
@@ -126,20 +113,20 @@ class Population:
         return [self._dataset(k, recorded) for k in order]
 
     def _train(self) -> None:
-        for step, rows in enumerate(self._batches()):
+        for step, rows in enumerate(self.batches()):
             if step in self.due:
                 self._evaluate(self._alive(), step)
-            self._step(step, rows)
+            self.step(step, rows)
             if len(self.ended) == len(self.specs):
                 break
 
-    def _batches(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Tensor]:
         """The indices (K, N) of each step."""
         streams = (blocks(spec, len(self.splits["train"])) for spec in self.specs)
         for together in zip(*streams, strict=True):
             yield from torch.stack(together, 1).to(self.device)
 
-    def _step(self, step: int, batch: Tensor) -> None:
+    def step(self, step: int, batch: Tensor) -> None:
         """One optimizer step of all, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
         train = self.splits["train"]
         self.optimizer.zero_grad()

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from torch import Tensor
 from training_runs import TINY, parameters, trained
 
 from alignlab.rules import RULES
-from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, train
-from alignlab.training.population import MEMBERS, Population, packs, train_population
+from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, tasks, train
+from alignlab.training.population import Population, train_population
 
 XOR: dict[str, Any] = {
     "task": "xor_bits", "hidden": (10, 10), "bias": False, "weight_init": "gaussian", "loss": "absolute", "lr": 0.01,
@@ -261,20 +262,40 @@ def test_rules_that_cannot_stand_side_by_side_are_refused(other: dict[str, Any])
         train_population([*specs(1, rule="dfa"), *specs(1, **other)])
 
 
-def test_packs_hold_what_can_be_trained_together_and_no_more_than_members() -> None:
-    given = [
-        *specs(MEMBERS + 1),
-        *specs(2, lr=0.3, rule="fa"),
-        *specs(2, rule="dfa"),
-        *specs(2, hidden=(7,)),
-        *specs(2, rule="soap"),
-    ]
-    found = packs(given[::-1])
-    assert sorted(map(len, found)) == [1, 1, 2, 2, 3, MEMBERS]
-    assert sorted(spec.digest() for own in found for spec in own) == sorted(spec.digest() for spec in given)
-
-
 @pytest.mark.parametrize("rule", sorted(set(RULES) - set(ALONE)))
 def test_every_rule_that_is_not_known_to_act_alone_has_a_place_in_a_population(rule: str) -> None:
     assert stacking.family(RunSpec(rule=rule))
     assert any(rule == fields["rule"] for own in TOGETHER for fields in own), "and is held to the law above"
+
+
+def weights(members: list[RunSpec]) -> dict[str, list[Tensor]]:
+    population = Population(members, tasks.load(members[0].task), torch.device("cpu"))
+    population.go()
+    return {
+        spec.digest(): [p.detach()[k] for p in population.parameters]
+        for k, spec in enumerate(population.specs)
+    }
+
+
+@pytest.mark.parametrize(
+    "part", [slice(0, 4), slice(3, 4), slice(None, None, 2), slice(None, None, -1)], ids=str
+)
+def test_who_stands_beside_a_member_changes_no_bit_of_it(part: slice) -> None:
+    fields = {
+        "task": "mnist_small",
+        "hidden": (128, 64),
+        "batch_size": 64,
+        "steps": 4,
+        "evaluations": 2,
+        "record_every": 3,
+    }
+    members = [
+        RunSpec(**fields, rule=rule, seed=seed) for seed in range(3) for rule in ("bp", "fa", "sign_sync")
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    together, some = weights(members), weights(members[part])
+    torch.set_num_threads(threads)
+    assert len(some) == len(members[part])
+    for name, values in some.items():
+        assert all(torch.equal(a, b) for a, b in zip(values, together[name], strict=True))

@@ -1,0 +1,106 @@
+"""The planner: which runs are trained together, and how many at a time.
+
+More runs in step share the price of Python and of launching kernels, until their tensors leave the cache; where that is
+differs from machine to machine and from shape to shape, so it is measured: a few steps of populations of growing size, as
+long as a run gets cheaper. Memory sets a limit beside. The packing changes no result: a member's numbers are the same, bit for
+bit, whoever stands beside it (a test holds that on the CPU).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import psutil
+import torch
+
+from alignlab.training import stacking, tasks
+from alignlab.training.population import Population, alone
+from alignlab.training.spec import RunSpec
+
+SIZES = (4, 16, 64, 256, 1024)
+TIMED = 4  # steps of a population, after as many to warm up
+WORTH = 20_000  # steps of runs together, from which measuring pays
+GAIN = 0.95  # a larger size must bring a run's price below this share of the smaller's
+SHARE = 0.5  # of the free memory
+COPIES = 8  # of a run's weights: gradient, optimizer state, B, an update's temporaries
+Packed = TypeVar("Packed")
+
+
+def packs(specs: Sequence[RunSpec], workers: int = 1) -> list[list[RunSpec]]:
+    """The specs as populations, at least ``workers`` of each shape where there are runs enough; those that must be trained
+    alone, alone."""
+    alike: dict[object, list[RunSpec]] = {}
+    for spec in specs:
+        key: object = (
+            spec if alone(spec) else (stacking.shared(spec), stacking.family(spec), spec.graft is None)
+        )
+        alike.setdefault(key, []).append(spec)
+    return [pack for own in alike.values() for pack in _cut(sorted(own, key=stacking.lane), workers)]
+
+
+def _cut(specs: list[RunSpec], workers: int) -> Iterator[list[RunSpec]]:
+    """Pieces of about one size; runs of one rule stay together."""
+    share = math.ceil(len(specs) / workers)
+    size = share if share == 1 else max(1, min(share, _best_size(specs, share), fitting(specs[0], workers)))
+    pieces = math.ceil(len(specs) / size)
+    edges = [round(i * len(specs) / pieces) for i in range(pieces + 1)]
+    return (specs[a:b] for a, b in pairwise(edges))
+
+
+def _best_size(specs: Sequence[RunSpec], largest: int) -> int:
+    if specs[0].steps * len(specs) < WORTH:
+        return largest
+    shape = stacking.shared(specs[0])
+    rule = {"rule": specs[0].rule, "rule_args": specs[0].rule_args}
+    found, price = 1, math.inf
+    for size in (*(size for size in SIZES if size < largest), largest):
+        now = price_of(shape.changed(**rule), size)
+        if now > GAIN * price:
+            break
+        found, price = size, now
+    return found
+
+
+@functools.cache
+def price_of(shape: RunSpec, size: int) -> float:
+    """Seconds that a step of one run costs in a population of this size, on one thread of this machine's CPU."""
+    specs = [shape.changed(seed=seed, steps=2 * TIMED, record_every=0, record_log=0) for seed in range(size)]
+    population = Population(specs, tasks.load(shape.task), torch.device("cpu"))
+    times = []
+    for step, rows in enumerate(population.batches()):
+        start = time.perf_counter()
+        population.step(step, rows)
+        times.append(time.perf_counter() - start)
+    return min(times[TIMED:]) / size
+
+
+def fitting(spec: RunSpec, workers: int, device: torch.device | None = None) -> int:
+    """How many runs of this shape fit the share of the free memory that each of the ``workers`` has."""
+    cuda = device is not None and device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    task = tasks.load(spec.task)
+    widths = [math.prod(task.n_in), *spec.hidden, task.n_out]
+    weights = sum(a * b + b for a, b in pairwise(widths))
+    batch = min(spec.batch_size, len(task.train))
+    return max(1, int(SHARE * free / workers / (4 * (COPIES * weights + 6 * batch * sum(widths)))))
+
+
+def in_halves(train: Callable[[Sequence[RunSpec]], list[Packed]], specs: Sequence[RunSpec]) -> list[Packed]:
+    """``train(specs)``; where memory runs out, of either half by itself, and so on down to single runs."""
+    try:
+        return train(specs)
+    except (MemoryError, RuntimeError) as error:
+        if len(specs) == 1 or not _out_of_memory(error):
+            raise
+    middle = len(specs) // 2  # outside of the handler, whose traceback holds what ran out
+    return in_halves(train, specs[:middle]) + in_halves(train, specs[middle:])
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    told = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return told or "can't allocate memory" in str(error) or "not enough memory" in str(error)

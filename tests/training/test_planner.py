@@ -1,0 +1,86 @@
+"""What is trained together: runs of one shape, as many at a time as are cheapest and fit the memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from alignlab.training import RunSpec, planner
+from alignlab.training.planner import fitting, in_halves, packs
+
+SHAPE: dict[str, Any] = {"task": "xor_bits", "hidden": (5,), "batch_size": 1, "steps": 20, "record_every": 0}
+
+
+def specs(n: int, **fields: Any) -> list[RunSpec]:
+    return [RunSpec(**{**SHAPE, **fields}, seed=seed) for seed in range(n)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_packs_hold_what_can_be_trained_together_and_each_worker_gets_some(workers: int) -> None:
+    others = [*specs(2, rule="dfa"), *specs(2, hidden=(7,)), *specs(2, rule="soap")]
+    given = [*specs(7), *specs(5, lr=0.3, rule="fa"), *others]
+    found = packs(given[::-1], workers)
+    assert sorted(map(len, found))[-workers:] == [12 // workers] * workers
+    assert [len(pack) for pack in found if pack[0].rule == "soap"] == [1, 1]
+    assert {spec.rule for pack in found if len(pack) > 2 for spec in pack} == {"bp", "fa"}
+    assert sorted(spec.digest() for pack in found for spec in pack) == sorted(spec.digest() for spec in given)
+
+
+def test_runs_of_one_rule_stand_next_to_each_other() -> None:
+    given = [spec for pair in zip(specs(4, rule="fa"), specs(4, rule="bp"), strict=True) for spec in pair]
+    (pack,) = packs(given)
+    assert [spec.rule for spec in pack] in (["bp"] * 4 + ["fa"] * 4, ["fa"] * 4 + ["bp"] * 4)
+
+
+@pytest.mark.parametrize(("prices", "size"), [((1, 0.5, 0.4), 40), ((1, 0.5, 0.49), 16), ((1, 1.2, 0.1), 4)])
+def test_packs_grow_as_long_as_a_run_gets_cheaper(prices: Any, size: int, monkeypatch: Any) -> None:
+    told = dict(zip((4, 16, 40), prices, strict=True))
+    monkeypatch.setattr(planner, "price_of", lambda shape, size: told[size])
+    monkeypatch.setattr(planner, "WORTH", 0)
+    assert max(map(len, packs(specs(40)))) in (size, -(-40 // -(-40 // size)))
+    assert len(packs(specs(40))) == -(-40 // size)
+
+
+def test_prices_are_measured_on_the_shape_itself() -> None:
+    assert 0 < planner.price_of(specs(1)[0], 3) < 1
+
+
+def test_packs_are_no_larger_than_memory_allows(monkeypatch: Any) -> None:
+    monkeypatch.setattr(planner, "fitting", lambda spec, workers: 3)
+    assert sorted(map(len, packs(specs(8)))) == [2, 3, 3]
+
+
+def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
+    small, large = specs(1)[0], specs(1, hidden=(500, 500))[0]
+    assert fitting(small, 1) > 50 * fitting(large, 1) > 0
+    assert fitting(small, 1) > 1.5 * fitting(small, 2)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("out"), RuntimeError("you can't allocate memory")]
+)
+def test_where_memory_runs_out_halves_are_tried_and_nothing_is_lost(error: Exception) -> None:
+    tried = []
+
+    def train(some: Any) -> list[int]:
+        tried.append(len(some))
+        if len(some) > 2:
+            raise error
+        return [spec.seed for spec in some]
+
+    assert in_halves(train, specs(7)) == list(range(7))
+    assert tried == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_other_errors_and_a_single_run_that_does_not_fit_are_raised() -> None:
+    def fails(some: Any) -> list[int]:
+        raise error
+
+    error: Exception = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        in_halves(fails, specs(4))
+    error = MemoryError("too large")
+    with pytest.raises(MemoryError, match="too large"):
+        in_halves(fails, specs(4))
