@@ -163,7 +163,8 @@ def _orthogonal(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.float(), b.float()
-    return torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)
+    difference: Tensor = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)
+    return difference
 
 
 def _rounding(x: Tensor) -> float:
