@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,8 @@ class Place(NamedTuple):
     kind: Kind | None
 
 
-class Row(NamedTuple):
+@dataclass
+class Row:
     """One step's."""
 
     index: int

@@ -1,4 +1,4 @@
-"""Probes of two stages: a step keeps a few numbers; formulas applied later to many steps give what they would have given then."""
+"""Probes of two stages: a step keeps a few numbers, and formulas applied later to many steps give the same."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignlab import measures
 from alignlab.probes import Capture, EffectiveLR, GradientAngle, Probe, Recorder, kept
+from alignlab.probes.observing import unscale
 
 WORLD = WORLDS["mlp"]
 RULES = [None, "bp", "fa", "dfa", "kolen_pollack", "weight_perturbation"]
@@ -145,3 +146,17 @@ def test_a_stack_of_kept_products_has_the_angles_of_each() -> None:
             assert gradients[i, k].item() == pytest.approx(
                 measures.gradient_angle(rule[i, k], bp[i, k], h[i, k]).item(), abs=1e-4
             )
+
+
+def test_what_was_handed_down_is_unscaled_with_the_errors() -> None:
+    model = WORLD.model("fa")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    capture = Capture(model, layers)
+    capture.arm()
+    (4 * loss_of(model, *WORLD.batch(0))).backward()
+    taken = capture.take()
+    capture.disarm()
+    unscale(taken, torch.tensor(4.0), {})
+    for use in (use for uses in taken.values() for use in uses if use.reaches_input):
+        assert use.delta_rule is not None
+        torch.testing.assert_close(use.handed_down(), use.samples(use.delta_rule) @ use.feedback)
