@@ -66,7 +66,7 @@ def write_new(path: Path, content: bytes) -> None:
     with temporary_name(path) as temporary:
         descriptor = os.open(temporary, flags, 0o666)
         try:
-            _lock(descriptor)
+            lock(descriptor)
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
@@ -94,7 +94,7 @@ def locked_folder(path: Path) -> Iterator[None]:
     path.mkdir()
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _lock(descriptor)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -161,14 +161,14 @@ def _left_behind(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return _lock(descriptor) or age > ABANDONED
+        return lock(descriptor) or age > ABANDONED
     except BlockingIOError:
         return False
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Take the lock; False where the file system has none. Raises BlockingIOError where another holds it."""
     try:
         import fcntl
