@@ -28,6 +28,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SETTINGS = {
     "distributed.scheduler.allowed-failures": DEATHS,
     "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
+    "distributed.admin.tick.interval": "5s",  # every look at itself stops the run that a worker is at
+    "distributed.admin.system-monitor.interval": "10s",
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
