@@ -20,7 +20,7 @@ from alignlab.training.cells import Job, Outcome, run_job
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
 from alignlab.training.population import packs
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.workers import Lost, Workers, opened
 
 if TYPE_CHECKING:
@@ -61,10 +61,12 @@ class Sweep:
         :class:`Workers` keeps its processes from call to call. ``notify(n)`` is called as ``n`` more of the missing runs are
         done.
 
-        Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it.
+        Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it;
+        and :class:`SpecError`, before anything runs, for a spec that changed after it was named.
         """
-        Segments(self.store).prepare()
         missing = self.missing()
+        self._check(missing)
+        Segments(self.store).prepare()
         progress = _Progress(notify or (lambda n: None))
         mark = f"sweep-{uuid.uuid4().hex}"
         with opened(executor) as workers, claimed(self.store, mark):
@@ -78,6 +80,14 @@ class Sweep:
                 f"{_listed(progress.failures)}"
             )
         return progress.computed
+
+    def _check(self, specs: Sequence[RunSpec]) -> None:
+        changed = [spec for spec in specs if self.names.get(spec) != cell_name(spec)]
+        if changed:
+            raise SpecError(
+                f"{short(changed[0])} changed after the sweep named it, and nothing was run: a spec is one run for good, "
+                "spec.changed(...) makes another"
+            )
 
     def _jobs(self, specs: Sequence[RunSpec], mark: str) -> list[Job]:
         groups = packs(specs) if self.lockstep else [[spec] for spec in specs]

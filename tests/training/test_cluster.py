@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from worker_jobs import alive, gone
 
 import alignlab
 from alignlab import cli
-from alignlab.store import Segments
+from alignlab.store import Segments, StoreError
 from alignlab.training import RunSpec, sweep, workers
 from alignlab.training.errors import SweepError
 from alignlab.training.sweep import Sweep
@@ -77,7 +77,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def same(store: Path, alone: Path, cells: list[RunSpec]) -> None:
+def same(store: Path, alone: Path, cells: Sequence[RunSpec]) -> None:
     """Bit for bit, but for the time that it took."""
     for name in Sweep(cells, store).names.values():
         runs = (Segments(where).read(name).drop_vars("wall_time") for where in (store, alone))
@@ -160,18 +160,45 @@ def test_a_command_runs_on_a_cluster(
     assert "6 of 6 runs computed" in capsys.readouterr().out
 
 
-def test_a_worker_killed_in_mid_sweep_costs_no_run(alone: Path, tmp_path: Path) -> None:
-    with Workers(2) as two:
-        killed: list[int] = []
+def test_a_worker_killed_in_mid_sweep_costs_no_run(cluster: Cluster, alone: Path, tmp_path: Path) -> None:
+    with Workers(cluster.address) as both:
+        left = list(both._started().run(os.getpid).values())
 
         def kill_one(count: int) -> None:
-            if not killed and two._cluster is not None:
-                killed.append(two._cluster.workers[0].pid)
-                os.kill(killed[0], signal.SIGKILL)
+            if len(left) > 1:
+                os.kill(left.pop(), signal.SIGKILL)
 
-        assert Sweep(LONG, tmp_path).run(two, notify=kill_one) == len(LONG)
-    assert len(killed) == 1
+        assert Sweep(LONG, tmp_path).run(both, notify=kill_one) == len(LONG)
+    assert len(left) == 1
     same(tmp_path, alone, LONG)
+
+
+def test_a_full_disk_costs_only_the_runs_that_had_no_room(
+    cluster: Cluster, alone: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "small"
+    store.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", store], capture_output=True
+    ).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        with pytest.raises(
+            SweepError, match=r"^\d of 5 runs failed.*No space left on device; free some space"
+        ):
+            Sweep(CELLS, store).run(cluster.address)
+        kept = len(Segments(store).names())
+        assert 0 < kept < len(CELLS)
+        same(store, alone, [cell for cell in CELLS if cell not in Sweep(CELLS, store).missing()])
+        subprocess.run(["mount", "-o", "remount,size=10m", store], check=True)
+        assert Sweep(CELLS, store).run(cluster.address) == len(CELLS) - kept
+        same(store, alone, CELLS)
+        assert {path.suffix for path in store.iterdir()} == {".nc"}
+        subprocess.run(["mount", "-o", "remount,ro", store], check=True)
+        with pytest.raises(StoreError, match="Read-only file system"):
+            Sweep(LONG, store).run(cluster.address)
+    finally:
+        subprocess.run(["umount", store], check=True)
 
 
 def test_a_sweep_killed_with_all_its_workers_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
