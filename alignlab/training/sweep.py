@@ -43,7 +43,9 @@ class Sweep:
     (3, 0)
     """
 
-    def __init__(self, cells: Iterable[RunSpec], store: str | Path, *, lockstep: bool = False) -> None:
+    def __init__(
+        self, cells: Iterable[RunSpec], store: str | Path = "runs", *, lockstep: bool = False
+    ) -> None:
         self.names = {spec: cell_name(spec) for spec in dict.fromkeys(cells)}
         self.store, self.lockstep = Path(store).absolute(), lockstep
 
