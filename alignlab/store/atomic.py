@@ -35,7 +35,7 @@ _WAYS_OUT = {
     errno.EEXIST: "a file lies in the way: choose another folder",
     errno.ENAMETOOLONG: "choose a shorter run_id or name",
 }
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
@@ -145,7 +145,7 @@ def _publish(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error

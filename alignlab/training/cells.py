@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from alignlab.store import Segments, StoreError
-from alignlab.store.claims import claim_file, claimed
+from alignlab.store.claims import Claims, claim_file
 from alignlab.training.errors import SweepError
 from alignlab.training.loop import Progress, train
 from alignlab.training.naming import cell_name, code_hash
@@ -66,16 +66,13 @@ def run_job(job: Job) -> list[Outcome]:
     Raises :class:`SweepError` where this process is not fit for it: see :func:`refuse`.
     """
     refuse(job)
-    mine: list[tuple[RunSpec, str]] = []
-    outcomes: dict[str, Outcome] = {}
-    with ExitStack() as claims, _one_thread():
-        for spec, name in zip(job.specs, job.names, strict=True):
-            outcomes[name] = taken = _taken(spec, name, job.store, claims)
-            if taken.state == "computed":
-                mine.append((spec, name))
-        for cells in [mine] if job.lockstep and mine else [[cell] for cell in mine]:
-            outcomes |= _computed(cells, job)
-    return list(outcomes.values())
+    try:
+        with Claims(job.store) as claims, _one_thread():
+            return _run(job, claims)
+    except StoreError as error:  # not even room for a claim
+        if getattr(error.__cause__, "errno", None) in FORBIDDEN:  # this worker's fault, not the cells'
+            raise SweepError(f"the worker on {socket.gethostname()}: {error}") from error
+        return [Outcome("failed", told(error))] * len(job.names)
 
 
 def refuse(job: Job) -> None:
@@ -92,20 +89,27 @@ def refuse(job: Job) -> None:
         )
 
 
-def _taken(spec: RunSpec, name: str, store: Path, claims: ExitStack) -> Outcome:
+def _run(job: Job, claims: Claims) -> list[Outcome]:
+    mine: list[tuple[RunSpec, str]] = []
+    outcomes: dict[str, Outcome] = {}
+    for spec, name in zip(job.specs, job.names, strict=True):
+        outcomes[name] = taken = _taken(spec, name, job.store, claims)
+        if taken.state == "computed":
+            mine.append((spec, name))
+    for cells in [mine] if job.lockstep and mine else [[cell] for cell in mine]:
+        outcomes |= _computed(cells, job)
+    return list(outcomes.values())
+
+
+def _taken(spec: RunSpec, name: str, store: Path, claims: Claims) -> Outcome:
     """Claim a cell: "computed" where it is now ours to compute, or else why it is not."""
     segments = Segments(store)
     if segments.has(name):
         return Outcome("there")
     if cell_name(spec) != name:
         return Outcome("failed", "its spec or its data changed after the sweep began")
-    try:
-        if not claims.enter_context(claimed(store, name)):
-            return Outcome("busy")
-    except StoreError as error:
-        if getattr(error.__cause__, "errno", None) in FORBIDDEN:  # this worker's fault, not the cell's
-            raise SweepError(f"the worker on {socket.gethostname()}: {error}") from error
-        return Outcome("failed", told(error))
+    if not claims.take(name):
+        return Outcome("busy")
     return Outcome("there" if segments.has(name) else "computed")  # stored by another before its claim ended
 
 

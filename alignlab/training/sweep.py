@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignlab.store import Segments
-from alignlab.store.claims import claimed
+from alignlab.store.claims import Claims
 from alignlab.training.cells import Job, Outcome, run_job
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
@@ -71,7 +71,8 @@ class Sweep:
         Segments(self.store).prepare()
         progress = _Progress(notify or (lambda n: None))
         mark = f"sweep-{uuid.uuid4().hex}"
-        with opened(executor) as workers, claimed(self.store, mark):
+        with opened(executor) as workers, Claims(self.store) as claims:
+            claims.take(mark)
             jobs = self._jobs(missing, mark)
             while jobs:
                 jobs = self._round(jobs, workers, progress)

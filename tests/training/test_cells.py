@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from alignlab.store import Segments, StoreError, atomic
-from alignlab.store.claims import claimed
+from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, train
 from alignlab.training.cells import Job, Outcome, run_job
 from alignlab.training.errors import SweepError
@@ -31,7 +31,8 @@ def job(store: Path, *, lockstep: bool = False) -> Job:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Any:
-    with claimed(tmp_path, "mark"):
+    with Claims(tmp_path) as claims:
+        assert claims.take("mark")
         yield tmp_path
 
 
@@ -50,7 +51,8 @@ def trained(failing: int, tried: list[list[int]]) -> Any:
 @pytest.mark.parametrize("lockstep", [False, True])
 def test_a_job_computes_what_is_neither_stored_nor_under_way(store: Path, lockstep: bool) -> None:
     own = job(store, lockstep=lockstep)
-    with claimed(store, own.names[2]):
+    with Claims(store) as others:
+        assert others.take(own.names[2])
         assert run_job(replace(own, specs=own.specs[:1], names=own.names[:1])) == [DONE]
         assert run_job(own) == [THERE, DONE, BUSY, DONE]
     assert run_job(own) == [THERE, THERE, DONE, THERE]
@@ -87,17 +89,18 @@ def test_a_full_disk_costs_the_cells_that_had_no_room(
 
 
 def test_a_claim_without_room_is_a_failure_of_its_cell(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def claim(number: int) -> Any:
-        def refused(folder: Path, name: str) -> Any:
-            raise atomic.cannot_write(folder, OSError(number, os.strerror(number))) from OSError(number, "")
+    def fail_with(number: int) -> Any:
+        def refused(self: Claims, name: str) -> bool:
+            raise atomic.cannot_write(store, OSError(number, os.strerror(number))) from OSError(number, "")
 
         return refused
 
-    monkeypatch.setattr(cells, "claimed", claim(errno.ENOSPC))
-    assert {outcome.state for outcome in run_job(job(store))} == {"failed"}
-    monkeypatch.setattr(cells, "claimed", claim(errno.EROFS))
+    own = job(store)
+    monkeypatch.setattr(Claims, "take", fail_with(errno.ENOSPC))
+    assert {outcome.state for outcome in run_job(own)} == {"failed"}
+    monkeypatch.setattr(Claims, "take", fail_with(errno.EROFS))
     with pytest.raises(SweepError, match=r"the worker on \S+: cannot write .*Read-only"):
-        run_job(job(store))
+        run_job(own)
 
 
 def test_a_worker_with_other_code_or_another_folder_refuses(tmp_path: Path, store: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from alignlab.store import Segments, StoreError, open_runs
-from alignlab.store.claims import claimed
+from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, train
 from alignlab.training import sweep as sweeping
 from alignlab.training.cells import run_cell
@@ -134,7 +134,8 @@ def test_a_cell_whose_other_sweep_fails_is_taken_over(
     monkeypatch.setattr(sweeping, "PATIENCE", 0.02)
     training = Training(monkeypatch)
     with ThreadPoolExecutor(1) as thread:
-        with claimed(tmp_path, cell_name(BASE)):  # as another sweep does
+        with Claims(tmp_path) as others:  # another sweep's
+            assert others.take(cell_name(BASE))
             waiting = thread.submit(Sweep([*CELLS, BASE], tmp_path).run)
             while len(training.seeds) < 2:
                 time.sleep(0.01)
