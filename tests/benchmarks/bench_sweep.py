@@ -108,7 +108,7 @@ def main() -> None:
         start = timed(range(2), BASE, two, f"{store}/start", 2)
         for spec, name, runs, reach in (
             (BASE, "xor", options.runs, REACH),
-            (WIDE, "mnist_small", options.runs // 10, None),
+            (WIDE, "mnist_small", max(options.rounds, options.runs // 10), None),
         ):
 
             def on(workers: int | Workers, cores: int, spec: RunSpec = spec, name: str = name) -> Any:

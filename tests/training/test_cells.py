@@ -14,7 +14,7 @@ import xarray as xr
 from alignlab.store import Segments, StoreError, atomic
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, train
-from alignlab.training.cells import Job, Outcome, run_job
+from alignlab.training.cells import Job, Outcome, run_cell, run_job
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash
 from alignlab.training.spec import SpecError
@@ -57,6 +57,20 @@ def test_a_job_computes_what_is_neither_stored_nor_under_way(store: Path, lockst
         assert run_job(own) == [THERE, DONE, BUSY, DONE]
     assert run_job(own) == [THERE, THERE, DONE, THERE]
     assert run_job(own) == [THERE] * 4
+
+
+def test_a_cell_stored_just_before_its_claim_ended_is_not_computed_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = job(store)
+
+    def late(self: Claims, name: str) -> bool:
+        monkeypatch.undo()
+        run_cell(CELLS[0], store, name)  # another's, whose claim is gone by now
+        return True
+
+    monkeypatch.setattr(Claims, "take", late)
+    assert run_job(replace(own, specs=own.specs[:1], names=own.names[:1])) == [THERE]
 
 
 def test_a_pack_fails_only_for_those_that_cannot_be_trained(

@@ -125,7 +125,7 @@ def test_a_worker_of_several_threads_is_refused(tmp_path: Path) -> None:
     from distributed import Client
 
     with (
-        Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client,
+        Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as client,
         pytest.raises(SweepError, match=r"the worker .* has 2 threads: .*--nthreads 1"),
     ):
         Sweep(CELLS, tmp_path).run(client)
