@@ -28,7 +28,7 @@ _PUBLIC = {
         "every",
         "log_spaced",
     ),
-    "alignlab.training": ("RunSpec", "Graft", "train"),
+    "alignlab.training": ("RunSpec", "Graft", "train", "Sweep"),
     "alignlab.audit": ("Arm", "Claim", "controls", "Verdict"),
     "alignlab.study": ("Study", "grid"),
 }
@@ -38,7 +38,7 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = [  # noqa: RUF022 — grouped by floor
     "measures", "rules", "convert", "revert", "store", "open_runs", "compact", "probes", "Recorder", "Probe",
     "GradientAngle", "WeightAngle", "FeedbackSpectrum", "EffectiveLR", "Loss", "every", "log_spaced",
-    "training", "RunSpec", "Graft", "train", "Arm", "Claim", "audit", "controls", "Verdict", "figures",
+    "training", "RunSpec", "Graft", "train", "Sweep", "Arm", "Claim", "audit", "controls", "Verdict", "figures",
     "Study", "grid",
 ]  # fmt: skip
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from alignlab.rules import convert, revert
     from alignlab.store import compact, open_runs
     from alignlab.study import Study, grid
-    from alignlab.training import Graft, RunSpec, train
+    from alignlab.training import Graft, RunSpec, Sweep, train
 
 
 def __getattr__(name: str) -> Any:

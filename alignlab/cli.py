@@ -45,8 +45,18 @@ Seed = Annotated[
         "--seed", min=0, help="The seed; for an audit or a study, the first of its seeds.", show_default=False
     ),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to run on.")]
-CORES = os.cpu_count() or 1
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes to run on; by default one a core.", show_default=False),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="Run on a dask cluster instead: its scheduler's address, tcp://host:8786.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -60,8 +70,10 @@ def run(
     Example: alignlab run fa.yaml --out out/fa --seed 3    with fa.yaml holding:  {task: mnist_small, rule: fa, steps: 500}
     """
     from alignlab.store import Segments, open_runs
+    from alignlab.training.cells import run_cell
+    from alignlab.training.errors import SweepError
+    from alignlab.training.naming import cell_name
     from alignlab.training.spec import RunSpec, SpecError
-    from alignlab.training.sweep import SweepError, cell_name, run_cell
 
     if not spec.is_file():
         raise SpecError(f"no spec at {spec}: expected a YAML file")
@@ -94,7 +106,8 @@ def audit(
     ],
     out: Out = None,
     seed: Seed = None,
-    workers: Workers = CORES,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Audit a claim about why a method wins: table, verdict, figures.
 
@@ -103,13 +116,14 @@ def audit(
     from alignlab import gallery
     from alignlab.audit import audit as run_audit
 
+    where = _where(workers, scheduler)
     name, found = gallery.claim(claim)
     if seed is not None:
         found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
     folder = out or Path("out") / name
     _make_room(folder, "result.json", "table.txt")
     typer.echo(f"{found.statement}\n  {found.source}\n")
-    result = run_audit(found, store=folder / "store", workers=workers, phase=_progress())
+    result = run_audit(found, store=folder / "store", workers=where, phase=_progress())
     _write_result(result, folder)
     _report(result, folder)
 
@@ -120,7 +134,8 @@ def study(
     full: Annotated[bool, typer.Option("--full", help="Use the full data sets.")] = False,
     out: Out = None,
     seed: Seed = None,
-    workers: Workers = CORES,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Answer a question by training: table, figures.
 
@@ -129,11 +144,12 @@ def study(
     from alignlab import gallery
     from alignlab.figures import save
 
+    where = _where(workers, scheduler)
     found = gallery.study(name)
     folder = out or Path("out") / (f"{name}_full" if full else name)
     _make_room(folder, "table.txt")
     typer.echo(f"{found.question}\n  {found.source}\n")
-    result = found.run(folder / "store", full=full, seed=seed, workers=workers, phase=_progress())
+    result = found.run(folder / "store", full=full, seed=seed, workers=where, phase=_progress())
     table = result.table()
     _write(folder / "table.txt", f"{table}\n")
     for figure_name, figure in result.figures().items():
@@ -223,12 +239,17 @@ def _expected(error: BaseException) -> bool:
     """Whether the user can do something about it; anything else is a bug and keeps its traceback."""
     from alignlab.gallery import GalleryError
     from alignlab.store import ContractError, StoreError
-    from alignlab.training.errors import DataError
+    from alignlab.training.errors import DataError, SweepError
     from alignlab.training.spec import SpecError
-    from alignlab.training.sweep import SweepError
 
     kinds = (GalleryError, ContractError, StoreError, DataError, SpecError, SweepError, OSError)
     return isinstance(error, kinds) or (isinstance(error, ValueError) and "unknown data set" in str(error))
+
+
+def _where(workers: int | None, scheduler: str | None) -> int | str:
+    if scheduler is not None and workers is not None:
+        raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
+    return scheduler or workers or os.cpu_count() or 1
 
 
 def _progress() -> Callable[[str, int], Any]:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.figures.contents import as_runs
-from alignlab.store import open_segments
-from alignlab.training.population import packs
+from alignlab.store import Segments, open_segments
+from alignlab.training.naming import check_stored
 from alignlab.training.spec import RunSpec, SpecError
-from alignlab.training.sweep import missing_cells, run_cells
+from alignlab.training.sweep import Sweep
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from alignlab.training.workers import Workers
+    from alignlab.training.workers import Executor
 
 Arms = Mapping[str, Sequence[RunSpec]]
 Rows = Sequence[Mapping[str, Any]]
@@ -53,23 +53,23 @@ class Study:
         *,
         full: bool = False,
         seed: int | None = None,
-        workers: int | Workers = 1,
+        workers: Executor = 1,
         phase: Phase | None = None,
     ) -> StudyResult:
         """Compute what ``store`` lacks of the runs, and read them.
 
-        ``seed``: the first seed, from which the others are counted on. ``phase``: called as ``phase(what, n)`` for progress.
+        ``seed``: the first seed, from which the others are counted on. ``workers``: how many processes, or where
+        else, see :class:`Sweep`. ``phase``: called as ``phase(what, n)`` for progress.
         Raises :class:`SpecError` for arms that cannot be told apart, ``DataError`` where a data set is missing, and
         ``SweepError`` where runs failed.
         """
         arms = labelled(self.arms(full), seed)
         specs = [spec for own in arms.values() for spec in own]
-        todo = missing_cells(specs, store)
-        count = len(packs(todo)) if self.lockstep else len(todo)
-        with (phase or _silent)("populations" if self.lockstep else "runs", count) as notify:
-            names, computed = run_cells(specs, store, workers=workers, notify=notify, lockstep=self.lockstep)
-        label = {names[spec]: arm for arm, own in arms.items() for spec in own}
-        return StudyResult(self, _read(store, label), len(specs), computed)
+        sweep = Sweep(specs, store, lockstep=self.lockstep)
+        with (phase or _silent)("runs", len(sweep.missing())) as notify:
+            computed = sweep.run(workers, notify=notify)
+        label = {sweep.names[spec]: arm for arm, own in arms.items() for spec in own}
+        return StudyResult(self, _read(sweep, label), len(specs), computed)
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,24 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _read(store: str | Path, label: Mapping[str, str]) -> xr.Dataset:
+def _read(sweep: Sweep, label: Mapping[str, str]) -> xr.Dataset:
     """The runs of a study, in the order of its arms and, within one, of their seeds."""
-    runs = as_runs(open_segments(store, label))
+    runs = as_runs(open_segments(sweep.store, label))
+    _check(sweep, runs)
     arms = [label[name] for name in runs["run_id"].values.tolist()]
     place = {arm: i for i, arm in enumerate(dict.fromkeys(label.values()))}
     seeds = runs["seed"].values.tolist()
     order = sorted(range(len(arms)), key=lambda i: (place[arms[i]], seeds[i]))
     return runs.assign_coords(arm=("run", arms)).isel(run=order)
+
+
+def _check(sweep: Sweep, runs: xr.Dataset) -> None:
+    """Each segment holds the run that its name says."""
+    shared = [runs.attrs.get("spec_hash")] * runs.sizes["run"]
+    hashes = runs["spec_hash"].values.tolist() if "spec_hash" in runs.coords else shared
+    found = dict(zip(runs["run_id"].values.tolist(), hashes, strict=True))
+    for spec, name in sweep.names.items():
+        check_stored(spec, found.get(name), Segments(sweep.store).file(name))
 
 
 def _silent(what: str, total: int) -> Any:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from alignlab import cli
-from alignlab.training import sweep
+from alignlab.training import cells
 
 SPEC = {
     "task": "xor",
@@ -154,13 +154,13 @@ def test_module_runs_as_a_program():
 
 def test_run_trains_on_one_thread_like_every_cell_of_its_name(spec, tmp_path, monkeypatch, capsys):
     """Or an audit on this store would take numbers for its own that depend on how many cores were free."""
-    seen, train = [], sweep.train
+    seen, train = [], cells.train
 
     def watched(*arguments, **options):
         seen.append(torch.get_num_threads())
         return train(*arguments, **options)
 
-    monkeypatch.setattr(sweep, "train", watched)
+    monkeypatch.setattr(cells, "train", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -171,7 +171,7 @@ def test_run_trains_on_one_thread_like_every_cell_of_its_name(spec, tmp_path, mo
 
 
 def test_a_place_that_is_taken_is_found_before_the_work(spec, claim, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "train", None)  # nothing may run
+    monkeypatch.setattr(cells, "train", None)  # nothing may run
     for taken, kind, command in (
         ("figures", "file", ["run", spec]),
         ("spec.yaml", "folder", ["run", spec]),
@@ -200,7 +200,7 @@ def test_the_embedded_images_have_a_path(monkeypatch, capsys):
 
 
 def test_an_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
-    claim = {**CLAIM, "controls": ["placebo"], "setup": {**CLAIM["setup"], "steps": 4000}}
+    claim = {**CLAIM, "controls": ["placebo"], "setup": {**CLAIM["setup"], "steps": 800}}
     path, out = tmp_path / "claim.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(claim))
     command = [sys.executable, "-m", "alignlab.cli", "audit", str(path), "--out", str(out), "--workers", "2"]

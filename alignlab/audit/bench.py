@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,13 +11,16 @@ import numpy as np
 
 from alignlab.audit.claim import Arm, Claim
 from alignlab.store import Segments
+from alignlab.training.naming import check_stored
 from alignlab.training.spec import RunSpec
-from alignlab.training.sweep import missing_cells, run_cells
-from alignlab.training.workers import Workers
+from alignlab.training.sweep import Sweep
+from alignlab.training.workers import opened
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import xarray as xr
+
+    from alignlab.training.workers import Executor
 
     Outcomes = npt.NDArray[np.float64]
 
@@ -26,12 +29,19 @@ Phase = Callable[[str, int], Any]  # (what, how many runs) → a context manager
 
 class Bench:
     """Runs of one claim in one store. Outcomes are final values, oriented so that higher is better. A context manager
-    that ends its ``workers`` at the end."""
+    that ends the ``workers`` that it started (see :class:`alignlab.training.workers.Workers`)."""
 
     def __init__(
-        self, claim: Claim, store: str | Path, *, workers: int = 1, phase: Phase | None = None
+        self,
+        claim: Claim,
+        store: str | Path,
+        *,
+        workers: Executor = 1,
+        phase: Phase | None = None,
     ) -> None:
-        self.claim, self.store, self.workers = claim, Path(store), Workers(workers)
+        self.claim, self.store = claim, Path(store)
+        self._open = ExitStack()
+        self.workers = self._open.enter_context(opened(workers))
         self.computed = 0
         self.groups: dict[str, tuple[RunSpec, ...]] = {}
         self._phase = phase or _silent
@@ -42,15 +52,14 @@ class Bench:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.workers.close()
+        self._open.close()
 
     def run(self, what: str, specs: Sequence[RunSpec]) -> None:
         """Have all ``specs`` in the store; ``what`` is shown as progress."""
-        todo = missing_cells(specs, self.store)
-        with self._phase(what, len(todo)) as notify:
-            names, computed = run_cells(specs, self.store, workers=self.workers, notify=notify)
-        self._names |= names
-        self.computed += computed
+        sweep = Sweep(specs, self.store)
+        with self._phase(what, len(sweep.missing())) as notify:
+            self.computed += sweep.run(self.workers, notify=notify)
+        self._names |= sweep.names
 
     def outcomes(
         self,
@@ -89,7 +98,10 @@ class Bench:
 
     def dataset(self, spec: RunSpec) -> xr.Dataset:
         """The recorded run of a spec."""
-        return Segments(self.store).read(self._names[spec])
+        segments, name = Segments(self.store), self._names[spec]
+        run = segments.read(name)
+        check_stored(spec, run.attrs.get("spec_hash"), segments.file(name))
+        return run
 
     def name(self, spec: RunSpec) -> str:
         """The run's name in the store."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,8 +16,11 @@ from alignlab.audit.result import AuditResult
 from alignlab.audit.verdict import decide
 from alignlab.probes.metadata import alignlab_version
 from alignlab.training import tasks
+from alignlab.training.naming import code_hash
 from alignlab.training.spec import SpecError
-from alignlab.training.sweep import code_hash
+
+if TYPE_CHECKING:
+    from alignlab.training.workers import Executor
 
 
 def audit(
@@ -24,14 +28,15 @@ def audit(
     controls: Sequence[Control] | None = None,
     *,
     store: str | Path | None = None,
-    workers: int = 1,
+    workers: Executor = 1,
     phase: Phase | None = None,
 ) -> AuditResult:
     """Audit a claim and return verdict, evidence and the runs under them.
 
     ``controls``: instances, the primary one first; by default those that the claim names. ``store``: where the runs go;
     runs that are there already are not computed again. By default a folder named by the claim's hash under ``runs``.
-    ``workers``: processes, of one thread each. ``phase``: called as ``phase(what, n)`` for progress, see :class:`Bench`.
+    ``workers``: how many processes, of one thread each; or a dask scheduler's address, or a ``distributed.Client``, see
+    :class:`alignlab.training.workers.Workers`. ``phase``: called as ``phase(what, n)`` for progress, see :class:`Bench`.
     """
     claim = claim.model_copy(
         deep=True

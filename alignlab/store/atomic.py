@@ -35,7 +35,7 @@ _WAYS_OUT = {
     errno.EEXIST: "a file lies in the way: choose another folder",
     errno.ENAMETOOLONG: "choose a shorter run_id or name",
 }
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
@@ -66,7 +66,7 @@ def write_new(path: Path, content: bytes) -> None:
     with temporary_name(path) as temporary:
         descriptor = os.open(temporary, flags, 0o666)
         try:
-            _lock(descriptor)
+            lock(descriptor)
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
@@ -94,7 +94,7 @@ def locked_folder(path: Path) -> Iterator[None]:
     path.mkdir()
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _lock(descriptor)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -145,7 +145,7 @@ def _publish(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
@@ -161,14 +161,14 @@ def _left_behind(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return _lock(descriptor) or age > ABANDONED
+        return lock(descriptor) or age > ABANDONED
     except BlockingIOError:
         return False
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Take the lock; False where the file system has none. Raises BlockingIOError where another holds it."""
     try:
         import fcntl

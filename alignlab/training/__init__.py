@@ -4,6 +4,7 @@ from alignlab.training.estimators import estimator_statistics
 from alignlab.training.loop import train
 from alignlab.training.replaying import replayed_noise
 from alignlab.training.spec import Graft, RunSpec, SpecError
+from alignlab.training.sweep import Sweep
 from alignlab.training.tasks import Split, Task, load
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "RunSpec",
     "SpecError",
     "Split",
+    "Sweep",
     "Task",
     "estimator_statistics",
     "load",

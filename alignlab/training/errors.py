@@ -1,8 +1,8 @@
-"""The one error of this floor's data: a file that is missing, corrupt, or not to be had."""
+"""The errors of this floor: data that are missing, corrupt or not to be had, and sweeps in which something failed."""
 
 from __future__ import annotations
 
-__all__ = ["DataError"]
+__all__ = ["DataError", "SweepError"]
 
 
 class DataError(RuntimeError):
@@ -10,3 +10,7 @@ class DataError(RuntimeError):
 
     The message names the file, the place and the way out.
     """
+
+
+class SweepError(RuntimeError):
+    """Some cells failed, or the workers cannot do them; what was finished is stored. The message says which, and why."""

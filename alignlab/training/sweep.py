@@ -1,136 +1,143 @@
 """Run many specs, each exactly once: finished cells are found in the store by the hash of their spec, code and data.
 
-A cell is one run. Its segment's name is a hash of the spec, of the source code that computes it and of the data, so a
-changed program or data set never passes for the old one. Cells run in this process, or on ``workers`` processes of one
-thread each; every finished cell is on disk at once, so an interrupted sweep loses only the cells under way.
+A cell is one run, and :func:`cell_name` names its segment. Cells run in this process, on other processes of this machine,
+or on a dask cluster, each on one thread; every finished cell is on disk at once, so an interrupted sweep loses only the cells
+under way. Several sweeps may go on at once in one store: cells that they share are computed by one of them.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from alignlab.store import Segments
-from alignlab.training import tasks
-from alignlab.training.loop import train
-from alignlab.training.population import packs, train_population
-from alignlab.training.spec import RunSpec
-from alignlab.training.workers import Notify, Workers
+from alignlab.store.claims import Claims
+from alignlab.training.cells import Job, Outcome, run_job
+from alignlab.training.errors import SweepError
+from alignlab.training.naming import cell_name, code_hash, short
+from alignlab.training.population import packs
+from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.workers import Lost, Workers, opened
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from alignlab.training.workers import Executor
 
-PACKAGE = Path(__file__).resolve().parent.parent
-# the floors whose code decides what a run's numbers are
-COMPUTING = ("measures", "rules", "probes", "training")
+Notify = Callable[[int], None]
 LISTED = 10  # failures that an error tells in full
+PATIENCE = 0.5  # s between looks at cells that another sweep is at
 
 
-class SweepError(RuntimeError):
-    """Some cells failed; the others are stored. The message lists which, and why."""
+class Sweep:
+    """Cells, each of which is run once, and the folder that keeps their runs.
 
+    ``names``: the segment of each cell. ``lockstep``: train specs that differ in their seed alone as one population.
 
-@functools.cache
-def code_hash() -> str:
-    """A hash of the source that computes a run, and of the versions of torch and numpy under it."""
-    import numpy as np
-
-    digest = hashlib.sha256(f"torch {torch.__version__}, numpy {np.__version__}".encode())
-    for floor in COMPUTING:
-        for path in sorted((PACKAGE / floor).rglob("*.py")):
-            digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def cell_name(spec: RunSpec) -> str:
-    """The name of a spec's segment: hash(spec + code + data)."""
-    parts = f"{spec.digest()} {code_hash()} {tasks.load(spec.task).fingerprint}"
-    return hashlib.sha256(parts.encode()).hexdigest()[:24]
-
-
-def run_cells(
-    specs: Iterable[RunSpec],
-    store: str | Path,
-    *,
-    workers: int | Workers = 1,
-    notify: Notify | None = None,
-    lockstep: bool = False,
-) -> tuple[dict[RunSpec, str], int]:
-    """Make sure that every spec's run is in ``store``.
-
-    Returns the segment's name of each spec, and how many had to be computed. ``notify(1)`` is called for each computed cell
-    as it finishes. Raises :class:`SweepError` after all others are done if some failed. ``workers``: how many processes, or a
-    :class:`Workers` to keep them from call to call. With more than one the calling script is imported anew in each, so what
-    it runs belongs under ``if __name__ == "__main__":``.
+    >>> import tempfile
+    >>> cells = [RunSpec(task="xor", hidden=(4,), steps=10, seed=seed) for seed in range(3)]
+    >>> with tempfile.TemporaryDirectory() as store:
+    ...     Sweep(cells, store).run(), Sweep(cells, store).run()
+    (3, 0)
     """
-    if isinstance(workers, int):
-        with Workers(workers) as own:
-            return run_cells(specs, store, workers=own, notify=notify, lockstep=lockstep)
-    names = {spec: cell_name(spec) for spec in dict.fromkeys(specs)}
-    segments = Segments(store).prepare()
-    there = set(segments.names())
-    missing = [spec for spec, name in names.items() if name not in there]
-    groups = packs(missing) if lockstep else [[spec] for spec in missing]
-    if lockstep:
-        jobs: list[tuple[Any, ...]] = [(own, Path(store), [names[spec] for spec in own]) for own in groups]
-    else:
-        jobs = [(spec, Path(store), names[spec]) for spec in missing]
-    errors = workers.run(run_pack if lockstep else run_cell, jobs, notify or (lambda n: None))
-    failures = [
-        (spec, error) for own, error in zip(groups, errors, strict=True) for spec in own if error is not None
-    ]
-    if failures:
-        raise SweepError(
-            f"{len(failures)} of {len(names)} runs failed, the others are stored in {store}. {_listed(failures)}"
-        )
-    return names, len(missing)
+
+    def __init__(
+        self, cells: Iterable[RunSpec], store: str | Path = "runs", *, lockstep: bool = False
+    ) -> None:
+        self.names = {spec: cell_name(spec) for spec in dict.fromkeys(cells)}
+        self.store, self.lockstep = Path(store).absolute(), lockstep
+
+    def missing(self) -> list[RunSpec]:
+        """The cells whose runs are not in the store."""
+        there = set(Segments(self.store).names())
+        return [spec for spec, name in self.names.items() if name not in there]
+
+    def run(self, executor: Executor = 1, *, notify: Notify | None = None) -> int:
+        """Make sure that every cell's run is in the store, and return how many had to be computed.
+
+        ``executor``: where. 1 is this process; a larger number that many processes of one thread each, which import the
+        calling script anew, so that what it runs belongs under ``if __name__ == "__main__":``; the address of a dask scheduler
+        or a ``distributed.Client`` any cluster whose workers have one thread each and share the store's folder; a
+        :class:`Workers` keeps its processes from call to call. ``notify(n)`` is called as ``n`` more of the missing runs are
+        done.
+
+        Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it;
+        and :class:`SpecError`, before anything runs, for a spec that changed after it was named.
+        """
+        missing = self.missing()
+        self._check(missing)
+        Segments(self.store).prepare()
+        progress = _Progress(notify or (lambda n: None))
+        mark = f"sweep-{uuid.uuid4().hex}"
+        with opened(executor) as workers, Claims(self.store) as claims:
+            claims.take(mark)
+            jobs = self._jobs(missing, mark)
+            while jobs:
+                jobs = self._round(jobs, workers, progress)
+                time.sleep(PATIENCE if jobs else 0)
+        if progress.failures:
+            raise SweepError(
+                f"{len(progress.failures)} of {len(self.names)} runs failed, the others are stored in {self.store}. "
+                f"{_listed(progress.failures)}"
+            )
+        return progress.computed
+
+    def _check(self, specs: Sequence[RunSpec]) -> None:
+        changed = [spec for spec in specs if self.names.get(spec) != cell_name(spec)]
+        if changed:
+            raise SpecError(
+                f"{short(changed[0])} changed after the sweep named it, and nothing was run: a spec is one run for good, "
+                "spec.changed(...) makes another"
+            )
+
+    def _jobs(self, specs: Sequence[RunSpec], mark: str) -> list[Job]:
+        groups = packs(specs) if self.lockstep else [[spec] for spec in specs]
+        return [self._job(group, mark) for group in groups]
+
+    def _job(self, specs: Sequence[RunSpec], mark: str) -> Job:
+        names = tuple(self.names[spec] for spec in specs)
+        return Job(tuple(specs), names, self.store, code_hash(), mark, self.lockstep)
+
+    def _round(self, jobs: Sequence[Job], workers: Workers, progress: _Progress) -> list[Job]:
+        """Each job once; returns those whose cells another sweep is computing, to be looked at again."""
+        busy = []
+        with closing(workers.each(run_job, jobs)) as done:
+            for job, result in done:
+                left = progress.note(job, self._outcomes(job, result))
+                busy += [self._job(left, job.sweep)] if left else []
+        return busy
+
+    def _outcomes(self, job: Job, result: list[Outcome] | Lost) -> list[Outcome]:
+        """A job that was lost may have stored some of its runs before."""
+        if not isinstance(result, Lost):
+            return result
+        there, lost = Outcome("computed"), Outcome("failed", result)
+        return [there if Segments(self.store).has(name) else lost for name in job.names]
 
 
-def missing_cells(specs: Iterable[RunSpec], store: str | Path) -> list[RunSpec]:
-    """The specs whose runs are not in ``store``."""
-    there = set(Segments(store).names()) if Path(store).is_dir() else set()
-    return [spec for spec in dict.fromkeys(specs) if cell_name(spec) not in there]
+class _Progress:
+    def __init__(self, notify: Notify) -> None:
+        self.notify, self.computed = notify, 0
+        self.failures: list[tuple[RunSpec, str]] = []
+
+    def note(self, job: Job, outcomes: Sequence[Outcome]) -> list[RunSpec]:
+        """Count what became of a job's cells; returns those that are still to do."""
+        both = list(zip(job.specs, outcomes, strict=True))
+        self.computed += sum(outcome.state == "computed" for outcome in outcomes)
+        self.failures += [(spec, outcome.reason) for spec, outcome in both if outcome.state == "failed"]
+        busy = [spec for spec, outcome in both if outcome.state == "busy"]
+        if len(busy) < len(both):
+            self.notify(len(both) - len(busy))
+        return busy
 
 
-def run_cell(spec: RunSpec, store: Path, name: str, progress: Notify | None = None) -> None:
-    """Train one spec on one thread and store it: its numbers then do not depend on how many cores were free."""
-    with _one_thread():
-        _store(train(spec, progress=progress), store, name)
-
-
-def run_pack(specs: list[RunSpec], store: Path, names: list[str]) -> None:
-    """Train specs that differ in their seed alone as one population, on one thread, and store each one's run."""
-    with _one_thread():
-        for dataset, name in zip(train_population(specs), names, strict=True):
-            _store(dataset, store, name)
-
-
-def _store(dataset: xr.Dataset, store: Path, name: str) -> None:
-    Segments(store).append(dataset.assign_coords(run_id=name), name=name, exist_ok=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _listed(failures: list[tuple[RunSpec, Exception]]) -> str:
+def _listed(failures: Sequence[tuple[RunSpec, str]]) -> str:
     """The failed cells, those with one and the same reason together."""
     reasons: dict[str, list[str]] = {}
-    for spec, error in failures:
-        reasons.setdefault(_reason(error), []).append(_short(spec))
+    for spec, reason in failures:
+        reasons.setdefault(reason, []).append(short(spec))
     listed = [f"{_few(cells)}: {reason}" for reason, cells in reasons.items()]
     return "; ".join(listed[:LISTED]) + (
         f"; and {len(listed) - LISTED} more reasons" if len(listed) > LISTED else ""
@@ -139,14 +146,3 @@ def _listed(failures: list[tuple[RunSpec, Exception]]) -> str:
 
 def _few(cells: list[str]) -> str:
     return ", ".join(cells[:LISTED]) + (f" and {len(cells) - LISTED} more" if len(cells) > LISTED else "")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, BrokenProcessPool):
-        return "its worker process died (killed, out of memory, or the script has no `if __name__ == '__main__':`)"
-    return f"{type(error).__name__}: {error}"
-
-
-def _short(spec: RunSpec) -> str:
-    graft = "" if spec.graft is None else f", graft {spec.graft.direction}/{spec.graft.magnitude}"
-    return f"{spec.rule_name} lr={spec.lr:g} seed={spec.seed}{graft}"

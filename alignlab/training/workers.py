@@ -1,33 +1,62 @@
-"""Processes that run cells: started when first needed, kept until closed, and gone at once when the user interrupts.
+"""Where jobs run: in this process, on a few processes of this machine, or on any dask cluster.
 
-A process costs seconds to start, since it imports torch, and an audit hands out its cells in many small groups.
+The processes of this machine are a dask ``LocalCluster``: one thread each, started when first needed, kept until closed
+(an audit hands out its cells in many small groups, and a process takes seconds to import torch), and gone at once when the
+user interrupts. A process that dies is replaced, and its job tried again by another.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context
-from typing import Any, Self
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-Notify = Callable[[int], None]
+from alignlab.training.errors import SweepError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future, LocalCluster
+
+    Executor: TypeAlias = "int | str | Client | Workers"
+
+CONNECT = 5.0  # s to find a scheduler, and to find it again
+DEATHS = 2  # of workers, that a job may be present at and still be tried again
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": DEATHS,
+    "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
+    "distributed.admin.tick.interval": "5s",  # every look at itself stops the run that a worker is at
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.multiprocessing-method": "spawn",
+}
+
+
+class Lost(str):
+    """Why a job has no result: its workers died, or the scheduler did."""
 
 
 class Workers:
-    """``count`` processes; with one, the work is done in the calling process. A context manager, and reusable.
+    """A context manager, and reusable: jobs run in this process (1), on so many processes, or on a dask cluster.
+
+    ``where``: a number of processes; the address of a scheduler, ``tcp://…``; or a ``distributed.Client``, which is left open.
 
     Raises:
-        ValueError: if ``count`` is below 1.
+        ValueError: if the number is below 1.
     """
 
-    def __init__(self, count: int = 1) -> None:
-        if count < 1:
-            raise ValueError(f"workers is {count}, expected at least 1")
-        self.count = count
-        self._pool: ProcessPoolExecutor | None = None
+    def __init__(self, where: int | str | Client = 1) -> None:
+        if isinstance(where, int) and where < 1:
+            raise ValueError(f"workers is {where}, expected at least 1")
+        self.where = where
+        self._client: Client | None = None
+        self._cluster: LocalCluster | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -35,87 +64,185 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def run(
-        self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], notify: Notify
-    ) -> list[Exception | None]:
-        """``function(*job)`` for each job; what each raised, in their order. ``notify(1)`` as each is done."""
-        if self.count == 1 or (self._pool is None and len(jobs) == 1):
-            return [_attempt(function, job, notify) for job in jobs]
-        futures = [self._submitted(function, job) for job in jobs]
+    def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
+        """``(job, function(job))`` as each is done, or ``(job, Lost(why))``. Close the iterator to drop what waits.
+
+        Raises:
+            SweepError: where there are no workers to be had, or one cannot run ``function`` at all.
+        """
+        if self.where == 1 or (isinstance(self.where, int) and self._client is None and len(jobs) <= 1):
+            yield from ((job, function(job)) for job in jobs)
+            return
+        client = self._started()
+        futures = client.map(function if self._cluster else _Alone(function), jobs, pure=False)
         try:
-            _await(futures, notify)
+            yield from _as_completed(client, dict(zip(futures, jobs, strict=True)))
         except BaseException:
-            self.close()
+            self._abandon(client, futures)
             raise
-        errors = [_error(future) for future in futures]
-        if any(isinstance(error, BrokenProcessPool) for error in errors):
-            self.close()  # one dead process breaks its whole pool: the next call gets a new one
-        return errors
 
     def close(self) -> None:
-        """End the processes; what they are at is finished first, what waits is dropped. They start anew when needed."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        """End the processes, or the connection. They start anew when needed."""
+        self._client = self._cluster = None
+        self._open.close()
 
-    def _submitted(self, function: Callable[..., Any], job: tuple[Any, ...]) -> Future[Any]:
-        pool = self._started()  # before the block: it starts a resource tracker, which ends it
+    def _started(self) -> Client:
+        if self._client is None:
+            self._client = self._connected()
+        return self._client
+
+    def _connected(self) -> Client:
+        from distributed import Client
+
+        if isinstance(self.where, Client):
+            return self.where
+        self._open.enter_context(_quiet())
+        if isinstance(self.where, int):
+            self._cluster = self._open.enter_context(_local_cluster(self.where))
         try:
-            with _interrupts_held():  # a process that starts here inherits it
-                return pool.submit(function, *job)
-        except BrokenProcessPool as error:  # by one of the jobs before
-            broken: Future[Any] = Future()
-            broken.set_exception(error)
-            return broken
+            found: Client = Client(  # type: ignore[no-untyped-call]
+                self._cluster or self.where, timeout=CONNECT, set_as_default=False
+            )
+        except (OSError, ValueError, TypeError) as error:
+            self.close()
+            raise SweepError(
+                f"no dask scheduler answers at {self.where} ({' '.join(str(error).split())}): start one there (dask "
+                "scheduler), or correct the address, which looks like tcp://host:8786"
+            ) from error
+        if not found.scheduler_info()["workers"]:
+            logging.getLogger(__name__).warning("no workers at %s yet: waiting for them", self.where)
+        self._open.enter_context(found)
+        return found
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_die_at_interrupt)
-        return self._pool
+    def _abandon(self, client: Client, futures: Sequence[Future[Any]]) -> None:
+        """Drop the jobs. Processes of our own end at once; those of a cluster finish and store what they are at."""
+        if self._cluster is not None:
+            for nanny in self._cluster.workers.values():
+                nanny.close_gracefully()  # so that it starts no other
+                if nanny.pid:
+                    os.kill(nanny.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+        else:
+            with suppress(Exception):  # the scheduler may be gone
+                client.cancel(futures, force=True)  # type: ignore[no-untyped-call]
+        self.close()
 
 
-def _attempt(function: Callable[..., Any], job: tuple[Any, ...], notify: Notify) -> Exception | None:
+@contextmanager
+def opened(where: Executor) -> Iterator[Workers]:
+    """Workers for the block; those handed in stay open after it."""
+    if isinstance(where, Workers):
+        yield where
+    else:
+        with Workers(where) as own:
+            yield own
+
+
+class _Alone:
+    """A function, on a worker that does one job at a time: the random state and the threads of a process are shared."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.__name__ = function.__name__
+
+    def __call__(self, job: Any) -> Any:
+        from distributed import get_worker
+
+        worker = get_worker()
+        if worker.state.nthreads > 1:
+            raise SweepError(
+                f"the worker {worker.address} has {worker.state.nthreads} threads: start more workers of one thread each "
+                "(dask worker ADDRESS --nworkers N --nthreads 1)"
+            )
+        return self.function(job)
+
+
+def _as_completed(client: Client, jobs: dict[Future[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    from distributed import as_completed
+
+    for future in as_completed(jobs, loop=client.loop):  # type: ignore[no-untyped-call]
+        yield jobs[future], _result(future)
+        future.release()
+
+
+def _result(future: Future[Any]) -> Any:
+    from distributed import CancelledError, KilledWorker
+
     try:
-        function(*job)
-        return None
-    except Exception as error:  # one bad job must not cost the others
-        return error
+        return future.result()
+    except KilledWorker:
+        return Lost("its worker process died each time it was tried (killed, or out of memory)")
+    except CancelledError:
+        return Lost("the connection to the dask scheduler was lost")
+    except SweepError:
+        raise
+    except Exception as error:
+        raise SweepError(
+            f"a worker cannot run cells ({type(error).__name__}: {error}): install the same alignlab, torch and dask there"
+        ) from error
+
+
+@contextmanager
+def _local_cluster(count: int) -> Iterator[LocalCluster]:
+    import dask
+    from distributed import LocalCluster
+
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the user's script
+        raise SweepError(
+            "a worker process that is just starting was asked for workers of its own: put what your script runs under "
+            "`if __name__ == '__main__':`"
+        )
+    with dask.config.set(SETTINGS), _one_thread_a_process(), _interrupts_held():
+        try:
+            cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=count,
+                threads_per_worker=1,
+                memory_limit=None,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=logging.CRITICAL + 1,
+            )
+        except Exception as error:
+            raise SweepError(
+                f"the worker processes did not start ({error}). Has the script no `if __name__ == '__main__':`?"
+            ) from error
+    with cluster:
+        yield cluster
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without dask's own log: what goes wrong is told by the sweep."""
+    from distributed.utils import silence_logging_cmgr
+
+    with silence_logging_cmgr(logging.CRITICAL + 1):
+        yield
+
+
+@contextmanager
+def _one_thread_a_process() -> Iterator[None]:
+    """An environment for processes that start within the block, which read these when they import torch and numpy."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
     finally:
-        notify(1)
-
-
-def _await(futures: Sequence[Future[Any]], notify: Notify) -> None:
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        for _ in done:
-            notify(1)
-
-
-def _error(future: Future[Any]) -> Exception | None:
-    error = future.exception()
-    if error is not None and not isinstance(error, Exception):
-        raise error
-    return error
-
-
-def _die_at_interrupt() -> None:
-    """A worker that Ctrl-C reaches ends at once and without a traceback; the sweep's own process tells the user."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in a shell's background has it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGINT}
-        )  # what came while this process was starting acts now
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block, and in a process started within until it is ready to end quietly."""
+    """Ctrl-C waits until the end of the block; the threads and processes that start within never see it.
+
+    A terminal sends it to all processes. This one ends the others; on their own they would die with a traceback each.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # it is started with the first process, and its start would end the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from alignlab.store import Segments
+from alignlab.training.naming import cell_name
 from alignlab.training.spec import RunSpec
-from alignlab.training.sweep import cell_name, run_cells
+from alignlab.training.sweep import Sweep
 from alignlab.training.workers import Workers
 
 PUBLISHED = {
@@ -55,10 +56,10 @@ def main() -> None:
     with Workers(args.workers) as workers:
         for rule in args.rules:
             trials = {g: spec(rule, *g, seed=0, epochs=max(1, args.epochs // 8)) for g in GRID}
-            run_cells(trials.values(), store, workers=workers)
+            Sweep(trials.values(), store).run(workers)
             best = max(GRID, key=lambda g: np.nan_to_num(last(store, trials[g], "validation_accuracy")))
             finals = [spec(rule, *best, seed=s, epochs=args.epochs) for s in SEEDS]
-            run_cells(finals, store, workers=workers)
+            Sweep(finals, store).run(workers)
             accuracy = [100 * last(store, final, "test_accuracy") for final in finals]
             angle = np.mean([last(store, final, "weight_angle", "3") for final in finals])
             row = {

@@ -1,48 +1,35 @@
-"""Processes are kept between calls, end when they are to, and a dead one is told, not waited for."""
+"""Processes are kept between calls, end when they are to, and one that dies costs no job that another can do."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import time
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from worker_jobs import alive, die, gone, leave_pid, pids, threads
 
 from alignlab.training import workers
-from alignlab.training.workers import Workers
+from alignlab.training.errors import SweepError
+from alignlab.training.workers import THREADS, Lost, Workers, opened
+
+ENVIRONMENT = dict(os.environ)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forked processes start at once, and the functions of this module need no import there."""
-    forked = multiprocessing.get_context("fork")
-    monkeypatch.setattr(workers, "get_context", lambda method: forked)
+@pytest.fixture(scope="module")
+def two() -> Iterator[Workers]:
+    with Workers(2) as started:
+        assert list(started.each(threads, [THREADS] * 2)) == [(THREADS, [1, "1", "1", "1"])] * 2
+        yield started
 
 
-def leave_pid(folder: Path, number: int) -> None:
-    time.sleep(0.05)
-    (folder / f"{number}-{os.getpid()}").touch()
-
-
-def pids(folder: Path) -> set[int]:
-    return {int(path.name.split("-")[1]) for path in folder.iterdir()}
-
-
-def fail(number: int) -> None:
-    if number % 2:
-        raise ValueError(f"number {number}")
-
-
-def die(number: int) -> None:
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def silent(count: int) -> None:
-    assert count == 1
+def results(some: Workers, function: Any, jobs: list[Any]) -> list[Any]:
+    """In the order of the jobs, which must differ."""
+    found = dict(some.each(function, jobs))
+    return [found[job] for job in jobs]
 
 
 @pytest.mark.parametrize("count", [0, -1])
@@ -51,52 +38,90 @@ def test_no_workers_are_refused(count: int) -> None:
         Workers(count)
 
 
-def test_processes_are_kept_between_calls_and_end_with_the_block(tmp_path: Path) -> None:
-    with Workers(2) as two:
-        for group in range(4):
-            assert two.run(leave_pid, [(tmp_path, 3 * group + i) for i in range(3)], silent) == [None] * 3
-        assert len(list(tmp_path.iterdir())) == 12
-        assert 1 <= len(pids(tmp_path)) <= 2
-        assert os.getpid() not in pids(tmp_path)
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.parametrize(("count", "jobs"), [(1, 3), (2, 1)])
+@pytest.mark.parametrize(("count", "jobs"), [(1, 3), (2, 1), (2, 0)])
 def test_no_process_is_started_without_need(count: int, jobs: int, tmp_path: Path) -> None:
     with Workers(count) as some:
-        some.run(leave_pid, [(tmp_path, i) for i in range(jobs)], silent)
-    assert pids(tmp_path) == {os.getpid()}
+        assert len(list(some.each(leave_pid, [(tmp_path, i) for i in range(jobs)]))) == jobs
+    assert pids(tmp_path) == ({os.getpid()} if jobs else set())
 
 
-def test_no_job_does_nothing() -> None:
-    with Workers(2) as two:
-        assert two.run(fail, [], silent) == []
-    assert not multiprocessing.active_children()
+def test_an_error_of_the_job_itself_is_raised() -> None:
+    with Workers() as here, pytest.raises(ZeroDivisionError):
+        list(here.each(lambda job: 1 / job, [0]))
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_errors_come_back_in_the_order_of_the_jobs(count: int) -> None:
-    counted: list[int] = []
-    with Workers(count) as some:
-        errors = some.run(fail, [(i,) for i in range(4)], counted.append)
-    assert [str(error) for error in errors] == ["None", "number 1", "None", "number 3"]
-    assert counted == [1] * 4
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:1", "127.0.0.1:1", "nowhere://at:all", "not an address"]
+)
+def test_a_scheduler_that_does_not_answer_is_one_clear_line(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "CONNECT", 0.3)
+    with (
+        Workers(address) as none,
+        pytest.raises(SweepError, match=f"no dask scheduler .* {address} ") as error,
+    ):
+        list(none.each(leave_pid, [None]))
+    assert "\n" not in str(error.value)
 
 
-def test_an_interrupt_stops_the_processes_soon(tmp_path: Path) -> None:
-    def interrupt(count: int) -> None:
-        raise KeyboardInterrupt
+def test_workers_have_one_thread_and_the_callers_environment_stays(two: Workers) -> None:
+    assert dict(two.each(threads, [THREADS]))[THREADS] == [1, "1", "1", "1"]
+    assert {name: os.environ.get(name) for name in ENVIRONMENT} == ENVIRONMENT
 
-    two = Workers(2)
+
+def test_processes_are_kept_between_calls(two: Workers, tmp_path: Path) -> None:
+    for group in range(4):
+        assert len(list(two.each(leave_pid, [(tmp_path, 3 * group + i) for i in range(3)]))) == 3
+    assert len(list(tmp_path.iterdir())) == 12
+    assert 1 <= len(pids(tmp_path)) <= 2
+    assert os.getpid() not in pids(tmp_path)
+
+
+def test_workers_handed_in_stay_open(two: Workers, tmp_path: Path) -> None:
+    with opened(two) as same:
+        assert same is two
+        list(same.each(leave_pid, [(tmp_path, 0)]))
+    with opened(two._client) as handed:  # type: ignore[arg-type]
+        list(handed.each(leave_pid, [(tmp_path, 1)]))
+    assert all(map(alive, pids(tmp_path)))
+    assert os.getpid() not in pids(tmp_path)
+
+
+def test_a_job_whose_worker_dies_is_tried_again(two: Workers, tmp_path: Path) -> None:
+    jobs = [(tmp_path, number, 1) for number in range(5)]
+    assert results(two, die, jobs)[1] == 1
+
+
+def test_a_job_that_kills_every_worker_is_lost_and_costs_no_other(two: Workers, tmp_path: Path) -> None:
+    jobs = [(tmp_path, number, 99) for number in range(5)]
+    found = results(two, die, jobs)
+    assert isinstance(found[1], Lost)
+    assert "died" in found[1]
+    assert [type(other) for other in found[:1] + found[2:]] == [int] * 4
+    assert len(list(tmp_path.iterdir())) == 1 + workers.DEATHS
+
+
+def test_an_interrupt_ends_the_processes_at_once_and_a_later_call_has_others(
+    two: Workers, tmp_path: Path
+) -> None:
+    def interrupted() -> None:
+        with closing(two.each(leave_pid, [(tmp_path, i) for i in range(60)])) as done:
+            next(done)
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        two.run(leave_pid, [(tmp_path, i) for i in range(60)], interrupt)
-    assert not multiprocessing.active_children()
+        interrupted()
     assert 0 < len(list(tmp_path.iterdir())) < 30  # those that ran or were handed out, not all the others
+    assert gone(list(pids(tmp_path)))
+    assert not multiprocessing.active_children()
+    list(two.each(leave_pid, [(tmp_path, i) for i in (60, 61)]))
+    assert pids(tmp_path) - {os.getpid()}
+    two.close()
+    assert gone(list(pids(tmp_path)), 0.0)
 
 
-def test_a_dead_process_is_an_error_of_its_jobs_and_the_next_call_has_others(tmp_path: Path) -> None:
-    with Workers(2) as two:
-        errors = two.run(die, [(i,) for i in range(4)], silent)
-        assert isinstance(errors[1], BrokenProcessPool)
-        assert two.run(leave_pid, [(tmp_path, i) for i in range(2)], silent) == [None, None]
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_script_without_a_guard_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with Workers(2) as none, pytest.raises(SweepError, match="if __name__ == '__main__'"):
+        list(none.each(leave_pid, [1, 2]))

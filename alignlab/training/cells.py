@@ -1,0 +1,158 @@
+"""What a worker does with cells: take those that are still to do, train them on one thread, and store each one's run.
+
+Everything that a worker must know comes with its :class:`Job`, and everything that it found out goes back as an
+:class:`Outcome` a cell, so that a cell that fails costs no other. A worker that is not fit for the job (other code, another
+file system) refuses it instead, for its results would be lost or wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from alignlab.store import Segments, StoreError
+from alignlab.store.claims import Claims, claim_file
+from alignlab.training.errors import SweepError
+from alignlab.training.loop import Progress, train
+from alignlab.training.naming import cell_name, code_hash
+from alignlab.training.population import train_population
+from alignlab.training.spec import RunSpec
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that one worker computes together: ``specs`` and the ``names`` of their segments in ``store``.
+
+    ``code``: the hash of the code that was asked to compute them. ``sweep``: a claim in the store that the sweep holds while
+    it goes on, by which a worker knows that it sees the same folder. ``lockstep``: train them as one population.
+    """
+
+    specs: tuple[RunSpec, ...]
+    names: tuple[str, ...]
+    store: Path
+    code: str
+    sweep: str
+    lockstep: bool = False
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: ``there`` already, ``busy`` elsewhere at this moment, or ``failed`` for a ``reason``."""
+
+    state: Literal["computed", "there", "busy", "failed"]
+    reason: str = ""
+
+
+def run_cell(spec: RunSpec, store: Path, name: str, progress: Progress | None = None) -> None:
+    """Train one spec on one thread and store it: its numbers then do not depend on how many cores were free."""
+    with _one_thread():
+        _store(train(spec, progress=progress), store, name)
+
+
+def run_job(job: Job) -> list[Outcome]:
+    """Compute those cells of a job that are neither stored nor under way elsewhere; an outcome for each, in their order.
+
+    Raises :class:`SweepError` where this process is not fit for it: see :func:`refuse`.
+    """
+    refuse(job)
+    try:
+        with Claims(job.store) as claims, _one_thread():
+            return _run(job, claims)
+    except StoreError as error:  # not even room for a claim
+        if getattr(error.__cause__, "errno", None) in FORBIDDEN:  # this worker's fault, not the cells'
+            raise SweepError(f"the worker on {socket.gethostname()}: {error}") from error
+        return [Outcome("failed", told(error))] * len(job.names)
+
+
+def refuse(job: Job) -> None:
+    """Raise :class:`SweepError` unless this process has the sweep's own code, and sees the sweep's own store."""
+    if code_hash() != job.code:
+        raise SweepError(
+            f"the worker on {socket.gethostname()} computes with other code (hash {code_hash()}) than the sweep "
+            f"(hash {job.code}): install the same alignlab, torch and numpy there, and start it anew"
+        )
+    if not claim_file(job.store, job.sweep).exists():
+        raise SweepError(
+            f"the worker on {socket.gethostname()} does not see the sweep's store {job.store}: it must be a folder that all "
+            "machines share, under the same path"
+        )
+
+
+def _run(job: Job, claims: Claims) -> list[Outcome]:
+    mine: list[tuple[RunSpec, str]] = []
+    outcomes: dict[str, Outcome] = {}
+    for spec, name in zip(job.specs, job.names, strict=True):
+        outcomes[name] = taken = _taken(spec, name, job.store, claims)
+        if taken.state == "computed":
+            mine.append((spec, name))
+    for cells in [mine] if job.lockstep and mine else [[cell] for cell in mine]:
+        outcomes |= _computed(cells, job)
+    return list(outcomes.values())
+
+
+def _taken(spec: RunSpec, name: str, store: Path, claims: Claims) -> Outcome:
+    """Claim a cell: "computed" where it is now ours to compute, or else why it is not."""
+    segments = Segments(store)
+    if segments.has(name):
+        return Outcome("there")
+    if cell_name(spec) != name:
+        return Outcome("failed", "its spec or its data changed after the sweep began")
+    if not claims.take(name):
+        return Outcome("busy")
+    return Outcome("there" if segments.has(name) else "computed")  # stored by another before its claim ended
+
+
+def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outcome]:
+    """Train and store; where training fails, by halves, so that it fails for those alone that cannot be trained."""
+    specs = [spec for spec, _ in cells]
+    try:
+        datasets = train_population(specs) if job.lockstep else [train(specs[0])]
+    except Exception as error:
+        reason = told(error)
+    else:
+        return {
+            name: _stored(dataset, job.store, name)
+            for dataset, (_, name) in zip(datasets, cells, strict=True)
+        }
+    if len(cells) == 1:
+        return {cells[0][1]: Outcome("failed", reason)}
+    half = len(cells) // 2
+    return _computed(cells[:half], job) | _computed(cells[half:], job)
+
+
+def _stored(dataset: xr.Dataset, store: Path, name: str) -> Outcome:
+    try:
+        _store(dataset, store, name)
+    except Exception as error:  # a full disk
+        return Outcome("failed", told(error))
+    return Outcome("computed")
+
+
+def _store(dataset: xr.Dataset, store: Path, name: str) -> None:
+    Segments(store).append(dataset.assign_coords(run_id=name), name=name, exist_ok=True)
+
+
+def told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,129 @@
+"""What a second worker gives: a sweep of small runs on two processes of one thread against the same runs in one process.
+
+    python tests/benchmarks/bench_sweep.py [--runs 400] [--rounds 8] [--json PATH]
+
+XOR, 2-8-2, 200 steps, probed. The runs are shared out over rounds, in each of which both sides do runs of their own, in an
+order drawn anew. "sweep": all rounds, with what it takes to start the processes; "round": the median of the rounds'
+ratios, with quartiles. Every run is stored, as in any sweep. "threads": one process with two threads against one with one,
+the other way to use two cores. Programs that others run on these cores take from the ratios; ``--clock cpu`` counts the
+processor time of all processes of a side and shares it out over its cores: what these would take if they were free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from alignlab.training import RunSpec, cells
+from alignlab.training.sweep import Sweep
+from alignlab.training.workers import Workers
+
+REACH = 1.7
+BASE = RunSpec(task="xor", hidden=(8,), rule="fa", batch_size=4, steps=200, record_every=20, lr=0.1)
+WIDE = RunSpec(task="mnist_small", hidden=(128,), rule="fa", steps=100, record_every=0, evaluations=2)
+
+
+def processor_time() -> float:
+    """Of this process and those that it started, in seconds."""
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
+clock = "wall"
+
+
+def timed(seeds: range, spec: RunSpec, workers: int | Workers, folder: str, cores: int) -> float:
+    start = CLOCKS[clock]()
+    done = Sweep([spec.changed(seed=seed) for seed in seeds], folder).run(workers)
+    assert done == len(seeds)
+    return (CLOCKS[clock]() - start) / (cores if clock == "cpu" else 1)
+
+
+@contextmanager
+def threads(count: int) -> Any:
+    """Runs with so many threads, where a sweep gives them one."""
+    own = cells.torch.set_num_threads
+    torch.set_num_threads(count)
+    cells.torch.set_num_threads = lambda n: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        cells.torch.set_num_threads = own
+        own(1)
+
+
+def measured(sides: dict[str, Callable[[range], float]], runs: int, rounds: int) -> dict[str, list[float]]:
+    """The seconds of each side, one a round; no side and round has another's seeds."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    share = runs // rounds
+    for i in range(rounds):
+        for place, name in enumerate(random.sample(list(sides), len(sides))):
+            first = (i * len(sides) + place + 1) * share
+            times[name].append(sides[name](range(first, first + share)))
+    return times
+
+
+def row(what: str, one: list[float], two: list[float], start: float, reach: float | None) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(one, two, strict=True)], n=4)
+    whole = sum(one) / (start + sum(two))
+    print(f"{what:28} {whole:6.2f} {middle:6.2f}  ({low:.2f} to {high:.2f})  {reach or ''}", flush=True)
+    return {
+        "what": what,
+        "ratio": whole,
+        "round": middle,
+        "low": low,
+        "high": high,
+        "start": start,
+        "reach": reach,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json", type=Path, help="write the table there too")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    options = parser.parse_args()
+    global clock
+    clock = options.clock
+    random.seed(0)
+    torch.set_num_threads(1)
+    table = []
+    print(f"{'against one worker':28} {'sweep':>6} {'round':>6}  {'quartiles':14}  reach")
+    with tempfile.TemporaryDirectory() as store, Workers(2) as two:
+        timed(range(2), BASE, 1, f"{store}/warm", 1)
+        start = timed(range(2), BASE, two, f"{store}/start", 2)
+        for spec, name, runs, reach in (
+            (BASE, "xor", options.runs, REACH),
+            (WIDE, "mnist_small", max(options.rounds, options.runs // 10), None),
+        ):
+
+            def on(workers: int | Workers, cores: int, spec: RunSpec = spec, name: str = name) -> Any:
+                return lambda seeds: timed(seeds, spec, workers, f"{store}/{name}", cores)
+
+            def threaded(seeds: range, own: Any = on) -> float:
+                with threads(2):
+                    return float(own(1, 2)(seeds))
+
+            times = measured({"one": on(1, 1), "two": on(two, 2), "threads": threaded}, runs, options.rounds)
+            table.append(row(f"{name}, two workers", times["one"], times["two"], start, reach))
+            table.append(row(f"{name}, two threads", times["one"], times["threads"], 0.0, None))
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Jobs for workers, in a module that their processes can import; and what it takes to watch those processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def leave_pid(job: tuple[Path, int]) -> None:
+    folder, number = job
+    time.sleep(0.05)
+    (folder / f"{number}-{os.getpid()}").touch()
+
+
+def pids(folder: Path) -> set[int]:
+    return {int(path.name.split("-")[1]) for path in folder.iterdir()}
+
+
+def die(job: tuple[Path, int, int]) -> int:
+    """Job 1 kills its process, so many times; returns how often the job was tried before."""
+    folder, number, times = job
+    deaths = len(list(folder.iterdir()))
+    if number == 1 and deaths < times:
+        (folder / str(deaths)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return deaths
+
+
+def threads(names: tuple[str, ...]) -> list[Any]:
+    import torch
+
+    return [torch.get_num_threads(), *(os.environ.get(name) for name in names)]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pids: list[int], within: float = 20.0) -> bool:
+    """Whether all of these processes end in time."""
+    deadline = time.monotonic() + within
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
