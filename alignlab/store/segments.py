@@ -46,6 +46,8 @@ class Segments:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._last_stamp = 0
+        self._swept: float | None = None
+        self._latest: dict[str, int] = {}  # the number of each run's last segment, of those appended here
 
     def prepare(self) -> Segments:
         """Make the folder and prove that it can be written, so that a long run fails at its beginning or not at all.
@@ -84,13 +86,15 @@ class Segments:
             name, sequence = self._next_name(record)
         record.notes = {"sequence": sequence, "written": self._stamp()}
         path = self.file(name)
-        atomic.sweep(self.path)
+        self._sweep()
         try:
             atomic.write_new(path, netcdf.to_bytes(record))
         except FileExistsError:  # another process was faster
             return self._taken(name, exist_ok)
         except OSError as error:
             raise atomic.cannot_write(path, error) from error
+        if sequence is not None:
+            self._latest[str(record.fields["run_id"].data)] = sequence
         return path
 
     def names(self) -> list[str]:
@@ -149,8 +153,16 @@ class Segments:
         if record.fields["run_id"].dims:
             raise StoreError(f"a segment of several runs in {self.path} has no default name; pass name=")
         run_id = str(record.fields["run_id"].data)
-        sequence = max(self._numbered(run_id), default=-1) + 1
-        return f"{_file_name(run_id)}-{sequence:06d}", sequence
+        sequence = self._latest.get(run_id, -1) + 1
+        if sequence == 0 or self.has(_numbered_name(run_id, sequence)):  # begun or taken up again by another
+            sequence = max(self._numbered(run_id), default=-1) + 1
+        return _numbered_name(run_id, sequence), sequence
+
+    def _sweep(self) -> None:
+        """Sweep the folder, but not at every append: of many thousand files the listing alone takes long."""
+        if self._swept is None or time.monotonic() - self._swept > atomic.FRESH:
+            atomic.sweep(self.path)
+            self._swept = time.monotonic()
 
     def _stamp(self) -> int:
         """Nanoseconds since 1970, later at every call."""
@@ -174,6 +186,10 @@ class Segments:
     def _some_names(self) -> str:
         names = self.names()
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+
+
+def _numbered_name(run_id: str, sequence: int) -> str:
+    return f"{_file_name(run_id)}-{sequence:06d}"
 
 
 def _file_name(run_id: str) -> str:
