@@ -8,7 +8,8 @@ from pathlib import Path
 
 from alignlab.store import atomic, reading, zarrs
 from alignlab.store.errors import StoreError
-from alignlab.store.joining import by_run, join
+from alignlab.store.joining import join
+from alignlab.store.pieces import by_run
 from alignlab.store.record import Record
 from alignlab.store.segments import Segments
 

@@ -17,7 +17,7 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -72,8 +72,10 @@ def to_bytes(record: Record) -> bytes:
     return bytes(content)
 
 
-def from_file(path: str | os.PathLike[str], only: Collection[str] | None = None) -> Record:
-    """The record in a netCDF-4 file that `to_bytes` made, with all its variables or `only` some.
+def from_file(
+    path: str | os.PathLike[str], only: Collection[str] | None = None, *, outlined: bool = False
+) -> Record:
+    """The record in a netCDF-4 file that `to_bytes` made, with all its variables or `only` some; or `outlined`.
 
     Raises:
         OSError, Damaged, NewerSchema: where there is none.
@@ -81,12 +83,15 @@ def from_file(path: str | os.PathLike[str], only: Collection[str] | None = None)
     import h5py
 
     try:
-        with h5py.File(path, "r", locking=False) as file:  # nobody writes to a segment
+        with h5py.File(path, "r", locking=False) as file, Path(path).open("rb") as plain:  # nobody writes to it
             if INDEX not in file.attrs:
                 raise Damaged("it has no alignlab index")
-            content = Path(path).read_bytes()
-            index = str(file.attrs[INDEX])
-            return Record.from_index(index, lambda name, entry: _read(content, file, name, entry), only)
+            return Record.from_index(
+                str(file.attrs[INDEX]),
+                lambda name, entry: _read(plain, file, name, entry),
+                only,
+                (lambda name, entry: _dtype(file, name, entry)) if outlined else None,
+            )
     except (KeyError, RuntimeError, TypeError) as error:
         raise Damaged(str(error)) from error
 
@@ -98,12 +103,20 @@ def _entry(field: Field, offset: int | None) -> Entry:
     return {} if offset is None else {"place": [field.data.dtype.str, field.data.shape, offset]}
 
 
-def _read(content: bytes, file: Any, name: str, entry: Entry) -> npt.NDArray[Any]:
+def _dtype(file: Any, name: str, entry: Entry) -> npt.DTypeLike:
+    if "place" in entry:
+        return np.dtype(entry["place"][0])
+    return np.dtype(bool) if "dtype" in file[name].attrs else np.dtype(file[name].dtype)
+
+
+def _read(plain: BinaryIO, file: Any, name: str, entry: Entry) -> npt.NDArray[Any]:
     if "text" in entry:
         return np.array(entry["text"], dtype=str)
     if "place" in entry:
         dtype, shape, offset = entry["place"]
-        return np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape).copy()
+        plain.seek(offset)
+        content = plain.read(math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.frombuffer(content, dtype, math.prod(shape)).reshape(shape).copy()
     data = np.asarray(file[name][()])
     return data.astype(bool) if "dtype" in file[name].attrs else data
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.store import zarrs
 from alignlab.store.errors import StoreError
-from alignlab.store.joining import Piece, by_run, join, split
+from alignlab.store.joining import join
+from alignlab.store.pieces import Piece, by_run, split
 from alignlab.store.record import Damaged, NewerSchema, Record
 from alignlab.store.segments import Segments
 

@@ -117,11 +117,16 @@ class Segments:
         """One segment, as it was appended. Raises StoreError where it is missing, damaged, or of a newer schema."""
         return self.read_record(name).to_dataset()
 
-    def read_record(self, name: str, only: Collection[str] | None = None) -> Record:
-        """One segment as plain arrays, all or `only` some, with the store's notes; raises as `read` does."""
+    def read_record(
+        self, name: str, only: Collection[str] | None = None, *, outlined: bool = False
+    ) -> Record:
+        """One segment as plain arrays, all or `only` some, with the store's notes; raises as `read` does.
+
+        `outlined`: with the values of its coordinates only.
+        """
         path = self.file(name)
         try:
-            return netcdf.from_file(path, only)
+            return netcdf.from_file(path, only, outlined=outlined)
         except FileNotFoundError as error:
             raise StoreError(f"no segment {name!r} in {self.path}; there are {self._some_names()}") from error
         except NewerSchema as error:
@@ -136,7 +141,7 @@ class Segments:
 
     def latest_status(self, run_id: str) -> str | None:
         """The status that the last segment of a run tells; None where the folder has no segment of it."""
-        from alignlab.store.joining import by_run, split
+        from alignlab.store.pieces import by_run, split
 
         heads = ((name, self.read_record(name, only=schema.run_coords)) for name in self.names())
         told = by_run(piece for name, head in heads for piece in split(head, str(self.file(name)))).get(
@@ -154,7 +159,8 @@ class Segments:
             raise StoreError(f"a segment of several runs in {self.path} has no default name; pass name=")
         run_id = str(record.fields["run_id"].data)
         sequence = self._latest.get(run_id, -1) + 1
-        if sequence == 0 or self.has(_numbered_name(run_id, sequence)):  # begun or taken up again by another
+        known = sequence > 0 and self.has(_numbered_name(run_id, sequence - 1))
+        if not known or self.has(_numbered_name(run_id, sequence)):  # another had a hand in it: look at them all
             sequence = max(self._numbered(run_id), default=-1) + 1
         return _numbered_name(run_id, sequence), sequence
 
