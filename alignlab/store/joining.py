@@ -48,12 +48,13 @@ class Axes:
 
     def places(self, piece: Piece) -> dict[str, Array]:
         return {
-            dim: self._place(dim, piece.record.fields[dim].data)
+            dim: self.place(dim, piece.record.fields[dim].data)
             for dim in self.values
             if dim in piece.record.fields
         }
 
-    def _place(self, dim: str, values: Array) -> Array:
+    def place(self, dim: str, values: Array) -> Array:
+        """Where values lie along a dim."""
         key = (dim, values.dtype.str, values.tobytes())
         if key not in self._known:
             axis = self.values[dim]
@@ -160,9 +161,10 @@ def _fill(
     for run, piece, places in parts:
         if name not in piece.record.fields:
             continue
-        where = (run, *_where([places[dim] for dim in dims]))
+        own = [places[dim] for dim in dims]
+        where = (run, *_where(own))
         data = piece.record.fields[name].data
-        if values[where].shape != data.shape:
+        if data.shape != tuple(place.size for place in own):  # an outline
             raise StoreError(
                 f"{name!r} is a variable in {piece.source} and a coordinate elsewhere; open these runs separately"
             )

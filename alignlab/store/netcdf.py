@@ -83,7 +83,10 @@ def from_file(
     import h5py
 
     try:
-        with h5py.File(path, "r", locking=False) as file, Path(path).open("rb") as plain:  # nobody writes to it
+        with (
+            h5py.File(path, "r", locking=False) as file,
+            Path(path).open("rb") as plain,
+        ):  # nobody writes to it
             if INDEX not in file.attrs:
                 raise Damaged("it has no alignlab index")
             return Record.from_index(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignlab.store import promotion
 from alignlab.store.errors import StoreError
 from alignlab.store.record import Field, Record
 from alignlab.store.schema import run_coords
@@ -56,23 +55,24 @@ class Piece:
 
 
 def split(record: Record, source: str) -> list[Piece]:
-    """The runs of a record, each by itself."""
+    """The runs of a segment, each by itself."""
     if not record.fields["run_id"].dims:
         return [Piece(record, source)]
-    rows = [row(record, i) for i in range(record.fields["run_id"].data.size)]
-    promotion.demote(rows, record.notes)
-    return [Piece(row, source) for row in rows]
+    return [Piece(row(record, i), source) for i in range(record.fields["run_id"].data.size)]
 
 
 def row(record: Record, i: int) -> Record:
     """The i-th run of a record; what is outlined stays so."""
-    fields = {
-        name: (f.outlined(f.dims[1:]) if f.is_outline else Field(f.dims[1:], f.data[i, ...], f.attrs))
-        if f.dims[:1] == ("run",)
-        else f
-        for name, f in record.fields.items()
-    }
+    fields = {name: _row(field, i) for name, field in record.fields.items()}
     return Record(fields, set(record.coords), dict(record.attrs), dict(record.notes))
+
+
+def _row(field: Field, i: int) -> Field:
+    if field.dims[:1] != ("run",):
+        return field
+    if field.is_outline:
+        return Field.outline(field.dims[1:], field.data.dtype, field.attrs)
+    return Field(field.dims[1:], field.data[i, ...], field.attrs)
 
 
 def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:

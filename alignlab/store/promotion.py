@@ -38,11 +38,11 @@ def promote(record: Record, told: Sequence[Sequence[Record]]) -> None:
         record.notes["promoted"][name] = {"owner": owner, "key": key, "values": values}
 
 
-def demote(rows: Sequence[Record], notes: dict[str, Any]) -> None:
-    """Undo `promote` in the records of the single runs, where `notes` are of the record that held them all."""
+def demote(rows: Sequence[Record], notes: dict[str, Any], numbers: Sequence[int]) -> None:
+    """Undo `promote` in the records of single runs: those of these `numbers` in the record whose `notes` are given."""
     for name, attribute in notes.get("promoted", {}).items():
-        owner, key = attribute["owner"], attribute["key"]
-        for row, value in zip(rows, attribute["values"], strict=True):
+        owner, key, values = attribute["owner"], attribute["key"], attribute["values"]
+        for row, value in zip(rows, [values[i] for i in numbers], strict=True):
             del row.fields[name]
             row.coords.discard(name)
             if not value:

@@ -160,7 +160,9 @@ class Segments:
         run_id = str(record.fields["run_id"].data)
         sequence = self._latest.get(run_id, -1) + 1
         known = sequence > 0 and self.has(_numbered_name(run_id, sequence - 1))
-        if not known or self.has(_numbered_name(run_id, sequence)):  # another had a hand in it: look at them all
+        if not known or self.has(
+            _numbered_name(run_id, sequence)
+        ):  # another had a hand in it: look at them all
             sequence = max(self._numbered(run_id), default=-1) + 1
         return _numbered_name(run_id, sequence), sequence
 
