@@ -122,7 +122,9 @@ def test_a_copied_store_still_uses_its_compaction(compacted, monkeypatch):
         os.utime(path, (1, 1))
     read, whole = Segments.read_record, []
     monkeypatch.setattr(
-        Segments, "read_record", lambda self, n, only=None, **how: whole.append(only) or read(self, n, only, **how)
+        Segments,
+        "read_record",
+        lambda self, n, only=None, **how: whole.append(only) or read(self, n, only, **how),
     )
     xr.testing.assert_identical(open_runs(compacted), before)
     assert whole == [()] * 5
