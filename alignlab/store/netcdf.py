@@ -108,8 +108,8 @@ def _entry(field: Field, offset: int | None) -> Entry:
 
 def _dtype(file: Any, name: str, entry: Entry) -> npt.DTypeLike:
     if "place" in entry:
-        return np.dtype(entry["place"][0])
-    return np.dtype(bool) if "dtype" in file[name].attrs else np.dtype(file[name].dtype)
+        return str(entry["place"][0])
+    return "bool" if "dtype" in file[name].attrs else str(file[name].dtype)
 
 
 def _read(plain: BinaryIO, file: Any, name: str, entry: Entry) -> npt.NDArray[Any]:

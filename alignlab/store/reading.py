@@ -40,7 +40,8 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
     Lazy is what was compacted (:func:`alignlab.compact`): its coordinates and attributes are read now, its variables are
     dask arrays that read, and check, each chunk when it is computed (``.load()``, ``.compute()``, ``.values``). Of a store
     that grew since, the new segments are read now and the rest stays lazy. Where nothing was compacted everything is
-    loaded into memory. The values are the same either way.
+    loaded into memory. The values are the same either way. A variable that is asked for many times is best loaded once:
+    ``runs[["loss", "gradient_angle"]].load()``; of 10,000 runs x 200 steps x 4 layers it has 32 MB.
 
     Raises:
         StoreError: where there is no store, nothing in it, a damaged or newer file, or one run_id for two runs; when it is
@@ -124,7 +125,7 @@ def _promised(variable: Any, chunk: Sequence[int], read: Callable[[Any, Box], Ar
     """A dask array of what `read` gives for each chunk of a variable."""
     import dask.array as da
 
-    return da.from_array(
+    return da.from_array(  # type: ignore[no-untyped-call]
         variable,
         chunks=tuple(chunk),
         name=f"{variable.name}-{uuid.uuid4().hex}",

@@ -19,6 +19,7 @@ from alignlab.store.record import Field, Record
 from alignlab.store.zarrs import Zarr, everything
 
 Form = dict[str, Any]
+ALL: Form = {"without": [], "dtypes": {}}
 
 
 def forms(runs: Runs, layout: Layout) -> dict[str, Any]:
@@ -53,7 +54,13 @@ def runs_of(
     values = {
         name: arrays[name].read((slice(first, last), *everything(arrays[name].shape[1:]))) for name in wanted
     }
-    records = [_row(record, i, {name: block[i - first] for name, block in values.items()}) for i in rows]
+    numbers = record.notes["form"] if "form" in record.notes else [0] * last
+    frames = {
+        n: _Frame(record, record.notes["forms"][n] if "forms" in record.notes else ALL) for n in set(numbers)
+    }
+    records = [
+        frames[numbers[i]].row(i, {name: block[i - first] for name, block in values.items()}) for i in rows
+    ]
     promotion.demote(records, record.notes, rows)
     return [Piece(row, source) for row in records]
 
@@ -88,24 +95,37 @@ def _form(told: Sequence[Piece], layout: Layout) -> Form:
     return form
 
 
-def _row(record: Record, i: int, values: Mapping[str, Array]) -> Record:
-    """One row in its own form."""
-    notes = record.notes
-    form = notes["forms"][notes["form"][i]] if "forms" in notes else {"without": [], "dtypes": {}}
-    fields = {}
-    for name, (dims, data, attrs) in record.fields.items():
-        if name in form["without"]:
-            continue
-        own = tuple(dim for dim in dims if dim != "run")
-        if name in values:
-            data = values[name]
-        elif record.fields[name].is_outline:
-            fields[name] = Field.outline(own, form["dtypes"].get(name, data.dtype), attrs)
-            continue
-        elif len(own) < len(dims):
-            data = data[i, ...]
-        for axis, dim in enumerate(own):
-            if dim in form:
-                data = np.take(data, np.asarray(form[dim], dtype=np.intp), axis)
-        fields[name] = Field(own, data.astype(form["dtypes"].get(name, data.dtype), copy=False), attrs)
-    return Record(fields, record.coords & fields.keys(), dict(record.attrs), dict(notes))
+class _Frame:
+    """What all runs of one form have in common, out of which a row is made."""
+
+    def __init__(self, record: Record, form: Form) -> None:
+        self._record, self._form = record, form
+        fields = {name: field for name, field in record.fields.items() if name not in form["without"]}
+        self._own = [name for name, f in fields.items() if f.dims[:1] == ("run",) and not f.is_outline]
+        self._shared = {
+            name: self._outline(name, field) if field.is_outline else self._restricted(name, field.data)
+            for name, field in fields.items()
+            if name not in self._own
+        }
+
+    def row(self, i: int, values: Mapping[str, Array]) -> Record:
+        """The i-th row, with the values of some variables."""
+        fields = dict(self._shared)
+        for name in self._own:
+            fields[name] = self._restricted(name, self._record.fields[name].data[i, ...])
+        for name in values.keys() & fields.keys():
+            fields[name] = self._restricted(name, values[name])
+        record = self._record
+        return Record(fields, record.coords & fields.keys(), dict(record.attrs), record.notes)
+
+    def _outline(self, name: str, field: Field) -> Field:
+        return Field.outline(field.dims[1:], self._form["dtypes"].get(name, field.data.dtype), field.attrs)
+
+    def _restricted(self, name: str, data: Array) -> Field:
+        """Of a variable what the run has of it, in its own type."""
+        dims, _, attrs = self._record.fields[name]
+        dims = tuple(dim for dim in dims if dim != "run")
+        for axis, dim in enumerate(dims):
+            if dim in self._form:
+                data = np.take(data, np.asarray(self._form[dim], dtype=np.intp), axis)
+        return Field(dims, data.astype(self._form["dtypes"].get(name, data.dtype), copy=False), attrs)

@@ -6,6 +6,8 @@ are still the same, and no further. A run that went on since is read anew from a
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,8 +16,8 @@ from typing import Any
 from alignlab.store import rows, zarrs
 from alignlab.store.errors import StoreError
 from alignlab.store.pieces import Piece, by_run, split
-from alignlab.store.record import Damaged, NewerSchema
-from alignlab.store.segments import Segments
+from alignlab.store.record import Damaged, Field, NewerSchema
+from alignlab.store.segments import SUFFIX, Segments
 from alignlab.store.zarrs import Zarr
 
 COMPACTION = "compact.zarr"
@@ -25,7 +27,7 @@ Notes = dict[str, dict[str, Any]]  # of each segment: its runs, when it was writ
 
 
 class Shelf:
-    """The runs of the store at `path`. `runs` has the pieces of each by run_id, sorted.
+    """The runs of the store at `path`.
 
     Compacted runs have their variables outlined; so have those in segments where `outlined`, else they are all read.
 
@@ -39,8 +41,9 @@ class Shelf:
         notes = {} if self.compaction is None else self.compaction.record.notes["segments"]
         new = [name for name in self._segments if name not in notes]
         stamps = {name: stamp(path, name) for name in self._segments} if outlined else {}
+        common: dict[Any, Field] = {}
         with (phase or silent)("reading segments", len(new)) as notify:
-            told = {name: _pieces(path, name, outlined, notify) for name in new}
+            told = {name: _shared(_pieces(path, name, outlined, notify), common) for name in new}
         self.notes: Notes = {
             name: note | {"stamp": stamps.get(name, note["stamp"])} for name, note in notes.items()
         }
@@ -52,7 +55,11 @@ class Shelf:
         self._told = by_run(p for pieces in told.values() for p in pieces if p.run_id in going_on)
         ids = [] if self.compaction is None else self.compaction.record.fields["run_id"].data.ravel().tolist()
         self._rows = {run_id: i for i, run_id in enumerate(ids) if run_id not in going_on}
-        self.runs = dict(sorted((self._told | self._compacted(list(self._rows), ())).items()))
+
+    @functools.cached_property
+    def runs(self) -> dict[str, list[Piece]]:
+        """The pieces of each run by run_id, sorted."""
+        return dict(sorted((self._told | self._compacted(list(self._rows), ())).items()))
 
     @property
     def is_compacted(self) -> bool:
@@ -124,7 +131,7 @@ def _unchanged(path: Path, name: str, note: Mapping[str, Any]) -> bool:
 
 def stamp(path: Path, name: str) -> list[int]:
     """Size and modification time (ns) of a segment's file."""
-    status = Segments(path).file(name).stat()
+    status = os.stat(f"{path}/{name}{SUFFIX}")  # many thousand times; a Path takes longer than the disk
     return [status.st_size, status.st_mtime_ns]
 
 
@@ -142,6 +149,17 @@ def _pieces(path: Path, name: str, outlined: bool = False, notify: Notify = lamb
     segments = Segments(path)
     pieces = split(segments.read_record(name, outlined=outlined), str(segments.file(name)))
     notify(1)
+    return pieces
+
+
+def _shared(pieces: list[Piece], common: dict[Any, Field]) -> list[Piece]:
+    """The pieces, holding what is common to many only once: most runs have the same steps, layers and attributes."""
+    for piece in pieces:
+        fields = piece.record.fields
+        for name, f in fields.items():
+            if f.dims and (f.is_outline or name in piece.record.coords):
+                key = (f.dims, f.data.dtype.str, f.data.shape, f.data.tobytes(), repr(f.attrs))
+                fields[name] = common.setdefault(key, f)
     return pieces
 
 

@@ -119,7 +119,6 @@ def test_a_compaction_holds_what_the_segments_hold_before_and_after_the_store_gr
     assert_same(open_runs(path), eager(path))
     compact(path)
     assert_same(open_runs(path), eager(path))
-    assert_same(open_runs(compact(path / "compact.zarr", tmp_path / "copy.zarr")), eager(path))
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ SELECTIONS = {
     "runs by a coordinate": lambda r: r.where(r.lr > 0.05, drop=True),
     "every third run backwards": lambda r: r.isel(run=slice(None, None, -3)),
     "mean over runs": lambda r: r.mean("run", skipna=True),
-    "spread over seeds": lambda r: r[["loss", "gradient_angle"]].groupby("lr").std("run"),
+    "spread over seeds": lambda r: r[["loss", "gradient_angle"]].sel(step=[0, 2]).groupby("lr").std("run"),
     "the last loss": lambda r: r.loss.sel(step=r.last_step),
 }
 
@@ -169,6 +168,11 @@ def test_opening_reads_no_values(grown, monkeypatch):
     assert open_runs(grown).load().sizes["run"] == 11
 
 
+def test_a_copy_of_a_compaction_holds_the_same(grown):
+    copy = compact(grown / "compact.zarr", grown / "copy.zarr")
+    assert_same(open_runs(copy), open_runs(grown / "compact.zarr"))
+
+
 def test_segments_that_were_not_compacted_are_loaded(grown):
     assert lazy_names(eager(grown)) == set()
 
@@ -193,11 +197,14 @@ def test_runs_opened_before_a_new_compaction_give_no_other_values(grown):
     before = open_runs(grown / "compact.zarr")
     expected = before.copy(deep=True).load()
     compact(grown)
+    told = []
     for name in before.data_vars:
         try:
             xr.testing.assert_identical(before[name].compute(), expected[name])
         except StoreError as error:
-            assert "open it again" in str(error)  # noqa: PT017
+            told.append(str(error))
+    assert told
+    assert all("open it again" in error for error in told)
 
 
 def test_memory_is_that_of_a_batch(make_run, tmp_path, monkeypatch):
