@@ -106,7 +106,7 @@ def _entry(field: Field, offset: int | None) -> Entry:
     return {} if offset is None else {"place": [field.data.dtype.str, field.data.shape, offset]}
 
 
-def _dtype(file: Any, name: str, entry: Entry) -> npt.DTypeLike:
+def _dtype(file: Any, name: str, entry: Entry) -> str:
     if "place" in entry:
         return str(entry["place"][0])
     return "bool" if "dtype" in file[name].attrs else str(file[name].dtype)
