@@ -59,10 +59,11 @@ def _compare(told: Sequence[Sequence[Attrs]]) -> tuple[Attrs, list[tuple[str, li
 
     `told` are each run's attributes, once for each of its segments; a run without any has no such variable.
     """
-    merged = [{key: value for attrs in words for key, value in attrs.items()} for words in told]
+    merged = [words[0] if len(words) == 1 else _merged(words) for words in told]
     voters = [attrs for attrs, words in zip(merged, told, strict=True) if words]
-    if len({repr(attrs) for attrs in voters}) == 1:  # as text, for there NaN equals itself and True is not 1
-        return voters[0], []
+    distinct = {id(attrs): attrs for attrs in voters}.values()  # many runs hold the same ones
+    if len({repr(attrs) for attrs in distinct}) == 1:  # as text, for there NaN equals itself and True is not 1
+        return dict(voters[0]), []
     shared, differing = {}, []
     for key in dict.fromkeys(key for attrs in voters for key in attrs):
         if len({repr([attrs[key]] if key in attrs else []) for attrs in voters}) == 1:
@@ -70,6 +71,10 @@ def _compare(told: Sequence[Sequence[Attrs]]) -> tuple[Attrs, list[tuple[str, li
         else:
             differing.append((key, [[attrs[key]] if key in attrs else [] for attrs in merged]))
     return shared, differing
+
+
+def _merged(words: Sequence[Attrs]) -> Attrs:
+    return {key: value for attrs in words for key, value in attrs.items()}
 
 
 def _free_name(name: str, record: Record) -> str:

@@ -56,6 +56,10 @@ HISTORIES = {
         [(m("a", beta=0.9, depth=3), None), (m("b", note="x"), None)],
         [(m("c", depth=2, epochs=7), None)],
     ),
+    "a coordinate that all have in the end": lambda m: (
+        [(m("a", depth=3), None), (m("b", steps=[0]), None)],
+        [(m("b", steps=[10], depth=4), None)],
+    ),
     "coordinates along a dim": lambda m: (
         [(m("a").assign_coords(fan_in=("layer", [8, 9])), None), (m("b"), None)],
         [(m("c").assign_coords(epoch=("step", [0, 0, 1])), None)],
