@@ -62,7 +62,9 @@ def _compare(told: Sequence[Sequence[Attrs]]) -> tuple[Attrs, list[tuple[str, li
     merged = [words[0] if len(words) == 1 else _merged(words) for words in told]
     voters = [attrs for attrs, words in zip(merged, told, strict=True) if words]
     distinct = {id(attrs): attrs for attrs in voters}.values()  # many runs hold the same ones
-    if len({repr(attrs) for attrs in distinct}) == 1:  # as text, for there NaN equals itself and True is not 1
+    if (
+        len({repr(attrs) for attrs in distinct}) == 1
+    ):  # as text, for there NaN equals itself and True is not 1
         return dict(voters[0]), []
     shared, differing = {}, []
     for key in dict.fromkeys(key for attrs in voters for key in attrs):

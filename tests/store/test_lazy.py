@@ -214,7 +214,8 @@ def test_runs_opened_before_a_new_compaction_give_no_other_values(grown):
 def test_memory_is_that_of_a_batch(make_run, tmp_path, monkeypatch):
     """No block that is written has more than the batch's bytes, and none is held when the next is made."""
     monkeypatch.setattr(zarrs, "BATCH_BYTES", 1000)
-    append_all(tmp_path, [(make_run(f"r{i:02d}", seed=i), None) for i in range(30)])
+    path = tmp_path / "store"
+    append_all(path, [(make_run(f"r{i:02d}", seed=i), None) for i in range(30)])
     sizes, write = [], zarrs.write
 
     def watched(path, record, blocks):
@@ -226,9 +227,10 @@ def test_memory_is_that_of_a_batch(make_run, tmp_path, monkeypatch):
         write(path, record, weighed())
 
     monkeypatch.setattr(zarrs, "write", watched)
-    compact(tmp_path)
+    compact(path)
     assert len(sizes) > 3
     assert max(sizes) <= 1000
+    assert_same(open_runs(path), eager(path))
 
 
 def test_progress_is_told(make_run, tmp_path):
