@@ -1,4 +1,4 @@
-"""The command line: run a spec, audit a claim, answer a question, draw a store, find the data.
+"""The command line: run a spec, audit a claim, answer a question, draw a store or compact it, find the data.
 
 On bad input one clear line and exit code 2.
 """
@@ -167,7 +167,30 @@ def figures(
     """
     from alignlab.store import open_runs
 
-    _draw_runs(open_runs(store), out or Path("figures") / store.resolve().name)
+    _draw_runs(open_runs(store).load(), out or Path("figures") / store.resolve().name)
+
+
+@app.command()
+def compact(
+    store: Annotated[Path, typer.Argument(help="A folder that runs were recorded to.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The zarr to write; by default STORE/compact.zarr.", show_default=False),
+    ] = None,
+) -> None:
+    """Compact a store's runs into one zarr, so that thousands open at once and lazily.
+
+    The recorded files stay as they are. After more runs were recorded, the same command takes them in.
+
+    Example: alignlab compact runs/sweep
+    """
+    from alignlab.store import compact as compact_store
+    from alignlab.store import open_runs
+
+    path = compact_store(store, out, phase=_progress())
+    runs = open_runs(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    typer.echo(f"{runs.sizes.get('run', 1)} run(s) in {path} ({size / 1e6:.1f} MB)")
 
 
 @data_app.command("list")

@@ -95,6 +95,17 @@ def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
 
 
+def test_compact_makes_one_zarr_that_figures_draws(spec, tmp_path, monkeypatch, capsys):
+    run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
+    store = tmp_path / "out" / "store"
+    assert run(["compact", store], monkeypatch) == 0
+    assert f"1 run(s) in {store / 'compact.zarr'}" in capsys.readouterr().out
+    assert run(["compact", store, "--out", tmp_path / "else.zarr"], monkeypatch) == 0
+    for drawn in (store, tmp_path / "else.zarr"):
+        assert run(["figures", drawn, "--out", tmp_path / "drawn"], monkeypatch) == 0
+        assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
+
+
 def test_data_list_names_every_set(monkeypatch, capsys):
     assert run(["data", "list"], monkeypatch) == 0
     out = capsys.readouterr().out
@@ -114,6 +125,8 @@ BAD = [
     (["audit", {**CLAIM, "smallest_effect": 0}], "smallest_effect"),
     (["audit", {**CLAIM, "outcome": "joy"}], "joy"),
     (["figures", "no/store/here"], "no/store/here"),
+    (["compact", "no/store/here"], "no/store/here"),
+    (["compact", "."], "no segments in"),
     (["data", "path", "imagenet"], "imagenet"),
     (["wake"], "wake"),
 ]
@@ -137,7 +150,8 @@ def test_bad_input_is_one_clear_line_and_code_2(arguments, named, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["audit"], ["figures"], ["data"], ["data", "list"], ["data", "fetch"]]
+    "command",
+    [[], ["run"], ["audit"], ["figures"], ["compact"], ["data"], ["data", "list"], ["data", "fetch"]],
 )
 def test_help_has_an_example(command, monkeypatch, capsys):
     assert run([*command, "--help"], monkeypatch) == 0

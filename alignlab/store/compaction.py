@@ -1,38 +1,53 @@
-"""`compact`: the segments of a store as one zarr, which opens many runs in a fraction of a second."""
+"""`compact`: the segments of a store as one zarr, which opens many runs in a fraction of a second.
+
+Runs are written in batches, so that the memory needed does not grow with their values. First only the coordinates and
+attributes of all segments are read; these decide where everything goes. Then each batch is read, joined and written.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignlab.store import atomic, reading, zarrs
+from alignlab.store import atomic, rows, zarrs
 from alignlab.store.errors import StoreError
-from alignlab.store.joining import by_run, join
+from alignlab.store.joining import Layout, plan
+from alignlab.store.pieces import Array, row
 from alignlab.store.record import Record
 from alignlab.store.segments import Segments
+from alignlab.store.shelf import COMPACTION, Notify, Phase, Shelf, holds, read_compaction, silent, stamp
 
 
-def compact(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def compact(
+    path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, phase: Phase | None = None
+) -> Path:
     """Write all runs of the store `path` into one zarr and return where: `out`, or ``compact.zarr`` in the store.
 
     The segments stay, and stay the truth: `open_runs` on the store takes from the zarr what is still as it was
-    compacted, and reads the rest from the segments. Where the zarr is up to date nothing is written.
+    compacted, and reads the rest from the segments. Where the zarr is up to date nothing is written; where the store grew,
+    only new segments are read, and the rest is taken from the zarr. The memory needed is that of all coordinates and of 64
+    MiB of values (or of the largest run or segment, if that is larger).
+
+    ``phase``: called as ``phase(what, n)`` for progress, a context manager that gives a function to call with how many
+    more are done.
 
     Raises:
         StoreError: where the store cannot be read, or `out` cannot be written or is something else.
     """
     source = Path(path)
-    default = source if zarrs.is_zarr(source) else source / reading.COMPACTION
+    default = source if zarrs.is_zarr(source) else source / COMPACTION
     target = default if out is None else Path(out)
     names = [] if zarrs.is_zarr(source) else Segments(source).names()
     if _up_to_date(target, source, names):
         return target
-    record = _joined(source, names) if names else reading.load(source)
+    shelf = Shelf(source, outlined=True, phase=phase)
+    record, layout = _outlined(shelf)
     atomic.make_folder(target.parent)
     atomic.sweep(target.parent)
     try:
-        zarrs.write(target, record)
+        with (phase or silent)("compacting runs", len(shelf.runs)) as notify:
+            zarrs.write(target, record, _blocks(shelf, layout, record, notify))
     except OSError as error:
         raise atomic.cannot_write(target, error) from error
     return target
@@ -43,24 +58,38 @@ def _up_to_date(target: Path, source: Path, names: Sequence[str]) -> bool:
         return False
     if not zarrs.is_zarr(target):
         raise StoreError(f"{target} exists and is no compaction; choose another out")
-    old = reading.read_compaction(target)
+    old = read_compaction(target)
     if not names:  # nothing but a compaction to read from: the target itself, or one that it may be a copy of
-        return target == source or target.parent == source or old.notes == reading.load(source).notes
-    return reading.holds(old, source, names) and set(names) == set(old.notes["segments"])
+        return target == source or target.parent == source or old.record.notes == _only(source).notes
+    compacted = old.record.notes["segments"]
+    if not holds(old, source, names) or set(names) != set(compacted):
+        return False
+    return all(
+        stamp(source, name) == note["stamp"] for name, note in compacted.items()
+    )  # or the store was copied
 
 
-def _joined(source: Path, names: Sequence[str]) -> Record:
-    """All segments joined, with a note of what they were."""
-    stamps = {name: reading.stamp(source, name) for name in names}
-    pieces = reading.segment_pieces(source, names)
-    written = {piece.source: piece.record.notes["written"] for piece in pieces}
-    runs: dict[str, list[str]] = {}
-    for piece in pieces:
-        runs.setdefault(piece.source, []).append(piece.run_id)
-    record = join(list(by_run(pieces).values()))
-    files = {name: str(Segments(source).file(name)) for name in names}
-    record.notes["segments"] = {
-        name: {"runs": runs[file], "written": written[file], "stamp": stamps[name]}
-        for name, file in files.items()
-    }
-    return record
+def _only(source: Path) -> Record:
+    return read_compaction(source if zarrs.is_zarr(source) else source / COMPACTION).record
+
+
+def _outlined(shelf: Shelf) -> tuple[Record, Layout]:
+    """All that is to be written but the values of the variables, with notes of what they come from."""
+    runs = list(shelf.runs.values())
+    layout = plan(runs)
+    layout.record.notes |= rows.forms(runs, layout) | {"segments": shelf.notes}
+    return layout.record if len(runs) > 1 else row(layout.record, 0), layout
+
+
+def _blocks(shelf: Shelf, layout: Layout, record: Record, notify: Notify) -> Iterator[dict[str, Array]]:
+    run_ids = list(shelf.runs)
+    if len(run_ids) == 1:
+        block = layout.block(shelf.values(run_ids))
+        yield {name: values[0] for name, values in block.items()}
+        notify(1)
+        return
+    size = zarrs.batch(record)
+    for start in range(0, len(run_ids), size):
+        part = run_ids[start : start + size]
+        yield layout.block(shelf.values(part))
+        notify(len(part))

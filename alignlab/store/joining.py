@@ -1,14 +1,14 @@
-"""Pieces of runs put together: the segments of one run along `step`, and the runs along `run`.
+"""Runs put together: everything that is told of each, placed along `run` in arrays that span all steps, layers and modes.
 
-Everything is one operation: each piece is placed at its steps, layers and modes in arrays that span them all (an
-outer join), one variable at a time. Where segments of one run overlap, as after a resumption from an
-earlier checkpoint, the later segment speaks for its variables at its steps.
+Everything is one operation: each piece is placed at its steps, layers and modes (an outer join), one variable at a time.
+It has two halves, so that runs which do not fit into memory can be joined too. A :class:`Layout` is what follows from
+coordinates and attributes alone; with it the values of any block of runs can be placed by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,154 +16,132 @@ import numpy.typing as npt
 
 from alignlab.store import promotion
 from alignlab.store.errors import StoreError
+from alignlab.store.pieces import Piece, equal, row
 from alignlab.store.record import Field, Record
-from alignlab.store.schema import run_coords
 
 Array = npt.NDArray[Any]
-Part = tuple[int, "Piece", dict[str, Array]]  # number of the run, piece, where it lies along each dim
+Runs = Sequence[Sequence[Piece]]  # the pieces of each run, in order
+Place = tuple[int, Piece, dict[str, Array]]  # number of the run, piece, where it lies along each dim
 AXES = ("step", "layer", "mode")
-IDENTITY = tuple(name for name in run_coords if name not in ("run_id", "status", "last_step"))
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one source tells about one run: a record without the dim run."""
+class Axes:
+    """All values along each dim, and where those of a piece lie among them."""
 
-    record: Record
-    source: str
+    values: dict[str, Array]
+    _known: dict[tuple[str, str, bytes], Array] = field(default_factory=dict)
 
-    @property
-    def run_id(self) -> str:
-        return str(self.record.fields["run_id"].data)
+    @classmethod
+    def of(cls, pieces: Iterable[Piece]) -> Axes:
+        """Sorted numbers, or layers in the order in which they first come."""
+        found: dict[str, dict[bytes, Array]] = {}  # most runs have the same steps
+        for piece in pieces:
+            for dim in AXES:
+                if dim in piece.record.fields:
+                    values = piece.record.fields[dim].data
+                    found.setdefault(dim, {}).setdefault(values.dtype.str.encode() + values.tobytes(), values)
+        return cls({dim: _union(dim, list(found[dim].values())) for dim in AXES if dim in found})
 
-    @property
-    def status(self) -> str:
-        return str(self.record.fields["status"].data)
+    def sizes(self, runs: int) -> dict[str, int]:
+        return {"run": runs, **{dim: axis.size for dim, axis in self.values.items()}}
 
-    @property
-    def last_step(self) -> int:
-        return int(self.record.fields["last_step"].data)
+    def places(self, piece: Piece) -> dict[str, Array]:
+        return {
+            dim: self.place(dim, piece.record.fields[dim].data)
+            for dim in self.values
+            if dim in piece.record.fields
+        }
 
-
-def split(record: Record, source: str) -> list[Piece]:
-    """The runs of a record, each by itself."""
-    if not record.fields["run_id"].dims:
-        return [Piece(record, source)]
-    rows = [_row(record, i) for i in range(record.fields["run_id"].data.size)]
-    promotion.demote(rows, record.notes)
-    return [Piece(row, source) for row in rows]
-
-
-def _row(record: Record, i: int) -> Record:
-    fields = {
-        name: Field(f.dims[1:], f.data[i, ...], f.attrs) if f.dims[:1] == ("run",) else f
-        for name, f in record.fields.items()
-    }
-    return Record(fields, set(record.coords), dict(record.attrs), dict(record.notes))
-
-
-def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
-    """The pieces of each run in the order in which they were written; runs sorted by their id.
-
-    Raises:
-        StoreError: where pieces of one run_id are of different runs.
-    """
-    runs: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        runs.setdefault(piece.run_id, []).append(piece)
-    for told in runs.values():
-        numbered = all(piece.record.notes.get("sequence") is not None for piece in told)
-        key = "sequence" if numbered else "written"
-        told.sort(key=lambda piece: piece.record.notes.get(key) or 0)
-        _check_identity(told)
-    return dict(sorted(runs.items()))
+    def place(self, dim: str, values: Array) -> Array:
+        """Where values lie along a dim."""
+        key = (dim, values.dtype.str, values.tobytes())
+        if key not in self._known:
+            axis = self.values[dim]
+            order = np.argsort(axis, kind="stable")
+            found = order[np.searchsorted(axis, values, sorter=order)] if values.size else np.arange(0)
+            self._known[key] = found
+        return self._known[key]
 
 
-def _check_identity(told: Sequence[Piece]) -> None:
-    first = told[0]
-    for piece in told[1:]:
-        for name in IDENTITY:
-            a, b = first.record.fields.get(name), piece.record.fields.get(name)
-            if a is not None and b is not None and not _equal(a.data, b.data).all():
-                raise StoreError(
-                    f"run {piece.run_id!r} is two runs: {name} is {a.data} in {first.source} and {b.data} in "
-                    f"{piece.source}; give each run its own run_id, or keep them in separate folders"
-                )
-
-
-def join(runs: Sequence[Sequence[Piece]]) -> Record:
-    """One record of all runs, given as the pieces of each in order; without the dim run where there is one run."""
-    pieces = [(i, _trimmed(piece, told[-1].last_step)) for i, told in enumerate(runs) for piece in told]
-    axes = {dim: axis for dim in AXES if (axis := _axis(dim, [piece for _, piece in pieces])) is not None}
-    places = [_places(piece, axes) for _, piece in pieces]
-    sizes = {"run": len(runs), **{dim: axis.size for dim, axis in axes.items()}}
-    names = dict.fromkeys(name for _, piece in pieces for name in piece.record.fields)
-    coords = set().union(*(piece.record.coords for _, piece in pieces))
-
-    fields = {}
-    for name in names:
-        parts = [
-            (i, p, place) for (i, p), place in zip(pieces, places, strict=True) if name in p.record.fields
-        ]
-        if name in axes:
-            fields[name] = Field((name,), axes[name], {})
-        else:
-            collapse = name in coords and parts[0][1].record.fields[name].dims != ()
-            fields[name] = _place(name, parts, sizes, collapse)
-    record = Record(fields, coords, {})
-    promotion.promote(record, [[piece.record for piece in pieces] for pieces in runs])
-    return record if len(runs) > 1 else _row(record, 0)
-
-
-def _trimmed(piece: Piece, last_step: int) -> Piece:
-    """A piece without steps after the run's last, left by an attempt that was taken up again before them."""
-    steps = piece.record.fields["step"].data
-    n = int(np.searchsorted(steps, last_step, side="right"))
-    if n == steps.size:
-        return piece
-    fields = {
-        name: Field(f.dims, f.data[:n], f.attrs) if f.dims[:1] == ("step",) else f
-        for name, f in piece.record.fields.items()
-    }
-    record = piece.record
-    return Piece(Record(fields, record.coords, record.attrs, record.notes), piece.source)
-
-
-def _axis(dim: str, pieces: Sequence[Piece]) -> Array | None:
-    """All values along a dim: sorted numbers, or layers in the order in which they first come."""
-    values = [piece.record.fields[dim].data for piece in pieces if dim in piece.record.fields]
-    if not values:
-        return None
+def _union(dim: str, values: Sequence[Array]) -> Array:
     if dim != "layer":
         return np.unique(np.concatenate(values))
     return np.array(list(dict.fromkeys(name for names in values for name in names.tolist())), dtype=str)
 
 
-def _places(piece: Piece, axes: dict[str, Array]) -> dict[str, Array]:
-    """Where the piece's steps, layers and modes lie along the axes of all."""
-    places = {}
-    for dim, axis in axes.items():
-        if dim in piece.record.fields:
-            values = piece.record.fields[dim].data
-            order = np.argsort(axis, kind="stable")
-            places[dim] = order[np.searchsorted(axis, values, sorter=order)] if values.size else np.arange(0)
-    return places
+@dataclass(frozen=True)
+class Layout:
+    """What is known of joined runs before any values: `record` has all but those of variables, which are outlined."""
+
+    axes: Axes
+    record: Record
+
+    def block(self, runs: Runs, only: Collection[str] | None = None) -> dict[str, Array]:
+        """The values of all outlined variables, or `only` some, of some of the runs: (run, ...) with run = len(runs)."""
+        placed = _placed(runs, self.axes)
+        sizes = self.axes.sizes(len(runs))
+        blocks = {}
+        for name in self.record.outlinable:
+            if only is None or name in only:
+                outline = self.record.fields[name]
+                values = _empty([sizes[dim] for dim in ("run", *outline.dims[1:])], outline.data.dtype)
+                _fill(name, values, outline.dims[1:], placed)
+                blocks[name] = values
+        return blocks
 
 
-def _place(name: str, parts: Sequence[Part], sizes: dict[str, int], collapse: bool) -> Field:
+def join(runs: Runs) -> Record:
+    """One record of all runs, given as the pieces of each in order; without the dim run where there is one run."""
+    layout = plan(runs)
+    record = layout.record
+    for name, values in layout.block(runs).items():
+        record.fields[name] = record.fields[name]._replace(data=values)
+    return record if len(runs) > 1 else row(record, 0)
+
+
+def plan(runs: Runs) -> Layout:
+    """The layout of joined runs, of which only the coordinates' values are needed."""
+    trimmed = [[piece.until(told[-1].last_step) for piece in told] for told in runs]
+    axes = Axes.of(piece for told in trimmed for piece in told)
+    placed = _placed(runs, axes)
+    sizes = axes.sizes(len(runs))
+    coords = set().union(*(piece.record.coords for _, piece, _ in placed))
+    parts: dict[str, list[Place]] = {}
+    for place in placed:
+        for name in place[1].record.fields:
+            parts.setdefault(name, []).append(place)
+    fields = {}
+    for name, told in parts.items():
+        _check_alike(name, told)
+        dims = told[0][1].record.fields[name].dims
+        if name in axes.values:
+            fields[name] = Field((name,), axes.values[name], {})
+        elif name in coords or not dims:
+            fields[name] = _joined(name, told, sizes, collapse=name in coords and dims != ())
+        else:
+            dtype = _dtype(name, told)
+            if dtype.kind in "biu" and not _whole(told, dims, sizes):
+                dtype = np.dtype(np.float64)
+            fields[name] = Field.outline(("run", *dims), dtype, {})
+    record = Record(fields, coords, {})
+    promotion.promote(record, [[piece.record for piece in pieces] for pieces in runs])
+    return Layout(axes, record)
+
+
+def _placed(runs: Runs, axes: Axes) -> list[Place]:
+    pieces = ((i, piece.until(told[-1].last_step)) for i, told in enumerate(runs) for piece in told)
+    return [(i, piece, axes.places(piece)) for i, piece in pieces]
+
+
+def _joined(name: str, parts: Sequence[Place], sizes: dict[str, int], collapse: bool) -> Field:
     """One variable of all pieces, led by the dim run; without it where `collapse` and no two runs differ."""
-    fields = [piece.record.fields[name] for _, piece, _ in parts]
-    _check_alike(name, parts)
-    dims = fields[0].dims
+    dims = parts[0][1].record.fields[name].dims
     shape = (sizes["run"], *(sizes[dim] for dim in dims))
-    dtype = np.result_type(*{field.data.dtype for field in fields})
-    values = np.full(shape, {"f": np.nan, "U": ""}.get(dtype.kind, 0), dtype=dtype)
+    dtype = _dtype(name, parts)
+    values = _empty(shape, dtype)
     covered: Array | None = np.zeros(shape, dtype=bool) if collapse or dtype.kind in "biu" else None
-    for (run, _, places), field in zip(parts, fields, strict=True):
-        where: Any = (run, *np.ix_(*(places[dim] for dim in dims))) if dims else (run,)
-        values[where] = field.data
-        if covered is not None:
-            covered[where] = True
+    _fill(name, values, dims, parts, covered)
     leading: tuple[str, ...] = ("run",)
     if collapse and covered is not None and _agree(values, covered):
         values, covered, leading = _first(values, covered), np.asarray(covered.any(axis=0)), ()
@@ -172,7 +150,51 @@ def _place(name: str, parts: Sequence[Part], sizes: dict[str, int], collapse: bo
     return Field((*leading, *dims), values, {})
 
 
-def _check_alike(name: str, parts: Sequence[Part]) -> None:
+def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    return np.full(shape, {"f": np.nan, "U": ""}.get(dtype.kind, 0), dtype=dtype)
+
+
+def _fill(
+    name: str, values: Array, dims: Sequence[str], parts: Sequence[Place], covered: Array | None = None
+) -> None:
+    """Put what the parts tell of a variable where it lies, the last word last."""
+    for run, piece, places in parts:
+        if name not in piece.record.fields:
+            continue
+        own = [places[dim] for dim in dims]
+        where = (run, *_where(own))
+        data = piece.record.fields[name].data
+        if data.shape != tuple(place.size for place in own):  # an outline
+            raise StoreError(
+                f"{name!r} is a variable in {piece.source} and a coordinate elsewhere; open these runs separately"
+            )
+        values[where] = data
+        if covered is not None:
+            covered[where] = True
+
+
+def _where(places: Sequence[Array]) -> tuple[Any, ...]:
+    """Places along each dim as an index: slices where they are without gaps, which numpy takes much faster."""
+    if all(place.size and np.array_equal(place, np.arange(place[0], place[-1] + 1)) for place in places):
+        return tuple(slice(int(place[0]), int(place[-1]) + 1) for place in places)
+    return np.ix_(*places)
+
+
+def _dtype(name: str, parts: Sequence[Place]) -> np.dtype[Any]:
+    return np.result_type(*{piece.record.fields[name].data.dtype for _, piece, _ in parts})
+
+
+def _whole(parts: Sequence[Place], dims: Sequence[str], sizes: dict[str, int]) -> bool:
+    """Whether every run has the variable at all steps, layers and modes."""
+    shape = tuple(sizes[dim] for dim in dims)
+    covered: dict[int, Array] = {}
+    for run, _, places in parts:
+        told = covered.setdefault(run, np.zeros(shape, dtype=bool))
+        told[_where([places[dim] for dim in dims])] = True
+    return len(covered) == sizes["run"] and all(told.all() for told in covered.values())
+
+
+def _check_alike(name: str, parts: Sequence[Place]) -> None:
     first = parts[0][1]
     one = first.record.fields[name]
     for _, piece, _ in parts:
@@ -186,17 +208,9 @@ def _check_alike(name: str, parts: Sequence[Part]) -> None:
 
 def _agree(values: Array, covered: Array) -> bool:
     """Whether no two runs differ where both have a value."""
-    return bool((_equal(values, _first(values, covered)) | ~covered).all())
+    return bool((equal(values, _first(values, covered)) | ~covered).all())
 
 
 def _first(values: Array, covered: Array) -> Array:
     """The value of the first run that has one, for each cell."""
     return np.asarray(np.take_along_axis(values, covered.argmax(axis=0)[None], axis=0)[0])
-
-
-def _equal(a: Array, b: Array) -> Array:
-    """Elementwise equality, NaN being equal to NaN."""
-    same = a == b
-    if a.dtype.kind == "f" and b.dtype.kind == "f":
-        same = same | (np.isnan(a) & np.isnan(b))
-    return np.asarray(same)

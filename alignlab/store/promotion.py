@@ -38,11 +38,11 @@ def promote(record: Record, told: Sequence[Sequence[Record]]) -> None:
         record.notes["promoted"][name] = {"owner": owner, "key": key, "values": values}
 
 
-def demote(rows: Sequence[Record], notes: dict[str, Any]) -> None:
-    """Undo `promote` in the records of the single runs, where `notes` are of the record that held them all."""
+def demote(rows: Sequence[Record], notes: dict[str, Any], numbers: Sequence[int]) -> None:
+    """Undo `promote` in the records of single runs: those of these `numbers` in the record whose `notes` are given."""
     for name, attribute in notes.get("promoted", {}).items():
-        owner, key = attribute["owner"], attribute["key"]
-        for row, value in zip(rows, attribute["values"], strict=True):
+        owner, key, values = attribute["owner"], attribute["key"], attribute["values"]
+        for row, value in zip(rows, [values[i] for i in numbers], strict=True):
             del row.fields[name]
             row.coords.discard(name)
             if not value:
@@ -59,10 +59,13 @@ def _compare(told: Sequence[Sequence[Attrs]]) -> tuple[Attrs, list[tuple[str, li
 
     `told` are each run's attributes, once for each of its segments; a run without any has no such variable.
     """
-    merged = [{key: value for attrs in words for key, value in attrs.items()} for words in told]
+    merged = [words[0] if len(words) == 1 else _merged(words) for words in told]
     voters = [attrs for attrs, words in zip(merged, told, strict=True) if words]
-    if len({repr(attrs) for attrs in voters}) == 1:  # as text, for there NaN equals itself and True is not 1
-        return voters[0], []
+    distinct = {id(attrs): attrs for attrs in voters}.values()  # many runs hold the same ones
+    if (
+        len({repr(attrs) for attrs in distinct}) == 1
+    ):  # as text, for there NaN equals itself and True is not 1
+        return dict(voters[0]), []
     shared, differing = {}, []
     for key in dict.fromkeys(key for attrs in voters for key in attrs):
         if len({repr([attrs[key]] if key in attrs else []) for attrs in voters}) == 1:
@@ -70,6 +73,10 @@ def _compare(told: Sequence[Sequence[Attrs]]) -> tuple[Attrs, list[tuple[str, li
         else:
             differing.append((key, [[attrs[key]] if key in attrs else [] for attrs in merged]))
     return shared, differing
+
+
+def _merged(words: Sequence[Attrs]) -> Attrs:
+    return {key: value for attrs in words for key, value in attrs.items()}
 
 
 def _free_name(name: str, record: Record) -> str:

@@ -36,11 +36,24 @@ class NewerSchema(ValueError):
 
 
 class Field(NamedTuple):
-    """One variable: dims in the order run, step, layer, mode; text as numpy's ``<U``."""
+    """One variable: dims in the order run, step, layer, mode; text as numpy's ``<U``.
+
+    An *outline* stands for a variable whose values were left on disk: it has an empty array of the variable's dtype,
+    which fits nowhere, so that no outline can pass for values.
+    """
 
     dims: tuple[str, ...]
     data: npt.NDArray[Any]
     attrs: dict[str, Any]
+
+    @classmethod
+    def outline(cls, dims: tuple[str, ...], dtype: npt.DTypeLike, attrs: dict[str, Any]) -> Field:
+        """A variable without its values."""
+        return cls(dims, np.empty((0,) * len(dims), dtype), attrs)
+
+    @property
+    def is_outline(self) -> bool:
+        return bool(self.dims) and not any(self.data.shape)
 
 
 @dataclass
@@ -69,6 +82,11 @@ class Record:
         variables = {name: f for name, f in self.fields.items() if name not in self.coords}
         return xr.Dataset(variables, coords=coords, attrs=self.attrs)
 
+    @property
+    def outlinable(self) -> list[str]:
+        """The variables whose values may stay on disk: all but coordinates and single numbers."""
+        return [name for name, f in self.fields.items() if name not in self.coords and f.dims]
+
     def index(self, places: Mapping[str, Entry] | None = None) -> str:
         """The JSON text that describes this record, led by its own checksum.
 
@@ -86,9 +104,16 @@ class Record:
 
     @classmethod
     def from_index(
-        cls, index: str, read: Callable[[str, Entry], npt.NDArray[Any]], only: Collection[str] | None = None
+        cls,
+        index: str,
+        read: Callable[[str, Entry], npt.NDArray[Any]],
+        only: Collection[str] | None = None,
+        outline: Callable[[str, Entry], str | None] | None = None,
     ) -> Record:
         """The record that `index` describes, or `only` some of it; `read` fetches arrays by name and entry.
+
+        Where there is an `outline`, it tells of each `outlinable` variable the dtype, and its values are left where they
+        are; or None, and they are read.
 
         Raises:
             Damaged: where index or arrays are not what was written.
@@ -98,6 +123,10 @@ class Record:
         variables = {k: v for k, v in content["variables"].items() if only is None or k in only}
         fields = {}
         for name, entry in variables.items():
+            dtype = outline(name, entry) if outline and entry["dims"] and not entry["coord"] else None
+            if dtype is not None:
+                fields[name] = Field.outline(tuple(entry["dims"]), dtype, entry["attrs"])
+                continue
             data = read(name, entry)
             if checksum(data) != entry["crc"]:
                 raise Damaged(f"the values of {name!r} are not those that were written")

@@ -46,6 +46,8 @@ class Segments:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._last_stamp = 0
+        self._swept: float | None = None
+        self._latest: dict[str, int] = {}  # the number of each run's last segment, of those appended here
 
     def prepare(self) -> Segments:
         """Make the folder and prove that it can be written, so that a long run fails at its beginning or not at all.
@@ -84,13 +86,15 @@ class Segments:
             name, sequence = self._next_name(record)
         record.notes = {"sequence": sequence, "written": self._stamp()}
         path = self.file(name)
-        atomic.sweep(self.path)
+        self._sweep()
         try:
             atomic.write_new(path, netcdf.to_bytes(record))
         except FileExistsError:  # another process was faster
             return self._taken(name, exist_ok)
         except OSError as error:
             raise atomic.cannot_write(path, error) from error
+        if sequence is not None:
+            self._latest[str(record.fields["run_id"].data)] = sequence
         return path
 
     def names(self) -> list[str]:
@@ -113,11 +117,16 @@ class Segments:
         """One segment, as it was appended. Raises StoreError where it is missing, damaged, or of a newer schema."""
         return self.read_record(name).to_dataset()
 
-    def read_record(self, name: str, only: Collection[str] | None = None) -> Record:
-        """One segment as plain arrays, all or `only` some, with the store's notes; raises as `read` does."""
+    def read_record(
+        self, name: str, only: Collection[str] | None = None, *, outlined: bool = False
+    ) -> Record:
+        """One segment as plain arrays, all or `only` some, with the store's notes; raises as `read` does.
+
+        `outlined`: with the values of its coordinates only.
+        """
         path = self.file(name)
         try:
-            return netcdf.from_file(path, only)
+            return netcdf.from_file(path, only, outlined=outlined)
         except FileNotFoundError as error:
             raise StoreError(f"no segment {name!r} in {self.path}; there are {self._some_names()}") from error
         except NewerSchema as error:
@@ -132,7 +141,7 @@ class Segments:
 
     def latest_status(self, run_id: str) -> str | None:
         """The status that the last segment of a run tells; None where the folder has no segment of it."""
-        from alignlab.store.joining import by_run, split
+        from alignlab.store.pieces import by_run, split
 
         heads = ((name, self.read_record(name, only=schema.run_coords)) for name in self.names())
         told = by_run(piece for name, head in heads for piece in split(head, str(self.file(name)))).get(
@@ -149,8 +158,19 @@ class Segments:
         if record.fields["run_id"].dims:
             raise StoreError(f"a segment of several runs in {self.path} has no default name; pass name=")
         run_id = str(record.fields["run_id"].data)
-        sequence = max(self._numbered(run_id), default=-1) + 1
-        return f"{_file_name(run_id)}-{sequence:06d}", sequence
+        sequence = self._latest.get(run_id, -1) + 1
+        known = sequence > 0 and self.has(_numbered_name(run_id, sequence - 1))
+        if not known or self.has(
+            _numbered_name(run_id, sequence)
+        ):  # another had a hand in it: look at them all
+            sequence = max(self._numbered(run_id), default=-1) + 1
+        return _numbered_name(run_id, sequence), sequence
+
+    def _sweep(self) -> None:
+        """Sweep the folder, but not at every append: of many thousand files the listing alone takes long."""
+        if self._swept is None or time.monotonic() - self._swept > atomic.FRESH:
+            atomic.sweep(self.path)
+            self._swept = time.monotonic()
 
     def _stamp(self) -> int:
         """Nanoseconds since 1970, later at every call."""
@@ -174,6 +194,10 @@ class Segments:
     def _some_names(self) -> str:
         names = self.names()
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+
+
+def _numbered_name(run_id: str, sequence: int) -> str:
+    return f"{_file_name(run_id)}-{sequence:06d}"
 
 
 def _file_name(run_id: str) -> str:

@@ -1,25 +1,98 @@
 """A record as one zarr (format 3), and back: the form in which many runs are read quickly.
 
-The zarr is an ordinary one that `xarray.open_zarr` reads lazily. `read` loads all of it and checks every array against
-the checksums in its index, for a chunk that got lost would otherwise read as fill values without a word.
+The zarr is an ordinary one that `xarray.open_zarr` reads. Chunks hold whole runs: as many as fit into 4 MiB, so that one
+run is in one chunk of each variable, and the statistics of a variable over all runs read that variable once, in a few
+pieces. `read` takes the coordinates and leaves the variables where they are, as :class:`Stored` arrays. These check every
+chunk against the checksums in the index, for a chunk that got lost would otherwise read as fill values without a word.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import math
 import os
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from alignlab.store import atomic
-from alignlab.store.record import INDEX, Damaged, Field, Record
+from alignlab.store.errors import StoreError
+from alignlab.store.record import INDEX, Damaged, Entry, Field, Record, checksum
 from alignlab.store.schema import as_text
 
+Array = npt.NDArray[Any]
+Box = tuple[slice, ...]
 CHUNK_BYTES = 4 << 20
+BATCH_BYTES = 64 << 20
+
+
+class Zarr(NamedTuple):
+    """A zarr's record with the coordinates' values, and its outlined variables."""
+
+    record: Record
+    arrays: dict[str, Stored]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A variable in a zarr, checked chunk by chunk as it is read. `checksums` are in the chunks' C order."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    checksums: tuple[int, ...]
+
+    def read(self, box: Box) -> Array:
+        """The values in a box: one slice for each dim, with start and stop.
+
+        Raises:
+            StoreError: where they are not those that were there when the zarr was opened.
+        """
+        values = np.empty([s.stop - s.start for s in box], self.dtype)
+        for number, chunk in self._chunks_of(box):
+            found = self._read(number, chunk)
+            there = [
+                slice(max(c.start, b.start), min(c.stop, b.stop)) for c, b in zip(chunk, box, strict=True)
+            ]
+            values[_shifted(there, box)] = found[_shifted(there, chunk)]
+        return values
+
+    @functools.cached_property
+    def _array(self) -> Any:
+        import zarr
+
+        return zarr.open_array(self.path / self.name, mode="r")
+
+    def _chunks_of(self, box: Box) -> Iterator[tuple[int, Box]]:
+        """Number and place of every chunk that a box touches."""
+        counts = [-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True)]
+        touched = [range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunks, strict=True)]
+        for where in itertools.product(*touched):
+            number = int(np.ravel_multi_index(where, counts)) if where else 0
+            yield number, _place(where, self.chunks, self.shape)
+
+    def _read(self, number: int, chunk: Box) -> Array:
+        try:
+            found = np.asarray(self._array[chunk])
+            if checksum(found) == self.checksums[number]:
+                return found
+            wrong = f"the values of {self.name!r} are not those that were written"
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            wrong = f"the values of {self.name!r} are damaged ({error})"
+        way_out = (
+            "open it again, in case it was compacted anew meanwhile; or else remove it and compact again"
+        )
+        raise StoreError(f"cannot read {self.path}: {wrong}; {way_out}")
 
 
 def is_zarr(path: Path) -> bool:
@@ -27,65 +100,167 @@ def is_zarr(path: Path) -> bool:
     return (path / "zarr.json").is_file()
 
 
-def write(path: Path, record: Record) -> None:
-    """Write a zarr at `path`, whole and on disk; one that is there is replaced.
-
-    Raises:
-        OSError: where that cannot be; nothing is left behind, and what was there stays.
-    """
-    with atomic.temporary_name(path) as temporary, atomic.locked_folder(temporary):
-        dataset = _as_zarr(record).to_dataset()
-        encoding = {
-            str(k): {"chunks": chunks(v.shape, v.dtype.itemsize)} for k, v in dataset.variables.items()
-        }
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-            dataset.to_zarr(temporary, mode="a", zarr_format=3, consolidated=True, encoding=encoding)
-        for folder, _, files in os.walk(temporary):
-            for file in files:
-                atomic.fsync(Path(folder) / file)
-            atomic.fsync(Path(folder))
-        atomic.replace_folder(temporary, path)
-
-
-def read(path: Path) -> Record:
-    """The record in a zarr that `write` made.
+def read(path: Path) -> Zarr:
+    """What is in a zarr that `write` made.
 
     Raises:
         OSError, Damaged, NewerSchema: where there is none.
     """
     import zarr
 
+    stored: dict[str, Stored] = {}
+
+    def outline(name: str, entry: Entry) -> str | None:
+        if "chunks" not in entry:  # as compactions once were: one checksum a variable
+            return None
+        shape, chunk, dtype = tuple(entry["shape"]), tuple(entry["chunks"]), str(entry["dtype"])
+        stored[name] = Stored(path, name, shape, np.dtype(dtype), chunk, tuple(entry["crcs"]))
+        return dtype
+
     try:
         group = zarr.open_group(path, mode="r", use_consolidated=True)
         if INDEX not in group.attrs:
             raise Damaged("it has no alignlab index")
-        return Record.from_index(str(group.attrs[INDEX]), lambda name, _: _array(group[name]))
+        record = Record.from_index(
+            str(group.attrs[INDEX]), lambda name, _: _values(group[name]), outline=outline
+        )
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise Damaged(str(error)) from error
+    return Zarr(record, stored)
 
 
-def chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """A chunk's shape: the array's, its longest leading axes (run, step) halved until a chunk has at most 4 MiB.
+def write(path: Path, record: Record, blocks: Iterable[Mapping[str, Array]]) -> None:
+    """Write a zarr at `path`, whole and on disk; one that is there is replaced.
 
-    >>> chunks((200, 1000, 4, 64), 4)
-    (50, 63, 4, 64)
+    `record` has all but the values of its outlined variables. These come in `blocks` of `batch(record)` runs, the last of
+    what is left, each with all of them; or in one block where there is no dim run.
+
+    Raises:
+        OSError: where that cannot be; nothing is left behind, and what was there stays.
     """
-    shape = tuple(max(1, n) for n in shape)
-    while np.prod(shape, dtype=np.int64) * itemsize > CHUNK_BYTES and max(shape) > 1:
-        axis = int(np.argmax(shape[:2])) if max(shape[:2]) > 1 else int(np.argmax(shape))
-        shape = tuple(-(-n // 2) if i == axis else n for i, n in enumerate(shape))
-    return shape
+    import zarr
+
+    shapes = _shapes(record)
+    grid = _grid(record, shapes)
+    checksums: dict[str, list[int]] = {name: [] for name in shapes}
+    with atomic.temporary_name(path) as temporary, atomic.locked_folder(temporary):
+        _write_frame(temporary, record, shapes, grid)
+        group = zarr.open_group(temporary, mode="r+", use_consolidated=False)
+        arrays = {name: group[name] for name in shapes}
+        start = 0
+        for block in blocks:
+            for name, values in block.items():
+                checksums[name] += _write_block(arrays[name], start, values, grid[name])
+            start += batch(record)
+        entries = {
+            name: {
+                "shape": shapes[name],
+                "dtype": record.fields[name].data.dtype.str,
+                "chunks": grid[name],
+                "crcs": checksums[name],
+            }
+            for name in shapes
+        }
+        group.attrs[INDEX] = record.index(entries)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+            zarr.consolidate_metadata(temporary)
+        _to_disk(temporary)
+        atomic.replace_folder(temporary, path)
 
 
-def _as_zarr(record: Record) -> Record:
-    """The record in types that zarr has: no text of fixed length, no attributes with NaN or infinity."""
+def chunks(shape: tuple[int, ...], itemsize: int, most: int | None = None) -> tuple[int, ...]:
+    """A chunk's shape: along the leading dim a power of two such that a chunk has at most 4 MiB, and `most` at the most.
+
+    Where one index of the leading dim alone has more, as a very long run, a chunk is cut along the following dims too.
+
+    >>> chunks((1000, 200, 4), 4), chunks((1000, 200, 4, 64), 4), chunks((30, 10**7), 4)
+    ((1000, 200, 4), (16, 200, 4, 64), (1, 1048576))
+    """
+    if not shape:
+        return ()
+    inner = itemsize * math.prod(max(1, n) for n in shape[1:])
+    if inner > CHUNK_BYTES:
+        return (1, *chunks(shape[1:], itemsize))
+    leading = _power_of_two(CHUNK_BYTES // inner)
+    return (max(1, min(shape[0], leading, most or leading)), *(max(1, n) for n in shape[1:]))
+
+
+def batch(record: Record) -> int:
+    """How many runs are written at a time: a power of two, such that all of their variables have at most 64 MiB."""
+    one = sum(
+        record.fields[name].data.dtype.itemsize * math.prod(shape[1:])
+        for name, shape in _shapes(record).items()
+    )
+    return _power_of_two(BATCH_BYTES // max(1, one))
+
+
+def everything(shape: tuple[int, ...]) -> Box:
+    """The box that is all of an array."""
+    return tuple(slice(0, n) for n in shape)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, int(n).bit_length() - 1)
+
+
+def _shapes(record: Record) -> dict[str, tuple[int, ...]]:
+    """The shapes of the outlined variables, by what the coordinates tell of the dims."""
+    known = [record.fields[name] for name in record.coords]
+    sizes = {dim: n for f in known for dim, n in zip(f.dims, f.data.shape, strict=True)}
+    return {name: tuple(sizes[dim] for dim in record.fields[name].dims) for name in record.outlinable}
+
+
+def _grid(record: Record, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    most = batch(record)
+    grid = {}
+    for name, shape in shapes.items():
+        dims, data, _ = record.fields[name]
+        grid[name] = chunks(shape, data.dtype.itemsize, most if dims[0] == "run" else None)
+    return grid
+
+
+def _write_frame(
+    path: Path, record: Record, shapes: Mapping[str, tuple[int, ...]], grid: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Everything but the values of the outlined variables and the index."""
+    import dask.array as da
+
     fields = {}
     for name, field in record.fields.items():
-        data = field.data.astype(object) if field.data.dtype.kind == "U" else field.data
+        data: Any = field.data.astype(object) if field.data.dtype.kind == "U" else field.data
+        if name in shapes:  # a promise of values that is not kept by dask
+            data = da.zeros(shapes[name], chunks=grid[name], dtype=field.data.dtype)
         fields[name] = Field(field.dims, data, {key: _native(value) for key, value in field.attrs.items()})
     attrs = {key: _native(value) for key, value in record.attrs.items()}
-    return Record(fields, record.coords, attrs | {INDEX: record.index()})
+    dataset = Record(fields, record.coords, attrs).to_dataset()
+    encoding = {
+        str(k): {"chunks": grid.get(str(k), chunks(v.shape, v.dtype.itemsize))}
+        for k, v in dataset.variables.items()
+    }
+    dataset.to_zarr(path, mode="a", zarr_format=3, consolidated=False, encoding=encoding, compute=False)
+
+
+def _write_block(array: Any, start: int, values: Array, chunk: tuple[int, ...]) -> list[int]:
+    """Write some runs and return the checksums of their chunks."""
+    array[slice(start, start + values.shape[0]) if array.ndim else ...] = values
+    counts = [range(-(-n // c)) for n, c in zip(values.shape, chunk, strict=True)]
+    return [checksum(values[_place(where, chunk, values.shape)]) for where in itertools.product(*counts)]
+
+
+def _place(where: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> Box:
+    return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(where, chunk, shape, strict=True))
+
+
+def _shifted(box: Iterable[slice], origin: Box) -> Box:
+    return tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, origin, strict=True))
+
+
+def _to_disk(path: Path) -> None:
+    """Bring a folder to disk with all that is in it; a disk takes many files at a time faster than one by one."""
+    paths = [Path(folder) / file for folder, _, files in os.walk(path) for file in [*files, "."]]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(atomic.fsync, paths))
 
 
 def _native(value: Any) -> Any:
@@ -97,6 +272,6 @@ def _native(value: Any) -> Any:
     return value
 
 
-def _array(array: Any) -> npt.NDArray[Any]:
+def _values(array: Any) -> Array:
     data = np.asarray(array[...])
     return as_text(data) if data.dtype.kind in "OT" else data

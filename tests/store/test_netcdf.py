@@ -161,3 +161,36 @@ def test_a_newer_schema_is_refused_with_the_way_out(make_run, tmp_path, monkeypa
         segments.append(make_run())
     with pytest.raises(StoreError, match=r"run-000000\.nc: it has schema 2.*upgrade alignlab"):
         segments.read("run-000000")
+
+
+def test_files_of_one_layout_hold_each_their_own(make_run, tmp_path):
+    """They begin as copies of one mould."""
+    runs = [
+        make_run(
+            run_id,
+            seed=i,
+            steps=[i, i + 5],
+            status=status,
+            rule=rule,
+            attrs={"nesterov": bool(i), "note": note},
+        )
+        for i, (run_id, status, rule, note) in enumerate(
+            [
+                ("a", "finished", "bp", "x"),
+                ("a longer name", "crashed", "sign_sync", "y" * 100),
+                ("c", "diverged", "fa", ""),
+            ]
+        )
+    ]
+    runs = [
+        run.assign(flag=("layer", [True, i == 1]), whole=("step", np.arange(2) + i))
+        for i, run in enumerate(runs)
+    ]
+    before = netcdf._mould.cache_info().hits
+    paths = [Segments(tmp_path).append(run) for run in runs]
+    assert netcdf._mould.cache_info().hits >= before + 2
+    for path, run in zip(paths, runs, strict=True):
+        xr.testing.assert_identical(Segments(tmp_path).read(path.stem), run.assign_attrs(schema_version=1))
+        with xr.open_dataset(path, engine="h5netcdf") as plain:
+            xr.testing.assert_equal(plain.load(), run)
+            assert plain.attrs["note"] == run.attrs["note"]

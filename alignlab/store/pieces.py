@@ -1,0 +1,112 @@
+"""Pieces of runs: what one segment, or one row of a compaction, tells about one run.
+
+Segments of one run follow each other in the order in which they were written. Where they overlap, as after a resumption
+from an earlier checkpoint, the later one speaks for its variables at its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignlab.store.errors import StoreError
+from alignlab.store.record import Field, Record
+from alignlab.store.schema import run_coords
+
+Array = npt.NDArray[Any]
+IDENTITY = tuple(name for name in run_coords if name not in ("run_id", "status", "last_step"))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one source tells about one run: a record without the dim run."""
+
+    record: Record
+    source: str
+
+    @property
+    def run_id(self) -> str:
+        return str(self.record.fields["run_id"].data)
+
+    @property
+    def status(self) -> str:
+        return str(self.record.fields["status"].data)
+
+    @property
+    def last_step(self) -> int:
+        return int(self.record.fields["last_step"].data)
+
+    def until(self, last_step: int) -> Piece:
+        """The piece without steps after the run's last, left by an attempt that was taken up again before them."""
+        steps = self.record.fields["step"].data
+        n = int(np.searchsorted(steps, last_step, side="right"))
+        if n == steps.size:
+            return self
+        fields = {
+            name: Field(f.dims, f.data[:n], f.attrs) if f.dims[:1] == ("step",) else f
+            for name, f in self.record.fields.items()
+        }
+        record = self.record
+        return Piece(Record(fields, record.coords, record.attrs, record.notes), self.source)
+
+
+def split(record: Record, source: str) -> list[Piece]:
+    """The runs of a segment, each by itself."""
+    if not record.fields["run_id"].dims:
+        return [Piece(record, source)]
+    return [Piece(row(record, i), source) for i in range(record.fields["run_id"].data.size)]
+
+
+def row(record: Record, i: int) -> Record:
+    """The i-th run of a record; what is outlined stays so."""
+    fields = {name: _row(field, i) for name, field in record.fields.items()}
+    return Record(fields, set(record.coords), dict(record.attrs), dict(record.notes))
+
+
+def _row(field: Field, i: int) -> Field:
+    if field.dims[:1] != ("run",):
+        return field
+    if field.is_outline:
+        return Field.outline(field.dims[1:], field.data.dtype, field.attrs)
+    return Field(field.dims[1:], field.data[i, ...], field.attrs)
+
+
+def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    """The pieces of each run in the order in which they were written; runs sorted by their id.
+
+    Raises:
+        StoreError: where pieces of one run_id are of different runs.
+    """
+    runs: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        runs.setdefault(piece.run_id, []).append(piece)
+    for told in runs.values():
+        numbered = all(piece.record.notes.get("sequence") is not None for piece in told)
+        key = "sequence" if numbered else "written"
+        told.sort(key=lambda piece: piece.record.notes.get(key) or 0)
+        _check_identity(told)
+    return dict(sorted(runs.items()))
+
+
+def _check_identity(told: Sequence[Piece]) -> None:
+    first = told[0]
+    for piece in told[1:]:
+        for name in IDENTITY:
+            a, b = first.record.fields.get(name), piece.record.fields.get(name)
+            if a is not None and b is not None and not equal(a.data, b.data).all():
+                raise StoreError(
+                    f"run {piece.run_id!r} is two runs: {name} is {a.data} in {first.source} and {b.data} in "
+                    f"{piece.source}; give each run its own run_id, or keep them in separate folders"
+                )
+
+
+def equal(a: Array, b: Array) -> Array:
+    """Elementwise equality, NaN being equal to NaN."""
+    same = a == b
+    if a.dtype.kind == "f" and b.dtype.kind == "f":
+        same = same | (np.isnan(a) & np.isnan(b))
+    return np.asarray(same)
