@@ -19,7 +19,7 @@ from alignlab.store.claims import Claims
 from alignlab.training.cells import Job, Outcome, run_job
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
-from alignlab.training.population import packs
+from alignlab.training.planner import packs
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.workers import Lost, Workers, opened
 
