@@ -36,8 +36,8 @@ class Study:
 
     ``arms(full)``: the runs by label, on the full data sets where ``full`` is true and else on what the package carries.
     ``figures(runs)``: the drawings by name; ``table(runs)``: the answer in numbers, as text or as rows of a table. Both
-    are given the recorded runs as a dataset whose coordinate ``arm`` is the label. ``lockstep``: train runs that differ in
-    their seed alone as one population (:mod:`alignlab.training.population`).
+    are given the recorded runs as a dataset whose coordinate ``arm`` is the label. ``lockstep``: train runs of one shape
+    together, as populations (:mod:`alignlab.training.population`).
     """
 
     question: str
@@ -45,7 +45,7 @@ class Study:
     arms: Callable[[bool], Arms]
     figures: Callable[[xr.Dataset], Mapping[str, Figure]]
     table: Callable[[xr.Dataset], str | Rows]
-    lockstep: bool = False
+    lockstep: bool = True
 
     def run(
         self,

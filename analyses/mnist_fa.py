@@ -54,5 +54,4 @@ STUDY = al.Study(
     arms=arms,
     figures=figures,
     table=table,
-    lockstep=True,
 )

@@ -56,5 +56,4 @@ STUDY = al.Study(
     arms=arms,
     figures=figures,
     table=table,
-    lockstep=True,
 )

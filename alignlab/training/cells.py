@@ -22,7 +22,7 @@ from alignlab.store.claims import Claims, claim_file
 from alignlab.training.errors import SweepError
 from alignlab.training.loop import Progress, train
 from alignlab.training.naming import cell_name, code_hash
-from alignlab.training.population import train_population
+from alignlab.training.population import alone, train_population
 from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Job:
     """Cells that one worker computes together: ``specs`` and the ``names`` of their segments in ``store``.
 
     ``code``: the hash of the code that was asked to compute them. ``sweep``: a claim in the store that the sweep holds while
-    it goes on, by which a worker knows that it sees the same folder. ``lockstep``: train them as one population.
+    it goes on, by which a worker knows that it sees the same folder. ``lockstep``: train them as one population, if they can
+    be one.
     """
 
     specs: tuple[RunSpec, ...]
@@ -116,8 +117,9 @@ def _taken(spec: RunSpec, name: str, store: Path, claims: Claims) -> Outcome:
 def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outcome]:
     """Train and store; where training fails, by halves, so that it fails for those alone that cannot be trained."""
     specs = [spec for spec, _ in cells]
+    together = job.lockstep and not alone(specs[0])
     try:
-        datasets = train_population(specs) if job.lockstep else [train(specs[0])]
+        datasets = train_population(specs) if together else [train(spec) for spec in specs]
     except Exception as error:
         reason = told(error)
     else:

@@ -34,7 +34,8 @@ PATIENCE = 0.5  # s between looks at cells that another sweep is at
 class Sweep:
     """Cells, each of which is run once, and the folder that keeps their runs.
 
-    ``names``: the segment of each cell. ``lockstep``: train specs that differ in their seed alone as one population.
+    ``names``: the segment of each cell. ``lockstep``: train runs of one shape together, as populations
+    (:mod:`alignlab.training.planner`); where it is false, or a run cannot be a member of one, one by one.
 
     >>> import tempfile
     >>> cells = [RunSpec(task="xor", hidden=(4,), steps=10, seed=seed) for seed in range(3)]
@@ -44,7 +45,7 @@ class Sweep:
     """
 
     def __init__(
-        self, cells: Iterable[RunSpec], store: str | Path = "runs", *, lockstep: bool = False
+        self, cells: Iterable[RunSpec], store: str | Path = "runs", *, lockstep: bool = True
     ) -> None:
         self.names = {spec: cell_name(spec) for spec in dict.fromkeys(cells)}
         self.store, self.lockstep = Path(store).absolute(), lockstep
@@ -73,7 +74,7 @@ class Sweep:
         mark = f"sweep-{uuid.uuid4().hex}"
         with opened(executor) as workers, Claims(self.store) as claims:
             claims.take(mark)
-            jobs = self._jobs(missing, mark)
+            jobs = self._jobs(missing, mark, workers.count())
             while jobs:
                 jobs = self._round(jobs, workers, progress)
                 time.sleep(PATIENCE if jobs else 0)
@@ -92,8 +93,8 @@ class Sweep:
                 "spec.changed(...) makes another"
             )
 
-    def _jobs(self, specs: Sequence[RunSpec], mark: str) -> list[Job]:
-        groups = packs(specs) if self.lockstep else [[spec] for spec in specs]
+    def _jobs(self, specs: Sequence[RunSpec], mark: str, workers: int) -> list[Job]:
+        groups = packs(specs, workers) if self.lockstep else [[spec] for spec in specs]
         return [self._job(group, mark) for group in groups]
 
     def _job(self, specs: Sequence[RunSpec], mark: str) -> Job:

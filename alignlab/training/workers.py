@@ -64,6 +64,12 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def count(self) -> int:
+        """How many jobs are done at a time."""
+        if isinstance(self.where, int):
+            return self.where
+        return max(1, len(self._started().scheduler_info()["workers"]))
+
     def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
         """``(job, function(job))`` as each is done, or ``(job, Lost(why))``. Close the iterator to drop what waits.
 
