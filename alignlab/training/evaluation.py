@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.training.spec import RunSpec, SpecError
-from alignlab.training.tasks import Loss, Task, absolute_error
+from alignlab.training.tasks import Loss, Task, absolute_error, half_squared_error
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,6 +44,20 @@ def sample_losses(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     """The loss of each sample, (N,): of batches of one. Their mean is the loss of the batch."""
     each: Tensor = torch.vmap(lambda o, t: loss(o[None], t[None]))(output, targets)
     return each
+
+
+def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each of K runs, (K,), from outputs (K, N, …) and targets (K, N, …).
+
+    Of any loss by ``torch.func.vmap``; those of alignlab's own tasks take the dimension of runs themselves, at less cost.
+    """
+    if loss in (half_squared_error, absolute_error):
+        return loss(output, targets)
+    if loss is cross_entropy and not targets.is_floating_point():
+        each = cross_entropy(output.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        return each.view(targets.shape).mean(1)
+    found: Tensor = torch.func.vmap(loss)(output, targets)
+    return found
 
 
 def scores(task: Task, loss: Loss, split: str, output: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -74,17 +74,20 @@ class StackedOptimizer(torch.optim.Optimizer):
         for p in self.param_groups[0]["params"]:
             if p.grad is None:
                 continue
+            rates = _beside(self.param_groups[0]["lr"], p)
             if p.is_cuda or p.numel() <= AT_ONCE:
-                self._update(p, p.grad, self.state[p], slice(None))
+                self._update(p, p.grad, self.state[p], slice(None), rates)
                 continue
             k = max(1, AT_ONCE * len(p) // p.numel())
             for runs in (slice(i, i + k) for i in range(0, len(p), k)):
-                self._update(p[runs], p.grad[runs], self.state[p].setdefault(runs.start, {}), runs)
+                self._update(
+                    p[runs], p.grad[runs], self.state[p].setdefault(runs.start, {}), runs, rates[runs]
+                )
 
-    def _update(self, p: Tensor, g: Tensor, state: dict[str, Any], runs: slice) -> None:
+    def _update(self, p: Tensor, g: Tensor, state: dict[str, Any], runs: slice, rates: Tensor) -> None:
         if self.decays:
             g = torch.addcmul(g, p, _beside(self.decay[runs], p))
-        p.addcmul_(self.direction(state, g, runs), _beside(self.param_groups[0]["lr"][runs], p), value=-1)
+        p.addcmul_(self.direction(state, g, runs), rates, value=-1)
 
     def direction(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
         """What is taken from the weights of these ``runs``, before the learning rate."""
@@ -151,4 +154,4 @@ def clip_each(parameters: Sequence[nn.Parameter], largest: Tensor) -> Tensor:
 
 def _beside(each: Tensor, p: Tensor) -> Tensor:
     """A number a run, to be broadcast with a stacked tensor."""
-    return each.view(-1, *[1] * (p.dim() - 1))
+    return each.view((-1, *(1,) * (p.dim() - 1)))

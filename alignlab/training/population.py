@@ -19,7 +19,7 @@ from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.training import stacking, tasks
 from alignlab.training.batches import blocks
-from alignlab.training.evaluation import due, loss_of, scores, tabulated
+from alignlab.training.evaluation import due, loss_of, losses_of_runs, scores, tabulated
 from alignlab.training.graft import GradientGraft
 from alignlab.training.loop import EVALUATED_AT_ONCE, attrs_of, built, coords_of, looks, standard_probes
 from alignlab.training.optimizers import STACKED, clip_each, learning_rate, make_optimizer
@@ -129,9 +129,10 @@ class Population:
     def step(self, step: int, batch: Tensor) -> None:
         """One optimizer step of all, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
         train = self.splits["train"]
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
-        losses = torch.func.vmap(self.loss)(self.model(train.inputs[batch]), train.targets[batch])
+        losses = losses_of_runs(self.loss, self.model(train.inputs[batch]), train.targets[batch])
         finite = losses.isfinite()
         if not bool(finite.all()):
             bad = set((~finite).nonzero().flatten().tolist())

@@ -111,21 +111,21 @@ class Task:
 
 
 def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """½‖e‖², mean over samples, for outputs and targets (…, N, n_out): the loss of Lillicrap et al. 2016.
+    """½‖e‖², mean over samples, (…) for outputs and targets (…, N, n_out): the loss of Lillicrap et al. 2016.
 
     >>> half_squared_error(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2, 2))
     tensor(6.2500)
     """
-    return 0.5 * _error(output, target).square().sum(-1).mean()
+    return 0.5 * _error(output, target).square().sum(-1).mean(-1)
 
 
 def absolute_error(output: Tensor, target: Tensor) -> Tensor:
-    """Σ|e|, mean over samples, for outputs and targets (…, N, n_out). Its derivative is the sign of the error.
+    """Σ|e|, mean over samples, (…) for outputs and targets (…, N, n_out). Its derivative is the sign of the error.
 
     >>> absolute_error(torch.tensor([[3.0, -4.0], [0.0, 0.0]]), torch.zeros(2, 2))
     tensor(3.5000)
     """
-    return _error(output, target).abs().sum(-1).mean()
+    return _error(output, target).abs().sum(-1).mean(-1)
 
 
 def _error(output: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""What a run costs in a population, against plain PyTorch that trains one network after the other; ratios, more is better.
+
+    python tests/benchmarks/bench_population.py [--rounds 5] [--json PATH] [case ...]
+
+A step of a plain loop (``nn.Linear`` layers, autograd, ``torch.optim.SGD``) and a step of a population alternate, one thread;
+the ratio is (plain step) / (population's step / K), its median over the rounds with the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignlab.training import RunSpec, Task, tasks
+from alignlab.training.population import Population
+from alignlab.training.tasks import Split
+
+XOR: dict[str, Any] = {
+    "task": "xor_bits", "hidden": (10, 10), "bias": False, "weight_init": "gaussian", "loss": "absolute", "lr": 0.01,
+    "batch_size": 1, "sampling": "replacement",
+}  # fmt: skip
+CASES: dict[str, tuple[int, dict[str, Any], float]] = {  # runs, spec, ratio to reach
+    "64 XOR nets": (64, XOR, 40),
+    "1,024 XOR nets": (1024, XOR, 150),
+    "64 x (64-32-10), batch 32": (64, {"hidden": (32,), "batch_size": 32}, 12),
+    "64 x (784-128-10), batch 64": (64, {"hidden": (128,), "batch_size": 64, "task": "mnist_small"}, 1),
+}
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+
+
+def digits() -> Task:
+    """10 classes in 64 numbers, at random: for time alone."""
+    generator = torch.Generator().manual_seed(0)
+    split = Split(torch.randn(4096, 64, generator=generator), torch.randint(10, (4096,), generator=generator))
+    return Task("digits", split, split, split, nn.functional.cross_entropy, (64,), 10, True)
+
+
+def plain_loop(spec: RunSpec, task: Task) -> Callable[[], None]:
+    widths = (torch.Size(task.n_in).numel(), *spec.hidden, task.n_out)
+    layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b, spec.bias), nn.ReLU())]
+    net = nn.Sequential(nn.Flatten(), *layers[:-1])
+    optimizer = torch.optim.SGD(net.parameters(), spec.lr)
+    x, y = task.train.inputs, task.train.targets
+
+    def step() -> None:
+        rows = torch.randint(len(x), (spec.batch_size,))
+        optimizer.zero_grad()
+        out = net(x[rows])
+        loss = (out - y[rows]).abs().sum() if spec.loss == "absolute" else task.loss(out, y[rows])
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def ratios(runs: int, fields: dict[str, Any], rounds: int, clock: Callable[[], float]) -> list[float]:
+    steps = 20
+    base = RunSpec(**{"record_every": 0, "steps": steps * (rounds + 1), "rule": "bp", **fields})
+    task = tasks.load(base.task) if "task" in fields else digits()
+    population = Population([base.changed(seed=seed) for seed in range(runs)], task, torch.device("cpu"))
+    one, batches, found = plain_loop(base, task), enumerate(population.batches()), []
+    for _ in range(rounds + 1):
+        times = [clock()]
+        for _ in range(5 * steps):
+            one()
+        times.append(clock())
+        for step, rows in itertools.islice(batches, steps):
+            population.step(step, rows)
+        times.append(clock())
+        found.append((times[1] - times[0]) / 5 / ((times[2] - times[1]) / runs))
+    return found[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all where none is given")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--json", type=Path, help="write the table there too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table = []
+    for case in options.cases or CASES:
+        runs, fields, reach = CASES[case]
+        quartiles = statistics.quantiles(ratios(runs, fields, options.rounds, CLOCKS[options.clock]), n=4)
+        low, middle, high = (round(value, 2) for value in quartiles)
+        print(f"{case:30} {middle:7.1f}  ({low:.1f} to {high:.1f})  reach {reach}", flush=True)
+        against = "one at a time, plain PyTorch"
+        table.append(
+            {"what": case, "against": against, "ratio": middle, "quartiles": [low, high], "reach": reach}
+        )
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
