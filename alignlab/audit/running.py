@@ -53,6 +53,8 @@ def audit(
 
 def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
     claim = bench.claim
+    arms = [*bench.specs(claim.treatment), *bench.specs(claim.baseline)]
+    bench.run("runs", [*arms, *(spec for control in controls for spec in control.foreseen(bench))])
     treatment = bench.outcomes("treatment", claim.treatment)
     baseline = bench.outcomes("baseline", claim.baseline)
     findings = [control.apply(bench, treatment, baseline) for control in controls]

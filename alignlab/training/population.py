@@ -71,7 +71,7 @@ def check(specs: Sequence[RunSpec]) -> None:
 
 
 class Population:
-    """Members stand in the order of their lanes; ``found`` and the results in that of the specs."""
+    """``specs`` as members, in the order of their lanes; ``places``: where each stood in what was given."""
 
     def __init__(self, specs: Sequence[RunSpec], task: Task, device: torch.device) -> None:
         self.places = sorted(range(len(specs)), key=lambda i: stacking.lane(specs[i]))
@@ -89,6 +89,7 @@ class Population:
         self.largest = torch.tensor([float("inf") if s.clip is None else s.clip for s in self.specs]).to(
             self.parameters[0]
         )
+        self.clips = any(spec.clip is not None for spec in self.specs)
         grafts = [spec.graft for spec in self.specs]
         self.grafting = GradientGraft(self.model, grafts) if any(grafts) else None
         self.recorder = Recorder(
@@ -140,7 +141,7 @@ class Population:
         losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
         if self.grafting is not None:
             self.grafting.apply()
-        if any(spec.clip is not None for spec in self.specs):
+        if self.clips:
             self.clipped.append(clip_each(self.parameters, self.largest))
         self.optimizer.step()
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.evidence import Check, ControlSamples
+from alignlab.training.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Control:
 
     def check(self, claim: Claim) -> None:
         """Refuse a claim that the control cannot be applied to, with a SpecError, before anything runs."""
+
+    def foreseen(self, bench: Bench) -> list[RunSpec]:
+        """The runs that :meth:`apply` is known to need, so that the audit can have them computed together with all others."""
+        return []
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         """Run the intervention. ``treatment`` and ``baseline`` are the oriented outcomes as claimed, one a seed."""

@@ -36,15 +36,17 @@ class Magnitude(Control):
                 "to 0 and record_every above 0, or leave the control out"
             )
 
+    def foreseen(self, bench: Bench) -> list[RunSpec]:
+        arm, _ = _rule_arm(bench.claim)
+        return [spec for grafted in _grafted(bench.claim) for spec in bench.specs(arm, **grafted)]
+
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
-        rule_arm, rule_is_treatment = _rule_arm(claim)
-        own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
-        lr = _common_rate(claim)
+        rule_arm, _ = _rule_arm(claim)
         t, b = claim.treatment.label, claim.baseline.label
         kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
-        y_tb = bench.outcomes(kept, rule_arm, lr=lr, graft={"direction": own, "magnitude": other})
-        y_bt = bench.outcomes(given, rule_arm, lr=lr, graft={"direction": other, "magnitude": own})
+        without, with_it = _grafted(claim)
+        y_tb, y_bt = bench.outcomes(kept, rule_arm, **without), bench.outcomes(given, rule_arm, **with_it)
         samples = ControlSamples(self.name, tuple(y_tb - baseline), tuple(treatment - y_bt))
         runs = [*bench.groups[kept], *bench.groups[given]]
         return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
@@ -78,6 +80,17 @@ def _effects(tt: Any, bb: Any, tb: Any, bt: Any) -> list[Contrast]:
         "interaction": tt - tb - bt + bb,
     }
     return [Contrast(label, "decomposition", tuple(values)) for label, values in effects.items()]
+
+
+def _grafted(claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""
+    _, rule_is_treatment = _rule_arm(claim)
+    own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
+    lr = _common_rate(claim)
+    return (
+        {"lr": lr, "graft": {"direction": own, "magnitude": other}},
+        {"lr": lr, "graft": {"direction": other, "magnitude": own}},
+    )
 
 
 def _rule_arm(claim: Claim) -> tuple[Arm, bool]:

@@ -8,6 +8,9 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.evidence import Check
 from alignlab.audit.statistics import paired, tost
+from alignlab.training.spec import RunSpec
+
+ORDER = 1  # another than the claim's own, 0
 
 
 class Placebo(Control):
@@ -15,9 +18,12 @@ class Placebo(Control):
 
     name = "placebo"
 
+    def foreseen(self, bench: Bench) -> list[RunSpec]:
+        return bench.specs(bench.claim.baseline, order=ORDER)
+
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
-        again = bench.outcomes(f"{claim.baseline.label}, other data order", claim.baseline, order=1)
+        again = bench.outcomes(f"{claim.baseline.label}, other data order", claim.baseline, order=ORDER)
         difference = tuple(again - baseline)
         interval = paired(difference, claim.alpha)
         nothing = interval.low <= 0 <= interval.high

@@ -7,6 +7,7 @@ grid by its own factor, and invalidates the audit if it still sits there in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from alignlab.audit.budget import budget_curve
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Control, Finding
 from alignlab.audit.evidence import Check, ControlSamples
-from alignlab.training.spec import SpecError
+from alignlab.training.spec import RunSpec, SpecError
 
 FIRST_TUNING_SEED = 1_000_003  # far from anybody's seeds
 EXTENSIONS = 3
@@ -31,6 +32,15 @@ class Tuning(Control):
         """The rates are chosen on seeds of their own."""
         if shared := set(claim.seeds) & set(_tuning_seeds(claim)):
             raise SpecError(f"seeds {sorted(shared)} are those that choose the learning rates: take others")
+
+    def foreseen(self, bench: Bench) -> list[RunSpec]:
+        """The grids; which rates are then taken, they will say."""
+        return [
+            spec
+            for arm in (bench.claim.treatment, bench.claim.baseline)
+            for specs in _grids(bench, arm, bench.claim.learning_rates).values()
+            for spec in specs
+        ]
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
@@ -58,9 +68,7 @@ class _Search:
 
     def run(self) -> None:
         """Score every rate of the grid that has no score yet."""
-        seeds = _tuning_seeds(self.bench.claim)
-        new = [rate for rate in self.rates if rate not in self.scores]
-        grids = {rate: self.bench.specs(self.arm, seeds, lr=rate) for rate in new}
+        grids = _grids(self.bench, self.arm, [rate for rate in self.rates if rate not in self.scores])
         self.bench.run(
             f"{self.arm.label}, learning rates", [spec for specs in grids.values() for spec in specs]
         )
@@ -105,6 +113,11 @@ class _Search:
             "mean_scores": [sign * mean for mean in means],
             "expected_best_by_budget": [float(value) for value in curve],
         }
+
+
+def _grids(bench: Bench, arm: Arm, rates: Sequence[float]) -> dict[float, list[RunSpec]]:
+    """The tuning runs of an arm at each rate."""
+    return {rate: bench.specs(arm, _tuning_seeds(bench.claim), lr=rate) for rate in rates}
 
 
 def _tuning_seeds(claim: Claim) -> range:
