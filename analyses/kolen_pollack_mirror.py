@@ -19,7 +19,6 @@ from alignlab.audit import feedback, outcomes, preference, tables
 from alignlab.audit.published import published
 from alignlab.study import aligned
 
-SETUP = {"activation": "tanh", "batch_size": 64, "splits": ("validation", "test"), "spectra_every": 0}
 SMALL = {"task": "mnist_small", "hidden": (64, 64), "steps": 1000, "evaluations": 6, "record_every": 20}
 FULL = {"task": "mnist", "hidden": (500,), "steps": 10000, "evaluations": 11, "record_every": 200}
 B = {"init": "like_forward"}  # drawn as W is
@@ -33,7 +32,10 @@ REMARK = "Published: Akrout et al. 2019, 784-500-10, 400 epochs, one seed. Dotte
 
 
 def arms(full):
-    base, found = al.RunSpec(**SETUP, **(FULL if full else SMALL)), {}
+    size, found = FULL if full else SMALL, {}
+    base = al.RunSpec(
+        activation="tanh", batch_size=64, splits=("validation", "test"), spectra_every=0, **size
+    )
     specs = {rule: base.changed(rule=rule, rule_args={} if rule == "bp" else B) for rule in RATES}
     for arm, (rule, lr, decay) in FINAL.items():
         found[arm] = al.grid(specs[rule].changed(lr=lr, weight_decay=decay), seed=range(5))

@@ -77,11 +77,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, each by itself."""
+    store = tmp_path_factory.mktemp("apart")
+    assert singly([*CELLS, *LONG], store).run() == len(CELLS) + len(LONG)
+    return store
+
+
+def singly(cells: Sequence[RunSpec], store: Path) -> Sweep:
+    """Cell by cell, so that there is a middle of the sweep to kill something in."""
+    return Sweep(cells, store, lockstep=False)
+
+
 def same(store: Path, alone: Path, cells: Sequence[RunSpec]) -> None:
-    """Bit for bit, but for the time that it took."""
+    """Bit for bit, but for the time that it took, and for probes: they measure those that trained together at once, and
+    formulas over so many numbers are rounded otherwise than over others. (An angle near 0 is known to 0.03 degrees.)"""
     for name in Sweep(cells, store).names.values():
-        runs = (Segments(where).read(name).drop_vars("wall_time") for where in (store, alone))
-        xr.testing.assert_identical(*runs)
+        here, there = (Segments(where).read(name).drop_vars("wall_time") for where in (store, alone))
+        measured = [key for key in there.data_vars if not str(key).endswith(("_loss", "_accuracy"))]
+        xr.testing.assert_identical(here.drop_vars(measured), there.drop_vars(measured))
+        xr.testing.assert_allclose(here[measured], there[measured], rtol=1e-4, atol=0.05)
 
 
 def test_one_worker_and_two_give_the_numbers_of_one_process(
@@ -160,7 +176,7 @@ def test_a_command_runs_on_a_cluster(
     assert "6 of 6 runs computed" in capsys.readouterr().out
 
 
-def test_a_worker_killed_in_mid_sweep_costs_no_run(cluster: Cluster, alone: Path, tmp_path: Path) -> None:
+def test_a_worker_killed_in_mid_sweep_costs_no_run(cluster: Cluster, apart: Path, tmp_path: Path) -> None:
     with Workers(cluster.address) as both:
         left = list(both._started().run(os.getpid).values())
 
@@ -168,13 +184,13 @@ def test_a_worker_killed_in_mid_sweep_costs_no_run(cluster: Cluster, alone: Path
             if len(left) > 1:
                 os.kill(left.pop(), signal.SIGKILL)
 
-        assert Sweep(LONG, tmp_path).run(both, notify=kill_one) == len(LONG)
+        assert singly(LONG, tmp_path).run(both, notify=kill_one) == len(LONG)
     assert len(left) == 1
-    same(tmp_path, alone, LONG)
+    same(tmp_path, apart, LONG)
 
 
 def test_a_full_disk_costs_only_the_runs_that_had_no_room(
-    cluster: Cluster, alone: Path, tmp_path: Path
+    cluster: Cluster, apart: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "small"
     store.mkdir()
@@ -186,28 +202,28 @@ def test_a_full_disk_costs_only_the_runs_that_had_no_room(
         with pytest.raises(
             SweepError, match=r"^\d of 5 runs failed.*No space left on device; free some space"
         ):
-            Sweep(CELLS, store).run(cluster.address)
+            singly(CELLS, store).run(cluster.address)
         kept = len(Segments(store).names())
         assert 0 < kept < len(CELLS)
-        same(store, alone, [cell for cell in CELLS if cell not in Sweep(CELLS, store).missing()])
+        same(store, apart, [cell for cell in CELLS if cell not in singly(CELLS, store).missing()])
         subprocess.run(["mount", "-o", "remount,size=10m", store], check=True)
-        assert Sweep(CELLS, store).run(cluster.address) == len(CELLS) - kept
-        same(store, alone, CELLS)
+        assert singly(CELLS, store).run(cluster.address) == len(CELLS) - kept
+        same(store, apart, CELLS)
         assert {path.suffix for path in store.iterdir()} == {".nc"}
         subprocess.run(["mount", "-o", "remount,ro", store], check=True)
         with pytest.raises(StoreError, match="Read-only file system"):
-            Sweep(LONG, store).run(cluster.address)
+            singly(LONG, store).run(cluster.address)
     finally:
         subprocess.run(["umount", store], check=True)
 
 
-def test_a_sweep_killed_with_all_its_workers_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
+def test_a_sweep_killed_with_all_its_workers_goes_on_where_it_was(apart: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, test_cluster\nfrom alignlab.training.sweep import Sweep\nfrom alignlab.training.workers import Workers\n"
         "def tell(n):\n    print(*(nanny.pid for nanny in two._cluster.workers.values()), flush=True)\n"
         "if __name__ == '__main__':\n    with Workers(2) as two:\n"
-        "        Sweep(test_cluster.LONG, sys.argv[1]).run(two, notify=tell)\n"
+        "        Sweep(test_cluster.LONG, sys.argv[1], lockstep=False).run(two, notify=tell)\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
     store = tmp_path / "store"
@@ -223,20 +239,20 @@ def test_a_sweep_killed_with_all_its_workers_goes_on_where_it_was(alone: Path, t
     assert gone(children)
     kept = len(Segments(store).names())
     assert 0 < kept < len(LONG)
-    assert Sweep(LONG, store).run() == len(LONG) - kept
-    same(store, alone, LONG)
+    assert singly(LONG, store).run() == len(LONG) - kept
+    same(store, apart, LONG)
 
 
 def test_a_scheduler_killed_in_mid_sweep_leaves_a_store_that_goes_on(
-    cluster: Cluster, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # the last one of this module: the scheduler is its own
     monkeypatch.setattr(workers, "CONNECT", 1.0)
     with pytest.raises(
         SweepError, match=r"of 6 runs failed.*fa lr=0.1 seed=.*the connection to the dask scheduler"
     ):
-        Sweep(LONG, tmp_path).run(cluster.address, notify=lambda n: cluster.processes[0].kill())
+        singly(LONG, tmp_path).run(cluster.address, notify=lambda n: cluster.processes[0].kill())
     cluster.close()
     kept = len(Segments(tmp_path).names())
     assert 0 < kept < len(LONG)
-    assert Sweep(LONG, tmp_path).run() == len(LONG) - kept
-    same(tmp_path, alone, LONG)
+    assert singly(LONG, tmp_path).run() == len(LONG) - kept
+    same(tmp_path, apart, LONG)
