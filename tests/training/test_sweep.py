@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,13 @@ from alignlab.training import sweep as sweeping
 from alignlab.training.cells import run_cell
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name
-from alignlab.training.sweep import Sweep
+from alignlab.training.population import train_population
 
 BASE = RunSpec(
     task="xor", hidden=(3,), rule="fa", batch_size=2, steps=4, evaluations=2, record_every=2, lr=0.1
 )
 CELLS = [BASE.changed(seed=seed) for seed in range(3)]
+Sweep = functools.partial(sweeping.Sweep, lockstep=False)
 
 
 class Training:
@@ -65,6 +67,18 @@ def test_a_second_call_computes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert counted == [1, 1, 1]
     assert training.seeds == [0, 1, 2]
     assert contents(tmp_path) == before
+
+
+def test_unless_told_otherwise_runs_of_one_shape_train_together(tmp_path: Path) -> None:
+    counted: list[int] = []
+    specs = [*CELLS, BASE.changed(rule="soap", seed=0), BASE.changed(rule="sign_sync", seed=0)]
+    sweep = sweeping.Sweep(specs, tmp_path)
+    assert sweep.run(notify=counted.append) == 5
+    assert sorted(counted) == [1, 4]
+    together = train_population([specs[4], *CELLS])
+    for spec, run in zip([specs[4], *CELLS], together, strict=True):
+        stored = Segments(tmp_path).read(sweep.names[spec])
+        np.testing.assert_array_equal(stored["train_loss"], run["train_loss"])
 
 
 def test_equal_specs_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
