@@ -19,6 +19,7 @@ from alignlab.audit import feedback, outcomes, preference, tables
 from alignlab.audit.published import published
 from alignlab.study import aligned
 
+SETUP = {"activation": "tanh", "batch_size": 64, "splits": ("validation", "test"), "spectra_every": 0}
 SMALL = {"task": "mnist_small", "hidden": (64, 64), "steps": 1000, "evaluations": 6, "record_every": 20}
 FULL = {"task": "mnist", "hidden": (500,), "steps": 10000, "evaluations": 11, "record_every": 200}
 B = {"init": "like_forward"}  # drawn as W is
@@ -32,10 +33,7 @@ REMARK = "Published: Akrout et al. 2019, 784-500-10, 400 epochs, one seed. Dotte
 
 
 def arms(full):
-    size, found = FULL if full else SMALL, {}
-    base = al.RunSpec(
-        activation="tanh", batch_size=64, splits=("validation", "test"), spectra_every=0, **size
-    )
+    base, found = al.RunSpec(**SETUP, **(FULL if full else SMALL)), {}
     specs = {rule: base.changed(rule=rule, rule_args={} if rule == "bp" else B) for rule in RATES}
     for arm, (rule, lr, decay) in FINAL.items():
         found[arm] = al.grid(specs[rule].changed(lr=lr, weight_decay=decay), seed=range(5))
@@ -73,5 +71,4 @@ def table(runs):
 
 
 QUESTION = "How near does feedback that learns come to the weights, how soon, and what is left of the gap to backprop?"
-SOURCE = "Akrout et al. 2019: Deep learning without weight transport"
-STUDY = al.Study(QUESTION, SOURCE, arms, figures, table)
+STUDY = al.Study(QUESTION, "Akrout et al. 2019: Deep learning without weight transport", arms, figures, table)
