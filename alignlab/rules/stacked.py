@@ -126,10 +126,10 @@ class MixedLinear(StackedLinear):
     def tick(self, used: bool = True) -> None:
         for lane in self.lanes:
             lane.tick(used)
-        parts = [lane.carrier().detach() for lane in self.lanes]
+        parts = [lane.carrier() for lane in self.lanes]
         learns = self.weight.requires_grad and any(lane.feedback is None for lane in self.lanes)
         if used and (learns or [id(p) for p in parts] != [id(p) for p in self._gathered]):
-            self.feedback, self._gathered = torch.cat(parts), parts
+            self.feedback, self._gathered = torch.cat([part.detach() for part in parts]), parts
 
 
 def stack_layers(members: Sequence[FeedbackLayer], credit: Credit) -> StackedLinear:

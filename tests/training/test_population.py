@@ -58,6 +58,12 @@ MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": "rerandomised", "lr": 0.02},
     {"rule": "weight_mirror", "rule_args": {"samples": 9, "period": 2}, "lr": 0.05},
     {"rule": "weight_mirror", "rule_args": {"samples": 9, "growth_control": True}, "lr": 0.05},
+    {
+        "rule": "weight_mirror",
+        "rule_args": {"samples": 9, "growth_control": True},
+        "lr": 0.1,
+        "weight_scale": 2,
+    },
     {"rule": {"5": "fa", "*": "bp"}, "lr": 0.05},
 ]
 TOGETHER: list[list[dict[str, Any]]] = [
