@@ -172,12 +172,13 @@ def _as_completed(client: Client, jobs: dict[Future[Any], Any]) -> Iterator[tupl
 
 def _result(future: Future[Any]) -> Any:
     from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
 
     try:
         return future.result()
     except KilledWorker:
         return Lost("its worker process died each time it was tried (killed, or out of memory)")
-    except CancelledError:
+    except (CancelledError, CommClosedError):  # the latter where a result was on its way
         return Lost("the connection to the dask scheduler was lost")
     except SweepError:
         raise
