@@ -172,7 +172,7 @@ def _as_completed(client: Client, jobs: dict[Future[Any], Any]) -> Iterator[tupl
 
 def _result(future: Future[Any]) -> Any:
     from distributed import CancelledError, KilledWorker
-    from distributed.comm import CommClosedError
+    from distributed.comm import CommClosedError  # type: ignore[attr-defined]
 
     try:
         return future.result()
