@@ -5,18 +5,14 @@ On bad input one clear line and exit code 2.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from alignlab.audit import AuditResult
+from alignlab.output import draw_runs, make_room, progress, report, summed_up, write, write_result
 
 app = typer.Typer(
     name="alignlab",
@@ -80,12 +76,12 @@ def run(
     made = RunSpec.from_yaml(spec)
     made = made if seed is None else made.changed(seed=seed)
     folder = out or Path("out") / spec.stem
-    _make_room(folder, "spec.yaml")
+    make_room(folder, "spec.yaml")
     segments, name = Segments(folder / "store").prepare(), cell_name(made)
     if segments.has(name):
         typer.echo("nothing to compute: the run is in the store")
     else:
-        with _progress()(f"{made.rule_name} on {made.task}", made.steps) as notify:
+        with progress()(f"{made.rule_name} on {made.task}", made.steps) as notify:
             try:
                 run_cell(made, folder / "store", name, progress=notify)
             except RuntimeError as error:  # ifa meets pooling, a module that no rule takes
@@ -96,7 +92,7 @@ def run(
         if quantity in finished:
             typer.echo(f"{quantity:<16} {float(finished[quantity].dropna('step')[-1]):.4g}")
     typer.echo(f"status           {finished['status'].item()}")
-    _draw_runs(open_runs(folder / "store"), folder / "figures")
+    draw_runs(open_runs(folder / "store"), folder / "figures")
 
 
 @app.command()
@@ -121,11 +117,11 @@ def audit(
     if seed is not None:
         found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
     folder = out or Path("out") / name
-    _make_room(folder, "result.json", "table.txt")
+    make_room(folder, "result.json", "table.txt")
     typer.echo(f"{found.statement}\n  {found.source}\n")
-    result = run_audit(found, store=folder / "store", workers=where, phase=_progress())
-    _write_result(result, folder)
-    _report(result, folder)
+    result = run_audit(found, store=folder / "store", workers=where, phase=progress())
+    write_result(result, folder)
+    report(result, folder)
 
 
 @app.command()
@@ -147,14 +143,14 @@ def study(
     where = _where(workers, scheduler)
     found = gallery.study(name)
     folder = out or Path("out") / (f"{name}_full" if full else name)
-    _make_room(folder, "table.txt")
+    make_room(folder, "table.txt")
     typer.echo(f"{found.question}\n  {found.source}\n")
-    result = found.run(folder / "store", full=full, seed=seed, workers=where, phase=_progress())
+    result = found.run(folder / "store", full=full, seed=seed, workers=where, phase=progress())
     table = result.table()
-    _write(folder / "table.txt", f"{table}\n")
+    write(folder / "table.txt", f"{table}\n")
     for figure_name, figure in result.figures().items():
         save(figure, folder / "figures" / figure_name)
-    typer.echo(f"{table}\n{_summed_up(result.computed, result.total, folder)}")
+    typer.echo(f"{table}\n{summed_up(result.computed, result.total, folder)}")
 
 
 @app.command()
@@ -167,7 +163,7 @@ def figures(
     """
     from alignlab.store import open_runs
 
-    _draw_runs(open_runs(store).load(), out or Path("figures") / store.resolve().name)
+    draw_runs(open_runs(store).load(), out or Path("figures") / store.resolve().name)
 
 
 @app.command()
@@ -187,7 +183,7 @@ def compact(
     from alignlab.store import compact as compact_store
     from alignlab.store import open_runs
 
-    path = compact_store(store, out, phase=_progress())
+    path = compact_store(store, out, phase=progress())
     runs = open_runs(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     typer.echo(f"{runs.sizes.get('run', 1)} run(s) in {path} ({size / 1e6:.1f} MB)")
@@ -273,96 +269,6 @@ def _where(workers: int | None, scheduler: str | None) -> int | str:
     if scheduler is not None and workers is not None:
         raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
     return scheduler or workers or os.cpu_count() or 1
-
-
-def _progress() -> Callable[[str, int], Any]:
-    """A phase that shows a bar on a terminal, and a line elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-
-    @contextmanager
-    def phase(what: str, total: int) -> Iterator[Callable[[int], None]]:
-        if not total:
-            yield lambda n: None
-            return
-        columns = (
-            TextColumn("{task.description:<44}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bar:
-            if not console.is_terminal:
-                console.print(f"{what}: {total}", highlight=False)
-            task = bar.add_task(what, total=total)
-            yield lambda n: bar.advance(task, n)
-
-    return phase
-
-
-def _draw_runs(runs: Any, folder: Path) -> None:
-    from alignlab.figures import run_figures, save
-
-    for name, figure in run_figures(runs).items():
-        save(figure, folder / name)
-    typer.echo(f"figures in {folder}")
-
-
-def _make_room(folder: Path, *files: str) -> None:
-    """Whatever will be written has a place: found out before the work, not after it."""
-    figures = folder / "figures"
-    if figures.exists() and not figures.is_dir():
-        raise FileExistsError(
-            f"{figures} is a file where a folder is to be: move it away, or choose another --out"
-        )
-    for name in files:
-        if (folder / name).is_dir():
-            raise IsADirectoryError(
-                f"{folder / name} is a folder where a file is to be: move it away, or choose another --out"
-            )
-    figures.mkdir(parents=True, exist_ok=True)
-
-
-def _write_result(result: AuditResult, folder: Path) -> None:
-    from alignlab.figures import audit_figures, save
-
-    _write(folder / "result.json", json.dumps(result.to_dict(), indent=1))
-    _write(folder / "table.txt", f"{_summary(result)}\n")
-    for name, figure in audit_figures(result).items():
-        save(figure, folder / "figures" / name)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
-
-
-def _summary(result: AuditResult) -> str:
-    caveats = "".join(f"\n  caveat: {caveat}" for caveat in result.verdict.caveats)
-    return f"{result.table()}\n\nverdict: {result.verdict}\n  {result.verdict.text}{caveats}"
-
-
-def _report(result: AuditResult, folder: Path) -> None:
-    claim = result.claim
-    typer.echo(
-        f"Differences in {claim.outcome}, seed by seed; > 0 means that the treatment ({claim.treatment.label}) is better,"
-    )
-    typer.echo(f"and nothing below {claim.smallest_effect:g} matters.\n")
-    typer.echo(_summary(result))
-    runs = sum(map(len, result.runs.values()))
-    typer.echo(_summed_up(result.computed, runs, folder))
-
-
-def _summed_up(computed: int, runs: int, folder: Path) -> str:
-    if computed:
-        return (
-            f"\n{computed} of {runs} runs computed, the others were in the store. Everything is in {folder}"
-        )
-    return f"\nnothing to compute: all {runs} runs were in the store. Everything is in {folder}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ FLOORS = [
     "report",
     "study",
     "gallery",
+    "output",
     "cli",
 ]
 TESTING = "testing"

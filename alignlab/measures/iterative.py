@@ -26,7 +26,7 @@ TOLERANCE = 1e-6  # of a Ritz value, relative: what a product in float32 can giv
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run an eigensolver on one thread: at most sizes more are slower, and results must not vary with their number."""
+    """One torch thread within the block: results must not vary with their number, and more make eigensolvers slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -56,7 +56,8 @@ class StackedLinear(FeedbackLinear):
             if weight is None
             else nn.Parameter(weight, first.weight.requires_grad)
         )
-        self.bias = None if first.bias is None else stacked([m.bias for m in members])
+        own = weight is None and first.bias is not None  # a lane's layer is never run
+        self.bias = stacked([m.bias for m in members]) if own else None
         self.prepare(self._rule_of(members), credit, Seeds(m.feedback_seed for m in members))
         self._take_feedback(members)
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
-
+from alignlab.measures.iterative import one_thread
 from alignlab.store import Segments, StoreError
 from alignlab.store.claims import Claims, claim_file
 from alignlab.training.errors import SweepError
@@ -57,7 +55,7 @@ class Outcome(NamedTuple):
 
 def run_cell(spec: RunSpec, store: Path, name: str, progress: Progress | None = None) -> None:
     """Train one spec on one thread and store it: its numbers then do not depend on how many cores were free."""
-    with _one_thread():
+    with one_thread():
         _store(train(spec, progress=progress), store, name)
 
 
@@ -68,7 +66,7 @@ def run_job(job: Job) -> list[Outcome]:
     """
     refuse(job)
     try:
-        with Claims(job.store) as claims, _one_thread():
+        with Claims(job.store) as claims, one_thread():
             return _run(job, claims)
     except StoreError as error:  # not even room for a claim
         if getattr(error.__cause__, "errno", None) in FORBIDDEN:  # this worker's fault, not the cells'
@@ -148,13 +146,3 @@ def _store(dataset: xr.Dataset, store: Path, name: str) -> None:
 def told(error: Exception) -> str:
     """An error in a line."""
     return f"{type(error).__name__}: {error}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

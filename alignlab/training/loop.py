@@ -81,8 +81,7 @@ class Run:
     def __init__(self, spec: RunSpec, task: Task, device: torch.device, probes: list[Probe]) -> None:
         self.spec, self.task, self.device = spec, task, device
         self.loss = loss_of(spec, task)
-        moved = {name: _moved(getattr(task, name), device) for name in {"train", *spec.splits}}
-        self.train, self.splits = moved["train"], {name: moved[name] for name in spec.splits}
+        self.train, self.splits = splits_of(spec, task, device)
         self.model = built(spec, task, device)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
         self.optimizer = make_optimizer(spec, list(self.model.parameters()))
@@ -206,5 +205,8 @@ def coords_of(spec: RunSpec, task: Task, rule: str) -> dict[str, Any]:
     }
 
 
-def _moved(split: Split, device: torch.device) -> Split:
-    return Split(split.inputs.to(device), split.targets.to(device))
+def splits_of(spec: RunSpec, task: Task, device: torch.device) -> tuple[Split, dict[str, Split]]:
+    """The task's training split, and those that the spec evaluates by name, on the device."""
+    found = {name: getattr(task, name) for name in {"train", *spec.splits}}
+    moved = {name: Split(split.inputs.to(device), split.targets.to(device)) for name, split in found.items()}
+    return moved["train"], {name: moved[name] for name in spec.splits}

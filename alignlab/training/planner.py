@@ -3,7 +3,8 @@
 More runs in step share the price of Python and of launching kernels, until their tensors leave the cache; where that is
 differs from machine to machine and from shape to shape, so it is measured: a few steps of populations of growing size, as
 long as a run gets cheaper. Memory sets a limit beside. The packing changes no result: a member's numbers are the same, bit for
-bit, whoever stands beside it (a test holds that on the CPU).
+bit, whoever stands beside it (a test holds that on the CPU). Where memory runs out all the same, or a member fails, the worker
+tries halves (:mod:`alignlab.training.cells`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 import psutil
 import torch
 
+from alignlab.measures.iterative import one_thread
 from alignlab.training import stacking, tasks
 from alignlab.training.population import Population, alone
 from alignlab.training.spec import RunSpec
@@ -28,7 +29,6 @@ WORTH = 20_000  # steps of runs together, from which measuring pays
 GAIN = 0.95  # a larger size must bring a run's price below this share of the smaller's
 SHARE = 0.5  # of the free memory
 COPIES = 8  # of a run's weights: gradient, optimizer state, B, an update's temporaries
-Packed = TypeVar("Packed")
 
 
 def packs(specs: Sequence[RunSpec], workers: int = 1) -> list[list[RunSpec]]:
@@ -72,10 +72,11 @@ def price_of(shape: RunSpec, size: int) -> float:
     specs = [shape.changed(seed=seed, steps=2 * TIMED, record_every=0, record_log=0) for seed in range(size)]
     population = Population(specs, tasks.load(shape.task), torch.device("cpu"))
     times = []
-    for step, rows in enumerate(population.batches()):
-        start = time.perf_counter()
-        population.step(step, rows)
-        times.append(time.perf_counter() - start)
+    with one_thread():
+        for step, rows in enumerate(population.batches()):
+            start = time.perf_counter()
+            population.step(step, rows)
+            times.append(time.perf_counter() - start)
     return min(times[TIMED:]) / size
 
 
@@ -88,19 +89,3 @@ def fitting(spec: RunSpec, workers: int, device: torch.device | None = None) -> 
     weights = sum(a * b + b for a, b in pairwise(widths))
     batch = min(spec.batch_size, len(task.train))
     return max(1, int(SHARE * free / workers / (4 * (COPIES * weights + 6 * batch * sum(widths)))))
-
-
-def in_halves(train: Callable[[Sequence[RunSpec]], list[Packed]], specs: Sequence[RunSpec]) -> list[Packed]:
-    """``train(specs)``; where memory runs out, of either half by itself, and so on down to single runs."""
-    try:
-        return train(specs)
-    except (MemoryError, RuntimeError) as error:
-        if len(specs) == 1 or not _out_of_memory(error):
-            raise
-    middle = len(specs) // 2  # outside of the handler, whose traceback holds what ran out
-    return in_halves(train, specs[:middle]) + in_halves(train, specs[middle:])
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return told or "can't allocate memory" in str(error) or "not enough memory" in str(error)

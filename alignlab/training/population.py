@@ -21,10 +21,18 @@ from alignlab.training import stacking, tasks
 from alignlab.training.batches import blocks
 from alignlab.training.evaluation import due, loss_of, losses_of_runs, scores, tabulated
 from alignlab.training.graft import GradientGraft
-from alignlab.training.loop import EVALUATED_AT_ONCE, attrs_of, built, coords_of, looks, standard_probes
+from alignlab.training.loop import (
+    EVALUATED_AT_ONCE,
+    attrs_of,
+    built,
+    coords_of,
+    looks,
+    splits_of,
+    standard_probes,
+)
 from alignlab.training.optimizers import STACKED, clip_each, learning_rate, make_optimizer
 from alignlab.training.spec import RunSpec, SpecError
-from alignlab.training.tasks import Split, Task
+from alignlab.training.tasks import Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,7 +90,7 @@ class Population:
         self.model = stacking.stacked_model(members)
         self.parameters = list(self.model.parameters())
         self.optimizer = STACKED[self.spec.optimizer](self.parameters, self.specs)
-        self.splits = {name: _moved(getattr(task, name), device) for name in {"train", *self.spec.splits}}
+        self.train, self.splits = splits_of(self.spec, task, device)
         self.rates = torch.tensor(
             [[learning_rate(s, t) for s in self.specs] for t in range(self.spec.steps)]
         ).to(self.parameters[0])
@@ -123,17 +131,16 @@ class Population:
 
     def batches(self) -> Iterator[Tensor]:
         """The indices (K, N) of each step."""
-        streams = (blocks(spec, len(self.splits["train"])) for spec in self.specs)
+        streams = (blocks(spec, len(self.train)) for spec in self.specs)
         for together in zip(*streams, strict=True):
             yield from torch.stack(together, 1).to(self.device)
 
     def step(self, step: int, batch: Tensor) -> None:
         """One optimizer step of all, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
-        train = self.splits["train"]
         for parameter in self.parameters:
             parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
-        losses = losses_of_runs(self.loss, self.model(train.inputs[batch]), train.targets[batch])
+        losses = losses_of_runs(self.loss, self.model(self.train.inputs[batch]), self.train.targets[batch])
         finite = losses.isfinite()
         if not bool(finite.all()):
             bad = set((~finite).nonzero().flatten().tolist())
@@ -160,8 +167,7 @@ class Population:
     def _evaluate(self, members: Sequence[int], step: int) -> None:
         everyone = torch.func.vmap(scores, in_dims=(None, None, None, 0, None))
         found: dict[str, Tensor] = {}
-        for name in self.spec.splits:
-            split = self.splits[name]
+        for name, split in self.splits.items():
             pieces = [
                 self.model(x.expand(len(self.specs), *x.shape))
                 for x in torch.split(split.inputs, EVALUATED_AT_ONCE)
@@ -191,7 +197,3 @@ def _described(
     optimizer = make_optimizer(spec, model.parameters())
     coords = coords_of(spec, task, run_coords(model, optimizer)["rule"]) | {"run_id": spec.digest()}
     return coords, run_attrs(model, optimizer) | attrs_of(spec, task)
-
-
-def _moved(split: Split, device: torch.device) -> Split:
-    return Split(split.inputs.to(device), split.targets.to(device))

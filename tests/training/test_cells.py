@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import xarray as xr
 
 from alignlab.store import Segments, StoreError, atomic
@@ -17,6 +19,7 @@ from alignlab.training import RunSpec, cells, train
 from alignlab.training.cells import Job, Outcome, run_cell, run_job
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash
+from alignlab.training.population import train_population
 from alignlab.training.spec import SpecError
 from alignlab.training.sweep import Sweep
 
@@ -81,6 +84,25 @@ def test_a_pack_fails_only_for_those_that_cannot_be_trained(
     failed = Outcome("failed", "ValueError: no luck")
     assert run_job(job(store, lockstep=True)) == [DONE, DONE, failed, DONE]
     assert tried == [[0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("out"), RuntimeError("can't allocate memory")], ids=repr
+)
+def test_where_memory_runs_out_halves_are_trained_and_nothing_is_lost(
+    store: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def train(specs: Sequence[RunSpec]) -> list[xr.Dataset]:
+        tried.append(len(specs))
+        if len(specs) > 2:
+            raise error
+        return train_population(specs)
+
+    monkeypatch.setattr(cells, "train_population", train)
+    assert run_job(job(store, lockstep=True)) == [DONE] * 4
+    assert tried == [4, 2, 2]
 
 
 @pytest.mark.parametrize("lockstep", [False, True])

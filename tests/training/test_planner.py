@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from alignlab.training import RunSpec, planner
-from alignlab.training.planner import fitting, in_halves, packs
+from alignlab.training.planner import fitting, packs
 
 SHAPE: dict[str, Any] = {"task": "xor_bits", "hidden": (5,), "batch_size": 1, "steps": 20, "record_every": 0}
 
@@ -56,31 +55,3 @@ def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
     small, large = specs(1)[0], specs(1, hidden=(500, 500))[0]
     assert fitting(small, 1) > 50 * fitting(large, 1) > 0
     assert fitting(small, 1) > 1.5 * fitting(small, 2)
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("out"), RuntimeError("you can't allocate memory")]
-)
-def test_where_memory_runs_out_halves_are_tried_and_nothing_is_lost(error: Exception) -> None:
-    tried = []
-
-    def train(some: Any) -> list[int]:
-        tried.append(len(some))
-        if len(some) > 2:
-            raise error
-        return [spec.seed for spec in some]
-
-    assert in_halves(train, specs(7)) == list(range(7))
-    assert tried == [7, 3, 1, 2, 4, 2, 2]
-
-
-def test_other_errors_and_a_single_run_that_does_not_fit_are_raised() -> None:
-    def fails(some: Any) -> list[int]:
-        raise error
-
-    error: Exception = RuntimeError("a bug")
-    with pytest.raises(RuntimeError, match="a bug"):
-        in_halves(fails, specs(4))
-    error = MemoryError("too large")
-    with pytest.raises(MemoryError, match="too large"):
-        in_halves(fails, specs(4))

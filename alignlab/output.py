@@ -1,0 +1,109 @@
+"""What the commands show and write: progress, an audit in words, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alignlab.audit import AuditResult
+
+
+def progress() -> Callable[[str, int], Any]:
+    """A phase that shows a bar on a terminal, and a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+
+    @contextmanager
+    def phase(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not total:
+            yield lambda n: None
+            return
+        columns = (
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bar:
+            if not console.is_terminal:
+                console.print(f"{what}: {total}", highlight=False)
+            task = bar.add_task(what, total=total)
+            yield lambda n: bar.advance(task, n)
+
+    return phase
+
+
+def draw_runs(runs: Any, folder: Path) -> None:
+    """Every figure that the runs allow."""
+    from alignlab.figures import run_figures, save
+
+    for name, figure in run_figures(runs).items():
+        save(figure, folder / name)
+    typer.echo(f"figures in {folder}")
+
+
+def make_room(folder: Path, *files: str) -> None:
+    """Whatever will be written has a place: found out before the work, not after it."""
+    figures = folder / "figures"
+    if figures.exists() and not figures.is_dir():
+        raise FileExistsError(
+            f"{figures} is a file where a folder is to be: move it away, or choose another --out"
+        )
+    for name in files:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(
+                f"{folder / name} is a folder where a file is to be: move it away, or choose another --out"
+            )
+    figures.mkdir(parents=True, exist_ok=True)
+
+
+def write_result(result: AuditResult, folder: Path) -> None:
+    """An audit as numbers, as text and as figures."""
+    from alignlab.figures import audit_figures, save
+
+    write(folder / "result.json", json.dumps(result.to_dict(), indent=1))
+    write(folder / "table.txt", f"{summary(result)}\n")
+    for name, figure in audit_figures(result).items():
+        save(figure, folder / "figures" / name)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def summary(result: AuditResult) -> str:
+    """The table, the verdict and its caveats."""
+    caveats = "".join(f"\n  caveat: {caveat}" for caveat in result.verdict.caveats)
+    return f"{result.table()}\n\nverdict: {result.verdict}\n  {result.verdict.text}{caveats}"
+
+
+def report(result: AuditResult, folder: Path) -> None:
+    """Tell an audit on the terminal."""
+    claim = result.claim
+    typer.echo(
+        f"Differences in {claim.outcome}, seed by seed; > 0 means that the treatment ({claim.treatment.label}) is better,"
+    )
+    typer.echo(f"and nothing below {claim.smallest_effect:g} matters.\n")
+    typer.echo(summary(result))
+    runs = sum(map(len, result.runs.values()))
+    typer.echo(summed_up(result.computed, runs, folder))
+
+
+def summed_up(computed: int, runs: int, folder: Path) -> str:
+    """How much had to be computed, and where it is."""
+    if computed:
+        return (
+            f"\n{computed} of {runs} runs computed, the others were in the store. Everything is in {folder}"
+        )
+    return f"\nnothing to compute: all {runs} runs were in the store. Everything is in {folder}"
