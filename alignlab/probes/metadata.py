@@ -18,11 +18,8 @@ def run_coords(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     """The coordinates that can be told from the objects alone: ``rule`` (``none`` for an unconverted model) and ``lr``."""
     names = {m.rule.name for m in model.modules() if isinstance(m, FeedbackLayer)}
     rule = "+".join(sorted(names)) if names else "none"
-    rate = rate_of(optimizer.param_groups[0])
-    return {
-        "rule": rule,
-        "lr": rate if isinstance(rate, float) else np.nan,
-    }  # those of several runs are their own
+    rate = rate_of(optimizer.param_groups[0])  # of several runs each has its own
+    return {"rule": rule, "lr": rate if isinstance(rate, float) else np.nan}
 
 
 def run_attrs(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
