@@ -34,6 +34,8 @@ SETTINGS = {
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
     "distributed.worker.multiprocessing-method": "spawn",
+    # dask's default returns memory at every chance, so that each large tensor costs its pages anew: a third of the time
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_jobs import alive, die, gone, leave_pid, pids, threads
+from worker_jobs import alive, die, gone, leave_pid, page_faults, pids, threads
 
 from alignlab.training import workers
 from alignlab.training.errors import SweepError
@@ -68,6 +69,14 @@ def test_a_scheduler_that_does_not_answer_is_one_clear_line(
 def test_workers_have_one_thread_and_the_callers_environment_stays(two: Workers) -> None:
     assert dict(two.each(threads, [THREADS]))[THREADS] == [1, "1", "1", "1"]
     assert {name: os.environ.get(name) for name in ENVIRONMENT} == ENVIRONMENT
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the pages that glibc asks Linux for")
+def test_workers_keep_the_memory_that_they_will_need_again(two: Workers) -> None:
+    pages = 2**20 // os.sysconf("SC_PAGE_SIZE")  # a MiB
+    found = dict(two.each(page_faults, [8, 9]))
+    assert found.keys() == {8, 9}
+    assert all(faults < size * pages / 10 for size, faults in found.items())
 
 
 def test_processes_are_kept_between_calls(two: Workers, tmp_path: Path) -> None:

@@ -35,6 +35,22 @@ def threads(names: tuple[str, ...]) -> list[Any]:
     return [torch.get_num_threads(), *(os.environ.get(name) for name in names)]
 
 
+def page_faults(mebibytes: int) -> float:
+    """How many pages the system hands out for each tensor of this size, once there were some before."""
+    import resource
+
+    import torch
+
+    def faults(count: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(count):
+            torch.ones(2**18 * mebibytes)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults(3)
+    return faults(10) / 10
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and waits for its parent does not."""
     try:
