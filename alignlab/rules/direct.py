@@ -15,6 +15,7 @@ None.)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -102,26 +103,25 @@ def _same_size(signal: Tensor, shape: tuple[int, ...], where: str) -> Tensor:
     return signal.reshape(shape)
 
 
-def _rows(target: Call, error_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """How the error reads as rows that B can take: the rows' dimensions, and the entries of each.
-
-    A row is a position where ``target`` is a linear layer on the same positions as the output, else a sample.
-    """
-    if target.layer.features_last and error_shape[:-1] == target.input_shape[:-1]:
-        return error_shape[:-1], error_shape[-1]
-    if target.layer.takes_one_sample(target.input_shape):
-        return (), math.prod(error_shape)
-    return error_shape[:1], math.prod(error_shape[1:])
+def _reading(target: Call, error_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """How the error reads as rows that B can take: the rows' dimensions, the entries of each, and how many entries of
+    ``target``'s input each row reaches."""
+    layer, shape = target.layer, target.input_shape
+    return _reading_of(layer.features_last, layer.takes_one_sample(shape), shape, error_shape)
 
 
-def _units(target: Call, rows: tuple[int, ...], error_shape: tuple[int, ...]) -> int:
-    """How many entries of the activation each of the error's ``rows`` reaches."""
-    shape = target.input_shape
-    if rows != shape[: len(rows)] or not (rows or target.layer.takes_one_sample(shape)):
+@functools.lru_cache(maxsize=4096)  # the same at each step, and asked for each layer
+def _reading_of(
+    features_last: bool, one_sample: bool, shape: tuple[int, ...], error_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], int, int]:
+    """A row is a position where the target is a linear layer on the same positions as the output, else a sample."""
+    positions = features_last and error_shape[:-1] == shape[:-1]
+    rows = error_shape[:-1] if positions else () if one_sample else error_shape[:1]
+    if rows != shape[: len(rows)] or not (rows or one_sample):
         raise ValueError(
             f"a direct rule needs one batch dimension throughout: the output is {error_shape}, an activation {shape}"
         )
-    return math.prod(shape[len(rows) :])
+    return rows, math.prod(error_shape[len(rows) :]), math.prod(shape[len(rows) :])
 
 
 class Broadcast(RuleFunction):
@@ -261,13 +261,13 @@ def _ensure_feedback(call: Call, output_shape: tuple[int, ...]) -> None:
     if not rule.needs_feedback(call):
         return
     assert call.target is not None
-    rows, features = _rows(call.target, output_shape)
-    call.reads, shape = (*rows, features), (features, _units(call.target, rows, output_shape))
-    if layer.feedback is None:
+    rows, features, units = _reading(call.target, output_shape)
+    call.reads, shape, feedback = (*rows, features), (features, units), layer.feedback
+    if feedback is None:
         like = torch.empty(shape, dtype=layer.weight.dtype, device=layer.weight.device)
         layer.feedback = layer.drawn_as(rule.init, layer.feedback_seed, like)
-    elif tuple(layer.feedback.shape[-2:]) != shape:
+    elif feedback.shape[-2:] != shape:
         raise ValueError(
-            f"{rule.name}: the feedback of a layer is {tuple(layer.feedback.shape)}, but output and activation now ask "
+            f"{rule.name}: the feedback of a layer is {tuple(feedback.shape)}, but output and activation now ask "
             f"for {shape}; a direct rule needs inputs of one size"
         )

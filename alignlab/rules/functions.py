@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import Function
 
 from alignlab.rules.credit import Chain, Credit, Delivery
@@ -25,11 +25,14 @@ class RuleFunction(Function):
     generate_vmap_rule = True
 
     @classmethod
-    def apply(cls, *args: Any) -> Any:
-        """As ``Function.apply``, which looks the forward's signature up at each call, at 5 % of a small net's step."""
+    def apply(cls, x: Tensor, *args: Any) -> Any:
+        """As ``Function.apply``, which looks the forward's signature up at each call, at 5 % of a small net's step.
+
+        What a transform of ``torch.func`` left behind is unwrapped, as there, where it is ``x``; the rest is the model's own.
+        """
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)  # type: ignore[no-untyped-call]
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+            return super().apply(x, *args)  # type: ignore[no-untyped-call]
+        return super(Function, cls).apply(unwrap_if_dead(x), *args)  # type: ignore[misc]
 
 
 class LinearFunction(RuleFunction):

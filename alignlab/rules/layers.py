@@ -208,6 +208,8 @@ class FeedbackLayer(nn.Module):
     def _autocast(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Inputs in the dtype that autocast would choose; the casts stay in the graph: gradients return in float32."""
         carrier = None if self.rule.direct else self._current_feedback(x.requires_grad)
+        if not torch._C._is_any_autocast_enabled():
+            return x, weight, self.bias, carrier
         device = x.device.type
         if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
             return x, weight, self.bias, carrier
