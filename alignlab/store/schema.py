@@ -225,9 +225,10 @@ def _check_range(quantity: Quantity, variable: xr.Variable) -> None:
 
 def _check_end(dataset: xr.Dataset) -> None:
     """No run has a value later than its last step: such values would be of another attempt at the run."""
-    late = dataset["step"] > dataset["last_step"]
-    if not late.any():
+    steps, last_steps = dataset.variables["step"].values, dataset.variables["last_step"].values
+    if not steps.size or not last_steps.size or steps.max() <= last_steps.min():
         return
+    late = dataset["step"] > dataset["last_step"]
     for name, variable in dataset.data_vars.items():
         if "step" in variable.dims and (variable.notnull() & late).any():
             step, last = int(dataset["step"].max()), int(dataset["last_step"].max())
