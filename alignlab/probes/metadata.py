@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from typing import Any
 
@@ -40,6 +41,7 @@ def run_attrs(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, A
     }
 
 
+@functools.cache
 def alignlab_version() -> str:
     """The installed version."""
     try:

@@ -9,6 +9,7 @@ single runs alone. Probes see the stacked network: the same code, whose values h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.training import stacking, tasks
+from alignlab.training.apart import Apart
 from alignlab.training.batches import blocks
 from alignlab.training.evaluation import due, loss_of, losses_of_runs, scores, tabulated
 from alignlab.training.graft import GradientGraft
@@ -62,9 +64,10 @@ def train_population(specs: Sequence[RunSpec], *, task: Task | None = None) -> l
 def check(specs: Sequence[RunSpec]) -> None:
     """Raise :class:`SpecError` unless the specs can be one population."""
     reasons = list(dict.fromkeys(reason for spec in specs for reason in alone(spec)))
-    first, common = specs[0], {spec: stacking.shared(spec) for spec in specs}
-    for spec, own in common.items():
-        fields = [name for name in RunSpec.model_fields if getattr(own, name) != getattr(common[first], name)]
+    first, common = specs[0], stacking.shared(specs[0])
+    for spec in specs:
+        own = stacking.shared(spec)
+        fields = [name for name in RunSpec.model_fields if getattr(own, name) != getattr(common, name)]
         if fields:
             differ = ", ".join(
                 f"{name} ({getattr(first, name)!r}, {getattr(spec, name)!r})" for name in fields
@@ -117,7 +120,7 @@ class Population:
             if self.grafting is not None:
                 self.grafting.close()
         self._end(self._alive(), self.spec.steps, "finished")
-        recorded = self.recorder.to_dataset()
+        recorded = Apart(self.recorder.to_dataset())
         order = sorted(range(len(self.specs)), key=self.places.__getitem__)
         return [self._dataset(k, recorded) for k in order]
 
@@ -177,17 +180,13 @@ class Population:
         for k in members:
             self.evaluations[k][step] = {name: column[k] for name, column in values.items()}
 
-    def _dataset(self, k: int, recorded: xr.Dataset) -> xr.Dataset:
+    def _dataset(self, k: int, recorded: Apart) -> xr.Dataset:
         """A member's run out of what was ``recorded`` of all."""
         (coords, attrs), (last_step, status) = self.about[k], self.ended[k]
-        own = recorded.isel(run=k) if "run" in recorded.dims else recorded
-        own = own.isel(step=recorded["step"].values < last_step)
         clipped = None if self.specs[k].clip is None else [bool(step[k]) for step in self.clipped[:last_step]]
-        evaluated = tabulated(self.evaluations[k], clipped)
-        finite = all(torch.tensor(list(self.evaluations[k][last_step].values())).isfinite())
+        finite = all(map(math.isfinite, self.evaluations[k][last_step].values()))
         end = {"status": status if finite else "diverged", "last_step": last_step}
-        both = own.merge(evaluated, join="outer", combine_attrs="override")
-        return both.assign_coords(coords | end).assign_attrs(attrs)
+        return recorded.run(k, last_step, tabulated(self.evaluations[k], clipped), coords | end, attrs)
 
 
 def _described(
