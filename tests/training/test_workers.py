@@ -76,7 +76,7 @@ def test_workers_keep_the_memory_that_they_will_need_again(two: Workers) -> None
     pages = 2**20 // os.sysconf("SC_PAGE_SIZE")  # a MiB
     found = dict(two.each(page_faults, [8, 9]))
     assert found.keys() == {8, 9}
-    assert all(faults < size * pages / 10 for size, faults in found.items())
+    assert all(faults < size * pages / 2 for size, faults in found.items())  # all of them, where each is new
 
 
 def test_processes_are_kept_between_calls(two: Workers, tmp_path: Path) -> None:
