@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 CONNECT = 5.0  # s to find a scheduler, and to find it again
 DEATHS = 2  # of workers, that a job may be present at and still be tried again
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# glibc returns large tensors to the system, by dask's settings at once; new pages for each new one take a third of the time
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+}
 SETTINGS = {
     "distributed.scheduler.allowed-failures": DEATHS,
     "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
@@ -34,8 +40,6 @@ SETTINGS = {
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
     "distributed.worker.multiprocessing-method": "spawn",
-    # dask's default returns memory at every chance, so that each large tensor costs its pages anew: a third of the time
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
 
 
@@ -200,7 +204,7 @@ def _local_cluster(count: int) -> Iterator[LocalCluster]:
             "a worker process that is just starting was asked for workers of its own: put what your script runs under "
             "`if __name__ == '__main__':`"
         )
-    with dask.config.set(SETTINGS), _one_thread_a_process(), _interrupts_held():
+    with dask.config.set(SETTINGS), _environment(), _interrupts_held():
         try:
             cluster = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=count,
@@ -228,10 +232,10 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread_a_process() -> Iterator[None]:
-    """An environment for processes that start within the block, which read these when they import torch and numpy."""
+def _environment() -> Iterator[None]:
+    """That of processes that start within the block: one thread each, and they keep the memory that they will need again."""
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+    os.environ.update(dict.fromkeys(THREADS, "1") | MEMORY)
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def threads(names: tuple[str, ...]) -> list[Any]:
 
 
 def page_faults(mebibytes: int) -> float:
-    """How many pages the system hands out for each tensor of this size, once there were some before."""
+    """How many pages the system hands out for each tensor of this size, once there were many before."""
     import resource
 
     import torch
@@ -47,7 +47,7 @@ def page_faults(mebibytes: int) -> float:
             torch.ones(2**18 * mebibytes)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults(3)
+    faults(40)
     return faults(10) / 10
 
 
