@@ -46,8 +46,8 @@ class DirectFeedbackAlignment(Rule):
     sends_error: ClassVar[bool] = True  # else broadcast() needs the output that the error belongs to
     reads_deltas: ClassVar[bool] = False  # whether deliver() needs what earlier calls' layers have got
 
-    def broadcast(self, error: Tensor, output: Tensor | None) -> Tensor:
-        """What goes out to the layers that a B reaches, in the error's shape."""
+    def broadcast(self, error: Tensor, output: Tensor | None, runs: int | None = None) -> Tensor:
+        """What goes out to the layers that a B reaches, in the error's shape; ``runs``: how many runs that leads with."""
         return error
 
     def start(self, layer: FeedbackLayer) -> None:
@@ -174,7 +174,7 @@ def _sent(
 ) -> dict[DirectFeedbackAlignment, Tensor]:
     """What each rule sends out."""
     rules = {_rule(call) for call in calls if call.target is not None}
-    return {rule: rule.broadcast(error, output) for rule in rules}
+    return {rule: rule.broadcast(error, output, calls[0].layer.runs) for rule in rules}
 
 
 def _hand_over(

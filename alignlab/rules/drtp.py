@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignlab.rules.direct import DirectFeedbackAlignment
 from alignlab.rules.initialisation import Init
+from alignlab.rules.runs import each_run
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # of the error's form, relative
 TOLERANCE_HALF = 5e-2
@@ -36,7 +37,6 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
 
     name = "drtp"
     sends_error = False
-    stacks = False  # c is one number of the batch
 
     def __init__(self, loss: str = "cross_entropy", init: str | Init = "kaiming") -> None:
         super().__init__(init)
@@ -45,35 +45,40 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         self.loss = loss
 
     @torch.no_grad()
-    def broadcast(self, error: Tensor, output: Tensor | None) -> Tensor:
-        """``−c y*`` for the ``error`` that arrived at the ``output``; all of one shape."""
+    def broadcast(self, error: Tensor, output: Tensor | None, runs: int | None = None) -> Tensor:
+        """``−c y*`` for the ``error`` that arrived at the ``output``; all of one shape. Of several runs each has its c."""
         assert output is not None
         wide = torch.float32 if error.device.type == "mps" else torch.float64
         e = error.to(wide)
-        y, d = _READINGS[self.loss](output.to(wide), e)
+        e, y, d = (each_run(x, runs) for x in (e, *_READINGS[self.loss](output.to(wide), e)))
         c = _scale(e, d, y)
         self._check(e, c, d, error.dtype)
-        return (-c * y).to(error.dtype)
+        return (-c * y).to(error.dtype).view(error.shape)
 
     def _check(self, e: Tensor, c: Tensor, d: Tensor, dtype: torch.dtype) -> None:
         """Raise where e is not c d. Near a minimum p − 1 is rounding at the target, of the size that p has."""
-        rounding = 8 * torch.finfo(dtype).eps * c * (d != 0).sum().sqrt()
-        rest, allowed = (e - c * d).norm(), TOLERANCE.get(dtype, TOLERANCE_HALF) * e.norm() + rounding
-        if bool(rest > allowed):  # not for errors that are not finite: a run that diverges has to show it
+        rounding = 8 * torch.finfo(dtype).eps * c.squeeze(1) * (d != 0).sum(1).sqrt()
+        rest, size = (e - c * d).norm(dim=1), e.norm(dim=1)
+        # not for errors that are not finite: a run that diverges has to show it
+        off = rest > TOLERANCE.get(dtype, TOLERANCE_HALF) * size + rounding
+        if bool(off.any()):
+            largest, known = float((rest / size)[off].max()), " or ".join(map(repr, _READINGS))
             raise RuntimeError(
                 f"drtp: the error at the model's output is not that of {self.loss} with targets of 0 and 1 (off by "
-                f"{float(rest / e.norm()):.0%}): give the rule the loss in use (loss={' or '.join(map(repr, _READINGS))}), "
+                f"{largest:.0%}): give the rule the loss in use (loss={known}), "
                 "without soft labels, weights or penalties on the output; for any other loss there is dfa"
             )
 
 
 def _scale(e: Tensor, d: Tensor, y: Tensor) -> Tensor:
-    """c in e = c d, from the entries off the target, which keep their digits where p is near y*; without any, from all."""
+    """c in e = c d, row by row (runs, 1), from the entries off the target, which keep their digits where p is near y*; without
+    any, from all."""
     least = torch.finfo(e.dtype).tiny
     by_rest, by_all = (
-        (e * part).abs().sum() / (d * part).abs().sum().clamp(min=least) for part in (1 - y, 1)
+        (e * part).abs().sum(1, keepdim=True) / (d * part).abs().sum(1, keepdim=True).clamp(min=least)
+        for part in (1 - y, 1)
     )
-    return torch.where(((1 - y) * d != 0).any(), by_rest, by_all)
+    return torch.where(((1 - y) * d != 0).any(1, keepdim=True), by_rest, by_all)
 
 
 def _of_softmax(z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,7 @@ from alignlab.rules.initialisation import Init, draw, draw_magnitude
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.linear import FeedbackLinear
 from alignlab.rules.rule import Rule
-
-
-class Seeds(tuple[int, ...]):
-    """A seed for each run, to which a clock can be added."""
-
-    def __add__(self, clock: int) -> Seeds:  # type: ignore[override]
-        return Seeds(seed + clock for seed in self)
+from alignlab.rules.runs import Seeds
 
 
 def lane_of(rule: Rule) -> str:

@@ -44,7 +44,7 @@ def specs(n: int = 3, **fields: Any) -> list[RunSpec]:
     return [RunSpec(**{**XOR, **fields}, seed=seed) for seed in range(n)]
 
 
-ALONE = ("drtp", "node_perturbation", "weight_perturbation", "soap", "noisy_backprop")  # act on single runs
+ALONE = ("node_perturbation", "weight_perturbation", "soap", "noisy_backprop")  # act on single runs
 MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": "bp", "lr": 0.05},
     {"rule": "bp", "lr": 0.2, "lr_schedule": "cosine", "clip": 0.3},
@@ -66,15 +66,27 @@ MIXED: list[dict[str, Any]] = [  # side by side in one population
     },
     {"rule": {"5": "fa", "*": "bp"}, "lr": 0.05},
 ]
+GRAFTS = [{"direction": d, "magnitude": m} for d, m in (("rule", "bp"), ("bp", "rule"), ("bp", "bp"))]
+
+
+def of_one_rule(rule: str, **rule_args: Any) -> list[dict[str, Any]]:
+    """Members by one rule and setting, which differ in all else that they may."""
+    own = [
+        {"lr": 0.02},
+        {"lr": 0.05, "momentum": 0.9, "order": 3},
+        {"lr": 0.1, "clip": 0.05, "weight_decay": 0.1},
+        {"lr": 0.05, "lr_schedule": "cosine", "weight_init": "gaussian", "weight_scale": 0.2},
+        *({"lr": 0.05, "graft": graft} for graft in GRAFTS),
+    ]
+    return [{"rule": rule, "rule_args": rule_args, **fields} for fields in own]
+
+
 TOGETHER: list[list[dict[str, Any]]] = [
     MIXED,
     [
         {"rule": rule, "lr": 0.02, "graft": graft}
         for rule in ("fa", "sign_sync", "weight_mirror")
-        for graft in (
-            None,
-            *({"direction": d, "magnitude": m} for d, m in (("rule", "bp"), ("bp", "rule"), ("bp", "bp"))),
-        )
+        for graft in (None, *GRAFTS)
     ],
     [
         {
@@ -88,11 +100,13 @@ TOGETHER: list[list[dict[str, Any]]] = [
     [{"rule": "dfa", "lr": lr, "graft": {"direction": "rule", "magnitude": "bp"}} for lr in (0.02, 0.1)],
     [{"rule": "kolen_pollack", "weight_decay": 0.05, "lr": lr} for lr in (0.02, 0.1)],
     [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
+    of_one_rule("drtp"),
     [
         {"rule": "ifa", "rule_args": {"init": "lillicrap"}, "lr": lr, "weight_decay": 0.1}
         for lr in (0.02, 0.1)
     ],
 ]
+BESIDE = [("bp", "fa", "sign_sync"), ("drtp",)]  # rules that stand side by side, and those that do not
 OPTIMIZERS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"optimizer": "sgd"}, [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "weight_decay": 1}]),
     ({"optimizer": "adam"}, [{"lr": 0.01}, {"lr": 0.001, "weight_decay": 0.1}]),
@@ -244,7 +258,6 @@ def test_the_global_random_state_stays() -> None:
     ("fields", "told"),
     [
         ({"rule": "soap"}, "soap acts on single runs alone"),
-        ({"rule": "drtp", "task": "mnist_small", "loss": "task"}, "drtp acts on single runs alone"),
         ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
 )
@@ -283,25 +296,40 @@ def weights(members: list[RunSpec]) -> dict[str, list[Tensor]]:
     }
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+IMAGES = {"task": "mnist_small", "hidden": (128, 64), "batch_size": 64, "steps": 4, "evaluations": 2}
+
+
 @pytest.mark.parametrize(
     "part", [slice(0, 4), slice(3, 4), slice(None, None, 2), slice(None, None, -1)], ids=str
 )
-def test_who_stands_beside_a_member_changes_no_bit_of_it(part: slice) -> None:
-    fields = {
-        "task": "mnist_small",
-        "hidden": (128, 64),
-        "batch_size": 64,
-        "steps": 4,
-        "evaluations": 2,
-        "record_every": 3,
-    }
+@pytest.mark.parametrize("rules", BESIDE, ids=str)
+def test_who_stands_beside_a_member_changes_no_bit_of_it(rules: Any, part: slice, one_thread: None) -> None:
     members = [
-        RunSpec(**fields, rule=rule, seed=seed) for seed in range(3) for rule in ("bp", "fa", "sign_sync")
+        RunSpec(**IMAGES, record_every=3, rule=rule, seed=seed)
+        for seed in range(9 // len(rules))
+        for rule in rules
     ]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     together, some = weights(members), weights(members[part])
-    torch.set_num_threads(threads)
     assert len(some) == len(members[part])
     for name, values in some.items():
+        assert all(torch.equal(a, b) for a, b in zip(values, together[name], strict=True))
+
+
+@pytest.mark.parametrize("rule", [rules[0] for rules in BESIDE])
+def test_who_diverges_beside_a_member_changes_no_bit_of_it(rule: str, one_thread: None) -> None:
+    members = [
+        RunSpec(**IMAGES, rule=rule, seed=seed, lr=lr) for seed, lr in ((0, 0.05), (1, 1e38), (2, 0.1))
+    ]
+    ends = [str(run["status"].values) for run in train_population(members)]
+    assert ends == ["finished", "diverged", "finished"]
+    together, others = weights(members), weights(members[::2])
+    for name, values in others.items():
         assert all(torch.equal(a, b) for a, b in zip(values, together[name], strict=True))
