@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.passes import Passes
+from alignlab.rules.runs import objective_of
 
 
 def backward(model: nn.Module, closure: Callable[[], Tensor]) -> Tensor:
     """Fill ``.grad`` by the model's rule, adding to what is there; return the objective, detached.
 
     ``closure()`` runs the model on the batch and returns the loss: one number, or the loss of each sample (N,), whose mean
-    is the objective. It is called once, by rules that compare passes several times, always on the same random state and
-    running statistics; both end as after one call. It must not call ``backward`` itself, and must use the same batch each
-    time.
+    is the objective; of a model of several runs (K,) or (K, N), and K objectives. It is called once, by rules that compare
+    passes several times, always on the same random state and running statistics; both end as after one call. It must not
+    call ``backward`` itself, and must use the same batch each time.
 
     Raises ``ValueError`` for a closure that returns no loss, or a loss that the rule cannot use, and ``RuntimeError`` where
     the closure does something else the second time.
@@ -31,8 +32,8 @@ def backward(model: nn.Module, closure: Callable[[], Tensor]) -> Tensor:
     layer = next((m for m in layers if m.rule.closure), None)
     if layer is None:
         loss = closure()
-        objective = loss.mean() if loss.dim() else loss
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective = objective_of(loss, layers[0].runs if layers else None)
+        objective.backward(torch.ones_like(objective))  # type: ignore[no-untyped-call]
         return objective.detach()
     if any(m.credit is not layer.credit or m.rule is not layer.rule for m in layers):
         names = ", ".join(sorted({m.rule.name for m in layers}))

@@ -45,6 +45,7 @@ class NoisyBackprop(Rule):
     name = "noisy_backprop"
     uses_feedback = False
     explicit = True
+    stacks = False
 
     def __init__(
         self, cosine: float | Table = 0.5, gain: float | Table = 1.0, steps: Sequence[int] | None = None

@@ -25,6 +25,7 @@ from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.outlet import ModelOutput, Outlet, trained
 from alignlab.rules.replay import Noise, Replay
 from alignlab.rules.rule import Rule
+from alignlab.rules.runs import beside, objective_of, samples_of
 
 Closure = Callable[[], Tensor]
 _LEAF: Any = vars(torch._C._functions)["AccumulateGrad"]
@@ -84,14 +85,21 @@ class Relay(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return (None, None, *(None if e is None else e * gradient.to(e.dtype) for e in ctx.errors))
+        return (
+            None,
+            None,
+            *(None if e is None else e * beside(gradient.to(e.dtype), e) for e in ctx.errors),
+        )
 
 
 Move = Callable[[Site, Tensor], Tensor]
 
 
 class Passes:
-    """The passes of one step of ``rule``; :meth:`first`, then :meth:`again` as often as it likes, then :meth:`land`."""
+    """The passes of one step of ``rule``; :meth:`first`, then :meth:`again` as often as it likes, then :meth:`land`.
+
+    ``runs``: how many runs the model is of, None for one as anybody has it. Of several, outputs and losses lead with them.
+    """
 
     def __init__(self, model: nn.Module, closure: Closure, rule: Rule, credit: Credit) -> None:
         self.model, self.closure, self.rule, self.credit = model, closure, rule, credit
@@ -103,15 +111,26 @@ class Passes:
         self._held: dict[int, _Held] = {}
         self.outputs: list[Tensor] = []
         self._replay = Replay(model)
+        self._layers = [m for m in model.modules() if isinstance(m, FeedbackLayer)]
+        self.runs = self._layers[0].runs
 
     @cached_property
     def noise(self) -> Noise:
         """This step's own random numbers: a function of the layers' seed and clocks, and so of ``state_dict``."""
-        layers = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
-        return Noise((layers[0].feedback_seed + sum(layer.clock for layer in layers)) % 2**63)
+        clock = sum(layer.clock for layer in self._layers)
+        return Noise((self._layers[0].feedback_seed + clock) % 2**63)
+
+    def samples(self, loss: Tensor) -> int:
+        """Of how many samples' losses a loss is made; 0 where it is one number."""
+        return samples_of(loss, self.runs)
+
+    def objective(self, loss: Tensor) -> Tensor:
+        """What is to become smaller: the loss, or the mean over its samples."""
+        return objective_of(loss, self.runs)
 
     def first(self) -> Tensor:
-        """The loss of the pass whose graph is kept: a scalar, or (N,) where the closure returns one for each sample."""
+        """The loss of the pass whose graph is kept: a scalar, or (N,) where the closure returns one for each sample; of
+        several runs (K,), or (K, N)."""
         with self._hooked(self._gate), self._watching_outputs():
             loss = self._loss()
         if loss.grad_fn is None:
@@ -161,21 +180,33 @@ class Passes:
         return {name: p for name, p in trained(self.model).items() if id(p) in found.parameters}
 
     def land(self, objective: Tensor) -> None:
-        """Run the backward pass that fills ``.grad`` with what the sites' deltas, or ``gradients``, say."""
+        """Run the backward pass that fills ``.grad`` with what the sites' deltas, or ``gradients``, say.
+
+        ``objective``: one number, of several runs one each: their mean would teach each of them a share.
+        """
+        if self.runs is not None and objective.shape != (self.runs,):
+            raise RuntimeError(
+                f"{self.rule.name}: the objective is {tuple(objective.shape)}, expected one number for each of the "
+                f"{self.runs} runs (passes.objective(loss)); a rule that cannot tell runs apart says stacks = False"
+            )
         for site in self.sites:
             self._held[id(site)].delta = _of_used_units(site)
         if self.rule.explicit:
-            errors = torch.autograd.grad(objective, self.outputs, retain_graph=True, allow_unused=True)
+            ones = torch.ones_like(objective)
+            errors = torch.autograd.grad(objective, self.outputs, ones, retain_graph=True, allow_unused=True)
             objective = Relay.apply(objective, errors, *self.outputs)  # type: ignore[no-untyped-call]
         self.landing = True
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward(torch.ones_like(objective))  # type: ignore[no-untyped-call]
 
     def _loss(self) -> Tensor:
         loss = self.closure()
-        if not isinstance(loss, Tensor) or loss.dim() > 1 or not loss.numel() or not loss.is_floating_point():
+        each = () if self.runs is None else (self.runs,)
+        fits = isinstance(loss, Tensor) and loss.shape[: len(each)] == each and loss.dim() <= len(each) + 1
+        if not fits or not loss.numel() or not loss.is_floating_point():
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise ValueError(
                 f"{self.rule.name}: the closure returned {got}, expected the loss: one number, or one for each sample"
+                f"{'' if self.runs is None else f', of each of the {self.runs} runs'}"
             )
         return loss
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.runs import Seeds
 
 _state = threading.local()
 
@@ -73,15 +74,20 @@ class Replay:
 
 
 class Noise:
-    """Standard normal numbers from a seed of their own: the global random state is left alone."""
+    """Standard normal numbers from a seed of their own, or for several runs from one each: the global random state is left
+    alone."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | Seeds) -> None:
         self._seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     def like(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The next draw; float32 at least, then rounded to ``dtype``."""
+        """The next draw, for several runs (K, …); float32 at least, then rounded to ``dtype``."""
+        several = isinstance(self._seed, Seeds)
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        wide = torch.promote_types(dtype, torch.float32)
-        return torch.randn(shape, generator=self._generators[device], dtype=wide, device=device).to(dtype)
+            seeds = self._seed if isinstance(self._seed, Seeds) else (self._seed,)
+            self._generators[device] = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        drawn = torch.empty(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        for own, generator in zip(drawn if several else [drawn], self._generators[device], strict=True):
+            own.normal_(generator=generator)
+        return drawn.to(dtype)

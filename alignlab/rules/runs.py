@@ -22,3 +22,18 @@ class Seeds(tuple[int, ...]):
 def each_run(x: Tensor, runs: int | None) -> Tensor:
     """``x`` with a row a run, (K, all else); of one run, which leads with no dimension of its own, one row."""
     return x.reshape(1 if runs is None else runs, -1)
+
+
+def beside(each: Tensor, x: Tensor) -> Tensor:
+    """A number of everything, of each run, or of each sample, to be broadcast with ``x``, whose dimensions lead with these."""
+    return each.view(each.shape + (1,) * (x.dim() - each.dim()))
+
+
+def objective_of(loss: Tensor, runs: int | None) -> Tensor:
+    """What a loss amounts to: itself, or its mean where it is of each sample; of several runs one number each, (K,)."""
+    return loss.mean(-1) if samples_of(loss, runs) else loss
+
+
+def samples_of(loss: Tensor, runs: int | None) -> int:
+    """Of how many samples' losses a loss is made; 0 where it is one number, or of several runs one each."""
+    return loss.shape[-1] if loss.dim() > (runs is not None) else 0

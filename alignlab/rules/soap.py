@@ -17,6 +17,7 @@ from alignlab.rules.backprop import Backprop
 from alignlab.rules.initialisation import Init
 from alignlab.rules.random_feedback import FeedbackAlignment
 from alignlab.rules.rule import Rule
+from alignlab.rules.runs import beside, each_run
 from alignlab.rules.sign_feedback import BatchRandomSign, FixedRandomSign, SignSync, UniformSign
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class SecondOrderActivityPerturbation(Rule):
 
     def teach(self, passes: Passes) -> Tensor:
         loss = passes.first()
-        if loss.dim() == 0:
+        n = passes.samples(loss)
+        if not n:
             raise ValueError(
                 "soap: the closure returned one number; return the loss of each sample (reduction='none'), since the step "
                 "and the curvature are in units of one sample's loss"
@@ -103,13 +105,14 @@ class SecondOrderActivityPerturbation(Rule):
             after = self._guided(passes, *moved)
         for site, g_0, g_1 in zip(passes.sites, before, after, strict=True):
             if g_0 is not None and g_1 is not None:
-                site.delta = (self.newton(g_0, g_1) / len(loss)).to(site.dtype)
-        objective = loss.mean()
+                site.delta = (self.newton(g_0, g_1, passes.runs) / n).to(site.dtype)
+        objective = passes.objective(loss)
         passes.land(objective)
         return objective.detach()
 
-    def newton(self, g_0: Tensor, g_1: Tensor) -> Tensor:
-        """n, unit by unit, from the gradients before and after the move; float32 at least."""
+    def newton(self, g_0: Tensor, g_1: Tensor, runs: int | None = None) -> Tensor:
+        """n, unit by unit, from the gradients before and after the move; float32 at least. ``runs``: how many runs these lead
+        with."""
         wide = torch.promote_types(g_0.dtype, torch.float32)
         resolution = 16 * torch.finfo(g_0.dtype).eps / self.step
         g_0, g_1 = g_0.to(wide), g_1.to(wide)
@@ -117,7 +120,7 @@ class SecondOrderActivityPerturbation(Rule):
             return self.step * g_0.square() / (g_0 - g_1 + self.bias)
         curvature = (g_0 - g_1) / (self.step * g_0)
         n = torch.where(curvature > resolution, g_0 / (curvature + self.damping), g_0)
-        return n if self.form == "safeguarded" else _resized(g_0, n.norm())
+        return n if self.form == "safeguarded" else _resized(g_0, n, runs)
 
     def _moved(self, passes: Passes, before: list[Tensor | None]) -> tuple[Tensor, list[Any]]:
         """The loss after the move, and the places of the moved outputs in its graph."""
@@ -142,9 +145,9 @@ class SecondOrderActivityPerturbation(Rule):
         return list(found)
 
 
-def _resized(g: Tensor, size: Tensor) -> Tensor:
-    """g at the norm ``size``; nothing gives a zero vector a size."""
-    length = g.norm()
+def _resized(g: Tensor, n: Tensor, runs: int | None) -> Tensor:
+    """g at the norm of n, in each run; nothing gives a zero vector a size."""
+    length, size = (beside(each_run(x, runs).norm(dim=1), g) for x in (g, n))
     return torch.where(length == 0, g, g * (size / length))
 
 

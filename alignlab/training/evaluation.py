@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,10 +40,22 @@ def due(spec: RunSpec) -> set[int]:
     return {round(x) for x in np.linspace(0, spec.steps, spec.evaluations)}
 
 
-def sample_losses(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each sample, (N,): of batches of one. Their mean is the loss of the batch."""
-    each: Tensor = torch.vmap(lambda o, t: loss(o[None], t[None]))(output, targets)
-    return each
+def sample_losses(loss: Loss, output: Tensor, targets: Tensor, runs: bool = False) -> Tensor:
+    """The loss of each sample, (N,): of batches of one. Their mean is the loss of the batch. Of several ``runs`` (K, N).
+
+    Of any loss by ``torch.func.vmap``; those of alignlab's own tasks take any leading dimensions, at less cost.
+    """
+    leading = 1 + runs
+    if loss in (half_squared_error, absolute_error):
+        return loss(output.unsqueeze(leading), targets.unsqueeze(leading))
+    if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == leading:
+        each = cross_entropy(output.flatten(0, leading - 1), targets.flatten(), reduction="none")
+        return each.view(targets.shape)
+    alone: Any = lambda o, t: loss(o[None], t[None])  # noqa: E731
+    for _ in range(leading):
+        alone = torch.func.vmap(alone)
+    found: Tensor = alone(output, targets)
+    return found
 
 
 def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:

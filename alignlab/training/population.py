@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from alignlab import rules
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.training import stacking, tasks
 from alignlab.training.apart import Apart
 from alignlab.training.batches import blocks
-from alignlab.training.evaluation import due, loss_of, losses_of_runs, scores, tabulated
+from alignlab.training.evaluation import due, loss_of, losses_of_runs, sample_losses, scores, tabulated
 from alignlab.training.graft import GradientGraft
 from alignlab.training.loop import (
     EVALUATED_AT_ONCE,
@@ -42,10 +43,9 @@ if TYPE_CHECKING:
 
 def alone(spec: RunSpec) -> list[str]:
     """Why a run cannot be a member of a population; nothing where it can."""
-    rules = spec.rule_name
     refused = {
         f"model is {spec.model}, populations are of mlps": spec.model != "mlp",
-        f"{rules} acts on single runs alone": not stacking.family(spec),
+        f"{spec.rule_name} acts on single runs alone": not stacking.family(spec),
     }
     return [reason for reason, applies in refused.items() if applies]
 
@@ -91,6 +91,7 @@ class Population:
         members = [built(spec, task, device) for spec in self.specs]
         self.about = [_described(spec, task, model) for spec, model in zip(self.specs, members, strict=True)]
         self.model = stacking.stacked_model(members)
+        self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
         self.parameters = list(self.model.parameters())
         self.optimizer = STACKED[self.spec.optimizer](self.parameters, self.specs)
         self.train, self.splits = splits_of(self.spec, task, device)
@@ -143,17 +144,24 @@ class Population:
         for parameter in self.parameters:
             parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
-        losses = losses_of_runs(self.loss, self.model(self.train.inputs[batch]), self.train.targets[batch])
+        losses = self._losses(self.train.inputs[batch], self.train.targets[batch])
         finite = losses.isfinite()
         if not bool(finite.all()):
             bad = set((~finite).nonzero().flatten().tolist())
             self._end([k for k in self._alive() if k in bad], step, "diverged")
-        losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
+        if not self.needs_closure:
+            losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
         if self.grafting is not None:
             self.grafting.apply()
         if self.clips:
             self.clipped.append(clip_each(self.parameters, self.largest))
         self.optimizer.step()
+
+    def _losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Each run's loss, (K,); where the rule takes a closure, its backward pass has been."""
+        if not self.needs_closure:
+            return losses_of_runs(self.loss, self.model(x), y)
+        return rules.backward(self.model, lambda: sample_losses(self.loss, self.model(x), y, runs=True))
 
     def _alive(self) -> list[int]:
         return [k for k in range(len(self.specs)) if k not in self.ended]

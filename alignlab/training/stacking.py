@@ -40,7 +40,7 @@ def lane(spec: RunSpec) -> str:
 def family(spec: RunSpec) -> str:
     """A text that is equal for runs whose rules can stand side by side; empty where a rule acts on single runs alone."""
     rules = list(make_rules(spec.rule, **spec.rule_args).values())
-    if any(rule.whole or not rule.stacks for rule in rules):
+    if not all(rule.stacks for rule in rules):
         return ""
     return "layerwise" if all(mixes(rule) for rule in rules) else lane(spec)
 

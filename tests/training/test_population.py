@@ -44,7 +44,7 @@ def specs(n: int = 3, **fields: Any) -> list[RunSpec]:
     return [RunSpec(**{**XOR, **fields}, seed=seed) for seed in range(n)]
 
 
-ALONE = ("node_perturbation", "weight_perturbation", "soap", "noisy_backprop")  # act on single runs
+ALONE = ("node_perturbation", "weight_perturbation", "noisy_backprop")  # act on single runs
 MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": "bp", "lr": 0.05},
     {"rule": "bp", "lr": 0.2, "lr_schedule": "cosine", "clip": 0.3},
@@ -101,12 +101,18 @@ TOGETHER: list[list[dict[str, Any]]] = [
     [{"rule": "kolen_pollack", "weight_decay": 0.05, "lr": lr} for lr in (0.02, 0.1)],
     [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
     of_one_rule("drtp"),
+    of_one_rule("soap"),
+    of_one_rule("soap", form="rescaled", guide="brsf", step=0.5),
     [
         {"rule": "ifa", "rule_args": {"init": "lillicrap"}, "lr": lr, "weight_decay": 0.1}
         for lr in (0.02, 0.1)
     ],
 ]
-BESIDE = [("bp", "fa", "sign_sync"), ("drtp",)]  # rules that stand side by side, and those that do not
+BESIDE = [
+    ("bp", "fa", "sign_sync"),
+    ("drtp",),
+    ("soap",),
+]  # rules that stand side by side, and those that do not
 OPTIMIZERS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"optimizer": "sgd"}, [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "weight_decay": 1}]),
     ({"optimizer": "adam"}, [{"lr": 0.01}, {"lr": 0.001, "weight_decay": 0.1}]),
@@ -257,7 +263,7 @@ def test_the_global_random_state_stays() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"rule": "soap"}, "soap acts on single runs alone"),
+        ({"rule": "node_perturbation"}, "node_perturbation acts on single runs alone"),
         ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
 )
