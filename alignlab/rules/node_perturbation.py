@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from alignlab.rules.perturbation import Perturbation
+from alignlab.rules.runs import beside
 
 if TYPE_CHECKING:
     from alignlab.rules.passes import Passes, Site
@@ -27,21 +28,22 @@ class NodePerturbation(Perturbation):
 
     name = "node_perturbation"
     perturbs_norms = True
+    stacks = True
 
     def teach(self, passes: Passes) -> Tensor:
         loss = passes.first()
         self._check(passes, loss)
-        noise, scale = passes.noise, 1 / (self.sigma**2 * self.samples * loss.numel())
+        noise, scale = passes.noise, 1 / (self.sigma**2 * self.samples * (passes.samples(loss) or 1))
         totals: dict[Site, Tensor] = {}
         for _ in range(self.samples):
             drawn = {site: noise.like(*site.where).mul_(self.sigma) for site in passes.sites}
             change = self.change(loss, partial(_perturbed, passes, drawn))
             for site, xi in drawn.items():
-                part = _for_each_sample(change, len(site.shape)).to(xi.device) * xi
+                part = beside(change, xi).to(xi.device) * xi
                 totals[site] = totals[site] + part if site in totals else part
         for site, estimate in totals.items():
             site.delta = (estimate * scale).to(site.dtype)
-        objective = loss.mean() if loss.dim() else loss
+        objective = passes.objective(loss)
         passes.land(objective)
         return objective.detach()
 
@@ -54,15 +56,15 @@ class NodePerturbation(Perturbation):
                 f"{self.name}: no noise reaches {', '.join(missed)}, used without a call of the module: freeze it "
                 "(requires_grad_(False)), or use weight_perturbation"
             )
-        if loss.dim():
-            self._check_samples(passes, len(loss))
+        if passes.samples(loss):
+            self._check_samples(passes, loss.shape)
 
-    def _check_samples(self, passes: Passes, n: int) -> None:
+    def _check_samples(self, passes: Passes, each: tuple[int, ...]) -> None:
         way_out = "return the mean from the closure"
         for site in passes.sites:
-            if site.shape[:1] != (n,):
+            if site.shape[: len(each)] != each:
                 raise ValueError(
-                    f"{self.name}: {n} losses, but the output of layer {site.name!r} is {site.shape}; a loss for each "
+                    f"{self.name}: {each[-1]} losses, but the output of layer {site.name!r} is {site.shape}; a loss for each "
                     f"sample needs the batch as the first dimension of every layer: {way_out}"
                 )
         for name, module in passes.model.named_modules():
@@ -77,8 +79,3 @@ class NodePerturbation(Perturbation):
 
 def _perturbed(passes: Passes, noise: Mapping[Site, Tensor], sign: int) -> Tensor:
     return passes.again(lambda site, z: z + sign * noise[site])
-
-
-def _for_each_sample(change: Tensor, dims: int) -> Tensor:
-    """A loss change, of each sample or of all, that multiplies outputs of so many dimensions."""
-    return change if change.dim() == 0 else change.reshape(-1, *[1] * (dims - 1))

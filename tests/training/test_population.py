@@ -44,7 +44,7 @@ def specs(n: int = 3, **fields: Any) -> list[RunSpec]:
     return [RunSpec(**{**XOR, **fields}, seed=seed) for seed in range(n)]
 
 
-ALONE = ("node_perturbation", "weight_perturbation", "noisy_backprop")  # act on single runs
+ALONE = ("weight_perturbation", "noisy_backprop")  # act on single runs
 MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": "bp", "lr": 0.05},
     {"rule": "bp", "lr": 0.2, "lr_schedule": "cosine", "clip": 0.3},
@@ -102,6 +102,8 @@ TOGETHER: list[list[dict[str, Any]]] = [
     [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
     of_one_rule("drtp"),
     of_one_rule("soap"),
+    of_one_rule("node_perturbation"),
+    of_one_rule("node_perturbation", antithetic=True, samples=2, sigma=0.1),
     of_one_rule("soap", form="rescaled", guide="brsf", step=0.5),
     [
         {"rule": "ifa", "rule_args": {"init": "lillicrap"}, "lr": lr, "weight_decay": 0.1}
@@ -112,6 +114,7 @@ BESIDE = [
     ("bp", "fa", "sign_sync"),
     ("drtp",),
     ("soap",),
+    ("node_perturbation",),
 ]  # rules that stand side by side, and those that do not
 OPTIMIZERS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"optimizer": "sgd"}, [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "weight_decay": 1}]),
@@ -263,7 +266,7 @@ def test_the_global_random_state_stays() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"rule": "node_perturbation"}, "node_perturbation acts on single runs alone"),
+        ({"rule": "weight_perturbation"}, "weight_perturbation acts on single runs alone"),
         ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
 )
