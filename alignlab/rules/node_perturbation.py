@@ -28,7 +28,6 @@ class NodePerturbation(Perturbation):
 
     name = "node_perturbation"
     perturbs_norms = True
-    stacks = True
 
     def teach(self, passes: Passes) -> Tensor:
         loss = passes.first()

@@ -32,7 +32,6 @@ class Perturbation(Rule):
     uses_feedback = False
     hands_down = False
     every_forward = True  # every pass draws noise of its own
-    stacks = False
 
     def __init__(self, sigma: float = 1e-3, samples: int = 1, antithetic: bool = False) -> None:
         if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.rules.perturbation import Perturbation
+from alignlab.rules.runs import beside
 
 if TYPE_CHECKING:
     from alignlab.rules.passes import Passes
@@ -29,7 +30,7 @@ class WeightPerturbation(Perturbation):
 
     def teach(self, passes: Passes) -> Tensor:
         loss = passes.first()
-        objective = loss.mean() if loss.dim() else loss
+        objective = passes.objective(loss)
         learners = list(passes.learners(loss).values())
         self.check_resolution({p.dtype for p in learners})
         noise = passes.noise
@@ -38,7 +39,7 @@ class WeightPerturbation(Perturbation):
             drawn = {p: noise.like(tuple(p.shape), p.dtype, p.device).mul_(self.sigma) for p in learners}
             change = self.change(objective, partial(_perturbed, passes, drawn))
             for total, xi in zip(totals, drawn.values(), strict=True):
-                total += change.to(total) * xi
+                total += beside(change.to(total), xi) * xi
         scale = 1 / (self.sigma**2 * self.samples)
         passes.gradients = {id(p): (t * scale).to(p.dtype) for p, t in zip(learners, totals, strict=True)}
         passes.land(objective)
@@ -47,7 +48,7 @@ class WeightPerturbation(Perturbation):
 
 def _perturbed(passes: Passes, noise: Mapping[nn.Parameter, Tensor], sign: int) -> Tensor:
     with _moved(noise, sign):
-        return passes.again().mean()
+        return passes.objective(passes.again())
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from alignlab import measures
 from alignlab.probes.capture import Capture
-from alignlab.probes.geometry import summed
+from alignlab.probes.geometry import flat, summed
 from alignlab.probes.uses import Use
 from alignlab.rules import feedback_layers
+from alignlab.rules.runs import beside
 from alignlab.training.spec import Graft
 
 
@@ -47,14 +48,14 @@ class GradientGraft:
         """Graft the gradients of the pass that has just ended."""
         for name, uses in self._capture.take().items():
             layer = self._layers[name]
-            rule, bp = _norms(uses, self._capture.landed.get(name))
+            rule, bp = _norms(layer, uses, self._capture.landed.get(name))
             size, length = torch.where(self._sized_by_bp, bp, rule), torch.where(self._by_bp, bp, rule)
             factor = torch.where(self._grafted, _ratio(size, length), 1.0)
             if self._any_by_bp:
                 self._set_backprop_gradient(layer, uses)
             for parameter in layer.parameters(recurse=False):
                 if parameter.grad is not None:
-                    parameter.grad.mul_(_beside(factor.to(parameter.grad.dtype), parameter))
+                    parameter.grad.mul_(beside(factor.to(parameter.grad.dtype), parameter))
 
     def _set_backprop_gradient(self, layer: nn.Module, uses: list[Use]) -> None:
         """Where it gives the direction."""
@@ -66,7 +67,7 @@ class GradientGraft:
             else:
                 deltas = [use.delta_bp for use in uses if use.delta_bp is not None]
                 bp = torch.stack([summed(layer, delta) for delta in deltas]).sum(0)
-            parameter.grad.copy_(torch.where(_beside(self._by_bp, parameter), bp, parameter.grad))
+            parameter.grad.copy_(torch.where(beside(self._by_bp, parameter), bp, parameter.grad))
 
 
 def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, Any, Any]:
@@ -81,11 +82,6 @@ def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, Any, Any]:
     return by_bp, sized_by_bp, grafted
 
 
-def _beside(each: Tensor, parameter: Tensor) -> Tensor:
-    """A number, or one a run, to be broadcast with a parameter."""
-    return each.view(each.shape + (1,) * (parameter.dim() - each.dim()))
-
-
 def _ratio(size: Tensor, length: Tensor) -> Tensor:
     """What a direction of this ``length`` is multiplied by to have this ``size``: nothing gives a zero vector a size.
 
@@ -94,16 +90,20 @@ def _ratio(size: Tensor, length: Tensor) -> Tensor:
     return torch.where(size == length, 1.0, torch.where(length == 0, 0.0, size / length))
 
 
-def _norms(uses: list[Use], landed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``(‖G_rule‖, ‖G_bp‖)`` of a layer; ``landed``: G_rule where it is no deltaᵀ h."""
+def _norms(layer: nn.Module, uses: list[Use], landed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``(‖G_rule‖, ‖G_bp‖)`` of a layer, in each run; ``landed``: G_rule where it is no deltaᵀ h."""
     if landed is not None:
-        return landed.double().norm(), _backprop_gradient(uses).double().norm()
+        return _norm(layer, landed), _norm(layer, _backprop_gradient(uses))
     if len(uses) == 1 and uses[0].is_linear:
         h, delta_rule, delta_bp = uses[0].rows()
         rule, _, bp = measures.gradient_products(delta_rule, delta_bp, h)
         return rule.sqrt(), bp.sqrt()
     rule = torch.stack([use.gradient(use.delta_rule) for use in uses if use.delta_rule is not None]).sum(0)
-    return rule.double().norm(), _backprop_gradient(uses).double().norm()
+    return _norm(layer, rule), _norm(layer, _backprop_gradient(uses))
+
+
+def _norm(layer: nn.Module, gradient: Tensor) -> Tensor:
+    return measures.frobenius(flat(layer, gradient))
 
 
 def _backprop_gradient(uses: list[Use]) -> Tensor:

@@ -44,7 +44,7 @@ def specs(n: int = 3, **fields: Any) -> list[RunSpec]:
     return [RunSpec(**{**XOR, **fields}, seed=seed) for seed in range(n)]
 
 
-ALONE = ("weight_perturbation", "noisy_backprop")  # act on single runs
+ALONE = ("noisy_backprop",)  # act on single runs
 MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": "bp", "lr": 0.05},
     {"rule": "bp", "lr": 0.2, "lr_schedule": "cosine", "clip": 0.3},
@@ -69,16 +69,16 @@ MIXED: list[dict[str, Any]] = [  # side by side in one population
 GRAFTS = [{"direction": d, "magnitude": m} for d, m in (("rule", "bp"), ("bp", "rule"), ("bp", "bp"))]
 
 
-def of_one_rule(rule: str, **rule_args: Any) -> list[dict[str, Any]]:
+def of_one_rule(rule: str, rate: float = 0.05, **rule_args: Any) -> list[dict[str, Any]]:
     """Members by one rule and setting, which differ in all else that they may."""
     own = [
-        {"lr": 0.02},
-        {"lr": 0.05, "momentum": 0.9, "order": 3},
-        {"lr": 0.1, "clip": 0.05, "weight_decay": 0.1},
-        {"lr": 0.05, "lr_schedule": "cosine", "weight_init": "gaussian", "weight_scale": 0.2},
-        *({"lr": 0.05, "graft": graft} for graft in GRAFTS),
+        {"lr": rate / 2},
+        {"momentum": 0.9, "order": 3},
+        {"lr": 2 * rate, "clip": 0.05, "weight_decay": 0.1},
+        {"lr_schedule": "cosine", "weight_init": "gaussian", "weight_scale": 0.2},
+        *({"graft": graft} for graft in GRAFTS),
     ]
-    return [{"rule": rule, "rule_args": rule_args, **fields} for fields in own]
+    return [{"rule": rule, "rule_args": rule_args, "lr": rate, **fields} for fields in own]
 
 
 TOGETHER: list[list[dict[str, Any]]] = [
@@ -102,6 +102,8 @@ TOGETHER: list[list[dict[str, Any]]] = [
     [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
     of_one_rule("drtp"),
     of_one_rule("soap"),
+    of_one_rule("weight_perturbation", rate=0.001),  # its noise would magnify what rounding differs by
+    of_one_rule("weight_perturbation", rate=0.001, antithetic=True, samples=2, sigma=0.1),
     of_one_rule("node_perturbation"),
     of_one_rule("node_perturbation", antithetic=True, samples=2, sigma=0.1),
     of_one_rule("soap", form="rescaled", guide="brsf", step=0.5),
@@ -115,6 +117,7 @@ BESIDE = [
     ("drtp",),
     ("soap",),
     ("node_perturbation",),
+    ("weight_perturbation",),
 ]  # rules that stand side by side, and those that do not
 OPTIMIZERS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"optimizer": "sgd"}, [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "weight_decay": 1}]),
@@ -266,7 +269,7 @@ def test_the_global_random_state_stays() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"rule": "weight_perturbation"}, "weight_perturbation acts on single runs alone"),
+        ({"rule": "noisy_backprop"}, "noisy_backprop acts on single runs alone"),
         ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
 )
