@@ -19,6 +19,7 @@ from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.outlet import Errors, Handout, backprop_gradients
 from alignlab.rules.replay import Noise
 from alignlab.rules.rule import Rule
+from alignlab.rules.runs import Seeds, each_run
 
 if TYPE_CHECKING:
     from torch.autograd.graph import GradientEdge
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from alignlab.rules.credit import Credit
 
 Table = Mapping[str, Sequence[float]]
+Number = float | Tensor  # one, or (K, 1) for K runs
 
 
 class NoisyBackprop(Rule):
@@ -45,7 +47,7 @@ class NoisyBackprop(Rule):
     name = "noisy_backprop"
     uses_feedback = False
     explicit = True
-    stacks = False
+    each_its_own = True
 
     def __init__(
         self, cosine: float | Table = 0.5, gain: float | Table = 1.0, steps: Sequence[int] | None = None
@@ -72,6 +74,10 @@ class NoisyBackprop(Rule):
                     f"{self.name}: {', '.join(map(repr, unknown))} names no converted layer; there are {', '.join(names)}"
                 )
 
+    def together(self, members: Sequence[Rule]) -> Rule:
+        own = [rule for rule in members if isinstance(rule, NoisyBackprop)]
+        return self if len({repr(rule) for rule in own}) == 1 else _EachItsOwn(own)
+
     def handout(
         self,
         model: nn.Module,
@@ -92,13 +98,17 @@ class NoisyBackprop(Rule):
 
         return handout
 
-    def _turned(self, model: nn.Module) -> dict[int, tuple[float, float, int]]:
+    def _turned(self, model: nn.Module) -> dict[int, tuple[Number, Number, int | Seeds]]:
         """Cosine, gain and noise of each weight at this step; of tied layers the first one's."""
-        found: dict[int, tuple[float, float, int]] = {}
+        found: dict[int, tuple[Number, Number, int | Seeds]] = {}
         for name, layer in _layers(model).items():
-            cosine, gain = (self._at(table, name, layer.clock) for table in (self.cosine, self.gain))
-            found.setdefault(id(layer.weight), (cosine, gain, layer.feedback_seed + layer.clock))
+            wanted = self._wanted(name, layer.clock)
+            found.setdefault(id(layer.weight), (*wanted, layer.feedback_seed + layer.clock))
         return found
+
+    def _wanted(self, name: str, step: int) -> tuple[Number, Number]:
+        """Cosine and gain of a layer."""
+        return self._at(self.cosine, name, step), self._at(self.gain, name, step)
 
     def _at(self, table: float | Table, name: str, step: int) -> float:
         if not isinstance(table, Mapping):
@@ -110,16 +120,34 @@ class NoisyBackprop(Rule):
         return values[min(max(place, 0), len(values) - 1)]
 
 
-def turn(gradient: Tensor, cosine: float, gain: float, seed: int) -> Tensor:
-    """``gain ‖g‖ (c ĝ + √(1 − c²) n̂)`` with n̂ drawn from ``seed``; a zero gradient has no direction and stays."""
+class _EachItsOwn(NoisyBackprop):
+    """The rule of several runs side by side, of which each has its own cosines and gains."""
+
+    def __init__(self, rules: Sequence[NoisyBackprop]) -> None:
+        self._rules = rules
+
+    def _wanted(self, name: str, step: int) -> tuple[Number, Number]:
+        each = torch.tensor([rule._wanted(name, step) for rule in self._rules], dtype=torch.float64)
+        return each[:, :1], each[:, 1:]
+
+
+def turn(gradient: Tensor, cosine: Number, gain: Number, seed: int | Seeds) -> Tensor:
+    """``gain ‖g‖ (c ĝ + √(1 − c²) n̂)`` with n̂ drawn from ``seed``; a zero gradient has no direction and stays.
+
+    With a seed for each of several runs every run's gradient, (K, …), is turned by itself; cosines and gains of theirs (K, 1).
+    """
     wide = torch.promote_types(gradient.dtype, torch.float32)
-    g = gradient.to(wide)
-    n = Noise(seed).like(tuple(g.shape), wide, g.device)
-    square = (g * g).sum()
+    noise = Noise(seed).like(tuple(gradient.shape), wide, gradient.device)
+    g, n = (each_run(x, len(seed) if isinstance(seed, Seeds) else None) for x in (gradient.to(wide), noise))
+    square = (g * g).sum(1, keepdim=True)
     for _ in range(2):  # once more, for what rounding left
-        n = n - torch.where(square > 0, (n * g).sum() / square, 0) * g
-    n = n * torch.where(square > 0, square.sqrt() / n.norm(), 0)
-    return (gain * (cosine * g + math.sqrt(1 - cosine**2) * n)).to(gradient.dtype)
+        n = n - torch.where(square > 0, (n * g).sum(1, keepdim=True) / square, 0) * g
+    size = torch.where(square > 0, square.sqrt() / n.norm(dim=1, keepdim=True), 0)
+    along, across = (
+        share.to(g) if isinstance(share, Tensor) else share
+        for share in (gain * cosine, gain * (1 - cosine**2) ** 0.5)
+    )
+    return (along * g + across * size * n).to(gradient.dtype).view(gradient.shape)
 
 
 def _layers(model: nn.Module) -> dict[str, FeedbackLayer]:

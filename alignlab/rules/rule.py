@@ -36,7 +36,9 @@ class Rule:
     then what it does. ``explicit``: whether its weight gradients are no ``deltaᵀ h`` but handed to the parameters at the
     model's output, by :meth:`handout`. ``hands_down``: whether layers pass errors to those below. ``perturbs_norms``: whether
     it acts at the outputs of normalisations and the like as at those of converted layers. ``stacks``: whether it acts on
-    layers of several runs (:mod:`alignlab.rules.stacked`) as on those of one.
+    layers of several runs (:mod:`alignlab.rules.stacked`), run by run, as on those of one: what draws numbers or sums over a
+    batch must look for them (:mod:`alignlab.rules.runs`). ``each_its_own``: whether these runs may have settings of their
+    own; :meth:`together` then makes one rule of theirs.
     """
 
     name: ClassVar[str]
@@ -50,6 +52,7 @@ class Rule:
     hands_down: ClassVar[bool] = True
     perturbs_norms: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    each_its_own: ClassVar[bool] = False
 
     def __init__(self, init: str | Init = "kaiming") -> None:
         resolve_init(init)  # an unknown name fails here, before anything was touched
@@ -92,6 +95,10 @@ class Rule:
 
     def fits(self, names: Sequence[str]) -> None:
         """Raise ``ValueError`` where the rule's arguments do not fit layers of these names; before anything changes."""
+
+    def together(self, members: Sequence[Rule]) -> Rule:
+        """The rule of a layer of several runs, whose own rules are ``members``, this the first of them."""
+        return self
 
     @property
     def whole(self) -> bool:

@@ -31,8 +31,15 @@ def mixes(rule: Rule) -> bool:
     return not (rule.direct or rule.whole or rule.learns_feedback)
 
 
+def company(rule: Rule) -> str:
+    """What members must share to stand side by side."""
+    if mixes(rule):
+        return "layerwise"
+    return rule.name if rule.each_its_own else lane_of(rule)
+
+
 class StackedLinear(FeedbackLinear):
-    """The same layer of K networks, ``(K, N, in) → (K, N, out)``, by one rule with one setting.
+    """The same layer of K networks, ``(K, N, in) → (K, N, out)``, by one rule with one setting, or one that serves many.
 
     Its parameters hold copies of the members', in their order. ``weight``: where the stack of them is already.
     """
@@ -56,7 +63,7 @@ class StackedLinear(FeedbackLinear):
         self._take_feedback(members)
 
     def _rule_of(self, members: Sequence[FeedbackLayer]) -> Rule:
-        return members[0].rule
+        return members[0].rule.together([m.rule for m in members])
 
     def _take_feedback(self, members: Sequence[FeedbackLayer]) -> None:
         drawn = [m.feedback for m in members if m.feedback is not None]
@@ -135,14 +142,13 @@ def stack_layers(members: Sequence[FeedbackLayer], credit: Credit) -> StackedLin
     kinds = {type(m).__name__ for m in members}
     if kinds != {"FeedbackLinear"}:
         raise ValueError(f"only linear layers can be stacked, not {', '.join(sorted(kinds))}")
-    if len(in_lanes(members)) == 1:
-        return StackedLinear(members, credit)
-    alone = sorted({repr(m.rule) for m in members if not mixes(m.rule)})
-    if alone:
+    if len({company(m.rule) for m in members}) > 1:
+        alone = sorted({repr(m.rule) for m in members if not mixes(m.rule)})
         raise ValueError(
             f"members of {', '.join(alone)} cannot be stacked with members of other rules or settings"
         )
-    return MixedLinear(members, credit)
+    one_rule = members[0].rule.each_its_own or len(in_lanes(members)) == 1
+    return StackedLinear(members, credit) if one_rule else MixedLinear(members, credit)
 
 
 def in_lanes(members: Iterable[FeedbackLayer]) -> list[list[FeedbackLayer]]:

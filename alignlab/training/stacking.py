@@ -14,7 +14,7 @@ from alignlab.rules import FeedbackLayer
 from alignlab.rules.choosing import make_rules
 from alignlab.rules.conversion import hook_output
 from alignlab.rules.credit import Credit
-from alignlab.rules.stacked import StackedLinear, lane_of, mixes, stack_layers
+from alignlab.rules.stacked import StackedLinear, company, lane_of, mixes, stack_layers
 from alignlab.training.spec import RunSpec
 
 # what members of a population may differ in; whether their rules may, lane() says
@@ -42,7 +42,9 @@ def family(spec: RunSpec) -> str:
     rules = list(make_rules(spec.rule, **spec.rule_args).values())
     if not all(rule.stacks for rule in rules):
         return ""
-    return "layerwise" if all(mixes(rule) for rule in rules) else lane(spec)
+    if all(mixes(rule) for rule in rules):
+        return "layerwise"
+    return company(rules[0]) if rules[0].each_its_own else lane(spec)
 
 
 def stacked_model(models: Sequence[nn.Module]) -> nn.Sequential:

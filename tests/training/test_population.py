@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 from training_runs import TINY, parameters, trained
 
-from alignlab.rules import RULES
+from alignlab.rules import RULES, Rule
 from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, tasks, train
 from alignlab.training.population import Population, train_population
 
@@ -44,7 +44,6 @@ def specs(n: int = 3, **fields: Any) -> list[RunSpec]:
     return [RunSpec(**{**XOR, **fields}, seed=seed) for seed in range(n)]
 
 
-ALONE = ("noisy_backprop",)  # act on single runs
 MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": "bp", "lr": 0.05},
     {"rule": "bp", "lr": 0.2, "lr_schedule": "cosine", "clip": 0.3},
@@ -81,6 +80,11 @@ def of_one_rule(rule: str, rate: float = 0.05, **rule_args: Any) -> list[dict[st
     return [{"rule": rule, "rule_args": rule_args, "lr": rate, **fields} for fields in own]
 
 
+RECORDED = {  # what replayed_noise makes of a run
+    "cosine": {"1": [0.9, 0.1, -0.4], "3": [0.2, 0.3, 0.5]},
+    "gain": {"1": [1.0, 2.0, 0.5], "3": [4.0, 1.0, 0.0]},
+    "steps": [0, 6, 12],
+}
 TOGETHER: list[list[dict[str, Any]]] = [
     MIXED,
     [
@@ -102,6 +106,12 @@ TOGETHER: list[list[dict[str, Any]]] = [
     [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
     of_one_rule("drtp"),
     of_one_rule("soap"),
+    [
+        *of_one_rule("noisy_backprop"),
+        *of_one_rule("noisy_backprop", cosine=-0.2, gain=3.0),
+        *of_one_rule("noisy_backprop", **RECORDED),
+        {"rule": "noisy_backprop", "rule_args": {"cosine": {"5": [0.7, -0.1]}}, "lr": 0.1},
+    ],
     of_one_rule("weight_perturbation", rate=0.001),  # its noise would magnify what rounding differs by
     of_one_rule("weight_perturbation", rate=0.001, antithetic=True, samples=2, sigma=0.1),
     of_one_rule("node_perturbation"),
@@ -118,6 +128,7 @@ BESIDE = [
     ("soap",),
     ("node_perturbation",),
     ("weight_perturbation",),
+    ("noisy_backprop",),
 ]  # rules that stand side by side, and those that do not
 OPTIMIZERS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"optimizer": "sgd"}, [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "weight_decay": 1}]),
@@ -266,14 +277,22 @@ def test_the_global_random_state_stays() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Lonely(Rule):
+    """A rule written outside the package for single runs."""
+
+    name = "lonely"
+    stacks = False
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"rule": "noisy_backprop"}, "noisy_backprop acts on single runs alone"),
+        ({"rule": "lonely"}, "lonely acts on single runs alone"),
         ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
 )
-def test_what_it_cannot_train_is_refused(fields: dict[str, Any], told: str) -> None:
+def test_what_it_cannot_train_is_refused(fields: dict[str, Any], told: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(RULES, "lonely", Lonely)
     with pytest.raises(SpecError, match=f"no population: .*{told}.*one by one"):
         train_population(specs(2, **fields))
 
@@ -293,8 +312,8 @@ def test_rules_that_cannot_stand_side_by_side_are_refused(other: dict[str, Any])
         train_population([*specs(1, rule="dfa"), *specs(1, **other)])
 
 
-@pytest.mark.parametrize("rule", sorted(set(RULES) - set(ALONE)))
-def test_every_rule_that_is_not_known_to_act_alone_has_a_place_in_a_population(rule: str) -> None:
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_every_rule_has_a_place_in_a_population(rule: str) -> None:
     assert stacking.family(RunSpec(rule=rule))
     assert any(rule == fields["rule"] for own in TOGETHER for fields in own), "and is held to the law above"
 
