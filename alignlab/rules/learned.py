@@ -22,7 +22,9 @@ class Notes:
 
     in_use: bool = False  # whether a signal was ever to go down through B
     taught: bool = False  # whether B got a gradient since W last changed
-    decays: bool | None = None  # by its optimizer; None while no optimizer has stepped it
+    decays: tuple[bool, ...] | None = (
+        None  # by its optimizer, in each run; None while no optimizer has stepped it
+    )
     told: bool = False
     versions: tuple[int, int] | None = None  # of W and B, when W last changed
 
@@ -30,8 +32,9 @@ class Notes:
         return Notes, ()
 
     def stepped(self, group: Mapping[str, Any]) -> None:
-        """An optimizer has stepped B, with the settings of this ``group``."""
-        self.decays = group.get("weight_decay") != 0
+        """An optimizer has stepped B, with the settings of this ``group``; of several runs each has a decay."""
+        decay = group.get("weight_decay")
+        self.decays = tuple(own != 0 for own in (decay if isinstance(decay, tuple) else (decay,)))
 
     def watch(self, feedback: Tensor, weight: Tensor, others: Iterable[Notes]) -> None:
         """Called when W has changed. ``others``: the notes on all layers of the model.
@@ -46,15 +49,23 @@ class Notes:
                 f"kolen_pollack: the weight {tuple(weight.shape)} was stepped and its feedback, which got the same gradient, "
                 "was not: no optimizer has it. Make the optimizer after convert, from model.parameters()"
             )
-        if self.decays is False and not self.told:
+        if self.decays is not None and not all(self.decays) and not self.told:
             for other in others:
                 other.told = True
-            if not torch.equal(feedback, weight):
-                warnings.warn(
-                    "kolen_pollack: the optimizer has weight_decay=0, so that the feedback B takes the same steps as W and "
-                    "B - W stays what it was drawn as: give the optimizer a weight_decay",
-                    stacklevel=2,
-                )
+            _tell(feedback, weight, self.decays)
+
+
+def _tell(feedback: Tensor, weight: Tensor, decays: tuple[bool, ...]) -> None:
+    """Warn where a B that is not W has no decay, in the runs that these lead with where there are several."""
+    pairs = zip(feedback, weight, strict=True) if len(decays) > 1 else [(feedback, weight)]
+    apart = sum(not decay and not torch.equal(B, W) for decay, (B, W) in zip(decays, pairs, strict=True))
+    where = f" in {apart} of {len(decays)} runs" if len(decays) > 1 else ""
+    if apart:
+        warnings.warn(
+            f"kolen_pollack: the optimizer has weight_decay=0{where}, so that the feedback B takes the same steps as W and "
+            "B - W stays what it was drawn as: give the optimizer a weight_decay",
+            stacklevel=3,
+        )
 
 
 def notes_of(feedback: Tensor) -> Notes:

@@ -66,7 +66,8 @@ class StackedOptimizer(torch.optim.Optimizer):
         )
         self.decay, self.momentum, self.nesterov = decay, momentum, nesterov.bool()
         self.decays, self.pushes = bool(decay.any()), bool(momentum.any())
-        super().__init__(parameters, {"lr": rates})
+        # the decay is noted as any optimizer notes it: rules may ask
+        super().__init__(parameters, {"lr": rates, "weight_decay": tuple(decay.tolist())})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -229,6 +230,16 @@ def agree(members: list[RunSpec]) -> None:
         same_record(together[k], train(spec, task=task))
     others = [stacks["1.weight"][k] - stacks["1.weight"][0] for k in range(1, len(members))]
     assert all(other.norm() > 1e-3 for other in others), "members must differ, or this shows nothing"
+
+
+def test_members_whose_learning_feedback_has_no_decay_are_told_of() -> None:
+    fields = {"rule": "kolen_pollack", "steps": 3}
+    with pytest.warns(UserWarning, match="weight_decay=0 in 2 of 3 runs") as told:
+        train_population([*specs(2, **fields), *specs(1, **fields, weight_decay=0.1)])
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_population(specs(2, **fields, weight_decay=0.1))
 
 
 def test_images_and_their_three_splits_are_evaluated_alike() -> None:
