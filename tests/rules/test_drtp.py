@@ -151,6 +151,20 @@ def test_binary_targets_are_read_however_sure_the_network_is(size: float) -> Non
     torch.testing.assert_close(rule.broadcast(output.grad, output.detach()), expected, rtol=0.05, atol=0)
 
 
+def test_each_of_several_runs_has_a_scale_of_its_own_and_is_refused_by_its_own_error() -> None:
+    rule: Any = rules.make_rule("drtp")
+    output = torch.stack([normal(8, 4, seed=seed) for seed in range(3)]).requires_grad_()
+    for z, c in zip(output, (1.0, 1e-6, 30.0), strict=True):
+        (F.cross_entropy(z, CLASSES) * c).backward()
+    assert output.grad is not None
+    errors, outputs = output.grad, output.detach()
+    alone = [rule.broadcast(e, z) for e, z in zip(errors, outputs, strict=True)]
+    torch.testing.assert_close(rule.broadcast(errors, outputs, 3), torch.stack(alone), rtol=1e-12, atol=0)
+    errors[1, 0, 0] *= 2
+    with pytest.raises(RuntimeError, match="not that of cross_entropy"):
+        rule.broadcast(errors, outputs, 3)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 from training_runs import TINY, parameters, trained
 
-from alignlab.rules import RULES, Rule
+from alignlab.rules import RULES, Rule, backward
 from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, tasks, train
+from alignlab.training.evaluation import losses_of_runs
+from alignlab.training.loop import built
 from alignlab.training.population import Population, train_population
 
 XOR: dict[str, Any] = {
@@ -306,6 +308,51 @@ def test_what_it_cannot_train_is_refused(fields: dict[str, Any], told: str, monk
     monkeypatch.setitem(RULES, "lonely", Lonely)
     with pytest.raises(SpecError, match=f"no population: .*{told}.*one by one"):
         train_population(specs(2, **fields))
+
+
+class Careless(Rule):
+    """Takes the mean over runs too."""
+
+    name = "careless"
+    closure = True
+
+    def teach(self, passes: Any) -> Tensor:
+        passes.land(loss := passes.first().mean())
+        return loss.detach()
+
+
+def test_a_rule_that_takes_runs_for_samples_is_an_error(monkeypatch: Any) -> None:
+    monkeypatch.setitem(RULES, "careless", Careless)
+    with pytest.raises(
+        RuntimeError, match=r"careless: the objective is \(\), expected one number for each of the 2 runs"
+    ):
+        train_population(specs(2, rule="careless"))
+
+
+def two_nets(rule: str) -> tuple[Any, list[nn.Module], Tensor, Tensor]:
+    """A stack, what it is of, and a batch."""
+    task, cpu = doubled(), torch.device("cpu")
+    members = [built(RunSpec(hidden=(5,), rule=rule, seed=seed), task, cpu) for seed in range(2)]
+    return stacking.stacked_model(members), members, task.train.inputs[:6], task.train.targets[:6]
+
+
+@pytest.mark.parametrize("rule", ["fa", "node_perturbation", "weight_perturbation"])
+def test_a_closure_may_return_one_number_a_run(rule: str, double: None) -> None:
+    stack, members, x, y = two_nets(rule)
+    losses = backward(stack, lambda: losses_of_runs(TINY.loss, stack(x.expand(2, *x.shape)), y.expand(2, -1)))
+    for k, model in enumerate(members):
+        loss = backward(model, lambda model=model: TINY.loss(model(x), y))  # type: ignore[misc]
+        torch.testing.assert_close(losses[k], loss, rtol=1e-12, atol=1e-12)
+        for own, p in zip(stack.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(own.grad[k], p.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_closure_that_returns_one_number_for_all_runs_is_refused(double: None) -> None:
+    stack, _, x, y = two_nets("node_perturbation")
+    with pytest.raises(ValueError, match=r"shape \(\), expected the loss: .* of each of the 2 runs"):
+        backward(
+            stack, lambda: losses_of_runs(TINY.loss, stack(x.expand(2, *x.shape)), y.expand(2, -1)).sum()
+        )
 
 
 def test_runs_of_other_shapes_are_refused_and_told_what_differs() -> None:
