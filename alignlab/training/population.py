@@ -3,8 +3,9 @@
 Every weight, bias and B of a layer gets a leading run dimension (K, out, in), and one batched product through the rules' own
 Function takes the place of K small ones. Weights, batches, feedback draws, learning rates and evaluations are those of each
 run by itself, so that a member equals its sequential run but for rounding. What members may differ in is
-:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, by any rule but those that act on
-single runs alone. Probes see the stacked network: the same code, whose values have a dimension of runs.
+:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, by any rule but one of a
+user's own that acts on single runs alone (``Rule.stacks``). Probes see the stacked network: the same code, whose values have
+a dimension of runs.
 """
 
 from __future__ import annotations

@@ -38,7 +38,11 @@ def lane(spec: RunSpec) -> str:
 
 
 def family(spec: RunSpec) -> str:
-    """A text that is equal for runs whose rules can stand side by side; empty where a rule acts on single runs alone."""
+    """A text that is equal for runs whose rules can stand side by side; empty where a rule acts on single runs alone.
+
+    Layerwise rules all can, runs of noise at a given cosine with tables of their own too; those that hand the error straight to
+    the layers, compare passes or learn B by the optimizer stand beside runs of the same rule and setting.
+    """
     rules = list(make_rules(spec.rule, **spec.rule_args).values())
     if not all(rule.stacks for rule in rules):
         return ""
