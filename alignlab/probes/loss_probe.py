@@ -74,21 +74,25 @@ class Loss(Probe):
         self.criterion = criterion
         self._values: list[tuple[int, Tensor]] = []  # by the backward pass that they began
         self._samples = 0
+        self._model: nn.Module | None = None
         self._runs: int | None = None  # of a model of several: a loss each
         self._counter: Any = None
         self._handles: list[Any] = []
 
     def attach(self, model: nn.Module) -> None:
-        self._samples, self._runs = 0, runs_of(model)
+        self._samples, self._model, self._runs = 0, model, runs_of(model)
         self._counter = model.register_forward_pre_hook(Hook(self._count), with_kwargs=True)
 
     def detach(self) -> None:
         self._rest()
         if self._counter is not None:
             self._counter.remove()
+        self._model = None
 
     def prepare(self) -> None:
         self._rest()
+        if self._runs is not None and self._model is not None:
+            self._runs = runs_of(self._model)  # fewer, where some have ended
         if self.criterion is None:
             _listen(self._hear)
         else:

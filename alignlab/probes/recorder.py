@@ -123,6 +123,15 @@ class Recorder:
         self._plan()
         return self
 
+    def narrow(self, rows: Tensor) -> None:
+        """The model and its optimizer, of several runs, go on with these ``rows`` of them alone. Between two steps.
+
+        The others' values end here: NaN from the next step on.
+        """
+        self._disarm()
+        self._recording.narrow(rows)
+        self._plan()
+
     def detach(self, status: str = "finished") -> None:
         """Stop recording, write what is left, and note how the run ended. Calling it again does nothing."""
         if self._counter is None or self.status != "running":

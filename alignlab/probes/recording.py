@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from alignlab.probes.kept import Found
 from alignlab.probes.selftest import LastLayers
@@ -61,6 +61,11 @@ class Recording:
         """Move what was measured to the host, and to disk."""
         if len(self._tape):
             self._write()
+
+    def narrow(self, rows: Tensor) -> None:
+        """Flush; what comes from here on is of these ``rows`` of the runs alone."""
+        self.flush()
+        self._tape.narrow(rows)
 
     def end(self, status: str) -> None:
         """Flush, and note how the run ended, even where nothing was measured since the last flush."""

@@ -48,13 +48,23 @@ class Tape:
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._layers = layers
         runs = next(iter({geometry.runs(layer) for layer in layers.values()}), None)
-        self._lead = () if runs is None else (runs,)  # of every value, before a mode
+        self._runs = None if runs is None else np.arange(runs)  # their numbers, where there are several
         self._rows: list[Row] = []
         self._kept = Kept()
         self._tables: list[Table] = []  # what became of it
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        """The shape of every value, before a mode."""
+        return () if self._runs is None else self._runs.shape
+
+    def narrow(self, rows: Tensor) -> None:
+        """What comes from here on is of these ``rows`` of the runs alone; after a flush."""
+        assert self._runs is not None
+        self._runs = self._runs[rows.numpy(force=True)]
 
     def add(
         self,
@@ -110,7 +120,7 @@ class Tape:
         steps = np.asarray([row.step for row in rows], dtype=np.int64)
         coords: dict[str, Any] = {"step": steps, **self._layer_coords()}
         found = xr.Dataset(variables, coords | ({"mode": np.arange(modes)} if modes else {}))
-        return found.transpose("run", ...) if self._lead and "run" in found.dims else found
+        return found.assign_coords(run=self._runs).transpose("run", ...) if "run" in found.dims else found
 
     def _variable(
         self, name: str, columns: Mapping[Key, npt.NDArray[Any]], rows: int, modes: int

@@ -126,6 +126,9 @@ class _EachItsOwn(NoisyBackprop):
     def __init__(self, rules: Sequence[NoisyBackprop]) -> None:
         self._rules = rules
 
+    def narrow(self, rows: Sequence[int]) -> None:
+        self._rules = [self._rules[k] for k in rows]
+
     def _wanted(self, name: str, step: int) -> tuple[Number, Number]:
         each = torch.tensor([rule._wanted(name, step) for rule in self._rules], dtype=torch.float64)
         return each[:, :1], each[:, 1:]

@@ -100,6 +100,9 @@ class Rule:
         """The rule of a layer of several runs, whose own rules are ``members``, this the first of them."""
         return self
 
+    def narrow(self, rows: Sequence[int]) -> None:
+        """For a rule of several runs, which goes on with these ``rows`` of them alone."""
+
     @property
     def whole(self) -> bool:
         """Whether it takes hold of the model at its output, so that layers must run as parts of their model."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from alignlab.rules.credit import Credit
 from alignlab.rules.initialisation import Init, draw, draw_magnitude
 from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.learned import pass_notes_on
 from alignlab.rules.linear import FeedbackLinear
 from alignlab.rules.rule import Rule
 from alignlab.rules.runs import Seeds
@@ -73,6 +74,24 @@ class StackedLinear(FeedbackLinear):
         if sizes:
             self.feedback_magnitude = torch.stack([size if size.dim() else size.view(1, 1) for size in sizes])
 
+    def narrow(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        """Go on with these ``rows`` of the runs alone, in their order; between two passes.
+
+        Its parameters are new ones then, with copies. ``weight``: where the rows of it are already.
+        """
+        seen = self._resume_point()
+        for name, p in list(self._parameters.items()):
+            if p is not None:
+                kept = p.detach()[rows] if name != "weight" or weight is None else weight
+                narrowed = nn.Parameter(kept, p.requires_grad)
+                setattr(self, name, narrowed)
+                if name == "feedback":
+                    pass_notes_on(p, narrowed)
+        self._buffers |= {name: None if b is None else b[rows] for name, b in self._buffers.items()}
+        self._seen = seen
+        self.runs, self.feedback_seed = len(rows), Seeds(self.feedback_seed[k] for k in rows.tolist())
+        self.rule.narrow(rows.tolist())
+
     def neurons(self, weight: Tensor) -> Tensor:
         return weight
 
@@ -118,6 +137,17 @@ class MixedLinear(StackedLinear):
             self.lanes.append(StackedLinear(own, Credit(), weight))
             at += len(own)
         self._gathered = list[Tensor]()
+
+    def narrow(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        super().narrow(rows, weight)
+        lanes, self.lanes, at, taken = self.lanes, [], 0, 0
+        for lane in lanes:
+            end = at + len(lane.feedback_seed)
+            own, at = rows[(rows >= at) & (rows < end)] - at, end
+            if len(own):
+                lane.narrow(own, self.weight.detach()[taken : taken + len(own)])
+                self.lanes.append(lane)
+                taken += len(own)
 
     def _rule_of(self, members: Sequence[FeedbackLayer]) -> Rule:
         return SideBySide()

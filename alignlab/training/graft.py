@@ -43,6 +43,15 @@ class GradientGraft:
         """Stop listening to the model."""
         self._capture.disarm()
 
+    def narrow(self, rows: Tensor) -> None:
+        """The model goes on with these ``rows`` of its runs alone. Between two steps."""
+        self._capture.disarm()
+        self._by_bp, self._sized_by_bp, self._grafted = (
+            flags[rows] for flags in (self._by_bp, self._sized_by_bp, self._grafted)
+        )
+        self._any_by_bp = bool(self._by_bp.any())
+        self._capture.arm()
+
     @torch.no_grad()
     def apply(self) -> None:
         """Graft the gradients of the pass that has just ended."""

@@ -8,7 +8,8 @@ Hinton 2012), so that a run's numbers are what they are by itself, to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,10 +65,8 @@ class StackedOptimizer(torch.optim.Optimizer):
             parameters[0].new_tensor([float(getattr(spec, name)) for spec in specs], requires_grad=False)
             for name in ("lr", "weight_decay", "momentum", "nesterov")
         )
-        self.decay, self.momentum, self.nesterov = decay, momentum, nesterov.bool()
-        self.decays, self.pushes = bool(decay.any()), bool(momentum.any())
-        # the decay is noted as any optimizer notes it: rules may ask
-        super().__init__(parameters, {"lr": rates, "weight_decay": tuple(decay.tolist())})
+        super().__init__(parameters, {"lr": rates})
+        self._set(decay, momentum, nesterov.bool())
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -75,15 +74,29 @@ class StackedOptimizer(torch.optim.Optimizer):
         for p in self.param_groups[0]["params"]:
             if p.grad is None:
                 continue
-            rates = _beside(self.param_groups[0]["lr"], p)
-            if p.is_cuda or p.numel() <= AT_ONCE:
-                self._update(p, p.grad, self.state[p], slice(None), rates)
+            rates, state, pieces = _beside(self.param_groups[0]["lr"], p), self.state[p], _pieces(p)
+            if len(pieces) == 1:
+                self._update(p, p.grad, state.setdefault(0, {}), pieces[0], rates)
                 continue
-            k = max(1, AT_ONCE * len(p) // p.numel())
-            for runs in (slice(i, i + k) for i in range(0, len(p), k)):
-                self._update(
-                    p[runs], p.grad[runs], self.state[p].setdefault(runs.start, {}), runs, rates[runs]
-                )
+            for runs in pieces:
+                self._update(p[runs], p.grad[runs], state.setdefault(runs.start, {}), runs, rates[runs])
+
+    def narrow(self, rows: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+        """Go on with these ``rows`` of the runs alone; ``parameters``: theirs, in the place of those of all."""
+        group, before = self.param_groups[0], self.state
+        olds, group["params"], group["lr"] = group["params"], list(parameters), group["lr"][rows]
+        self._set(self.decay[rows], self.momentum[rows], self.nesterov[rows])
+        self.state = defaultdict(dict)
+        for old, new in zip(olds, group["params"], strict=True):
+            if old in before:
+                self.state[new] = _state_of(list(before[old].values()), rows, _pieces(new))
+
+    def _set(self, decay: Tensor, momentum: Tensor, nesterov: Tensor) -> None:
+        self.decay, self.momentum, self.nesterov = decay, momentum, nesterov
+        self.decays, self.pushes = bool(decay.any()), bool(momentum.any())
+        self.param_groups[0]["weight_decay"] = tuple(
+            decay.tolist()
+        )  # as any optimizer notes it: rules may ask
 
     def _update(self, p: Tensor, g: Tensor, state: dict[str, Any], runs: slice, rates: Tensor) -> None:
         if self.decays:
@@ -151,6 +164,26 @@ def clip_each(parameters: Sequence[nn.Parameter], largest: Tensor) -> Tensor:
         g.mul_(_beside(factor, g))
     exceeds: Tensor = norm > largest
     return exceeds
+
+
+def _pieces(p: Tensor) -> list[slice]:
+    """The runs of a parameter that are updated at a time; each piece has a state of its own, under its first run."""
+    k = len(p) if p.is_cuda or p.numel() <= AT_ONCE else max(1, AT_ONCE * len(p) // p.numel())
+    return [slice(i, i + k) for i in range(0, len(p), k)]
+
+
+def _state_of(
+    before: Sequence[Mapping[str, Any]], rows: Tensor, pieces: Sequence[slice]
+) -> dict[int, dict[str, Any]]:
+    """The state of these ``rows``, in ``pieces``, out of what the pieces of all runs had."""
+    kept = {
+        name: torch.cat([state[name] for state in before])[rows] if isinstance(value, Tensor) else value
+        for name, value in before[0].items()
+    }
+    return {
+        runs.start: {name: v[runs] if isinstance(v, Tensor) else v for name, v in kept.items()}
+        for runs in pieces
+    }
 
 
 def _beside(each: Tensor, p: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ run by itself, so that a member equals its sequential run but for rounding. What
 :data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, by any rule but one of a
 user's own that acts on single runs alone (``Rule.stacks``). Probes see the stacked network: the same code, whose values have
 a dimension of runs.
+
+Members whose loss is not finite have ended. They are carried along until enough of them have, and then the others go on in a
+smaller network (:meth:`Population.narrow`), with all that is theirs: who stands beside a member changes none of its weights.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ from alignlab.training.tasks import Task
 
 if TYPE_CHECKING:
     import xarray as xr
+
+ENDED = 0.25  # share of those carried that have ended, from which on the others go on without them
 
 
 def alone(spec: RunSpec) -> list[str]:
@@ -103,13 +108,14 @@ class Population:
             self.parameters[0]
         )
         self.clips = any(spec.clip is not None for spec in self.specs)
+        self.clipped = torch.zeros(self.spec.steps * self.clips, len(specs), dtype=torch.bool, device=device)
+        self.here = torch.arange(len(specs), device=device)  # who is carried
         grafts = [spec.graft for spec in self.specs]
         self.grafting = GradientGraft(self.model, grafts) if any(grafts) else None
         self.recorder = Recorder(
             self.model, self.optimizer, standard_probes(self.spec.spectra_every), looks(self.spec)
         )
         self.evaluations: list[dict[int, dict[str, float]]] = [{} for _ in specs]
-        self.clipped = list[Tensor]()
         self.ended: dict[int, tuple[int, str]] = {}  # last step and status
 
     def go(self) -> list[xr.Dataset]:
@@ -133,29 +139,49 @@ class Population:
             self.step(step, rows)
             if len(self.ended) == len(self.specs):
                 break
+            if len(self.ended) - (len(self.specs) - len(self.here)) >= ENDED * len(self.here):
+                self.narrow(self._alive())
 
     def batches(self) -> Iterator[Tensor]:
-        """The indices (K, N) of each step."""
-        streams = (blocks(spec, len(self.train)) for spec in self.specs)
-        for together in zip(*streams, strict=True):
-            yield from torch.stack(together, 1).to(self.device)
+        """The indices (K, N) of each step, of those who are carried then."""
+        streams = [blocks(spec, len(self.train)) for spec in self.specs]
+        while True:
+            here = self.here
+            together = [block for k in here.tolist() if (block := next(streams[k], None)) is not None]
+            if not together:
+                return
+            for rows in torch.stack(together, 1).to(self.device):
+                yield rows if here is self.here else rows[torch.searchsorted(here, self.here)]
+
+    def narrow(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, who are carried; between two steps."""
+        carried = torch.tensor(members, device=self.device)
+        rows, self.here = torch.searchsorted(self.here, carried), carried
+        for layer in stacking.stacked_layers(self.model):
+            layer.narrow(rows)
+        self.parameters = list(self.model.parameters())
+        self.optimizer.narrow(rows, self.parameters)
+        self.rates, self.largest = self.rates[:, rows], self.largest[rows]
+        if self.grafting is not None:
+            self.grafting.narrow(rows)
+        self.recorder.narrow(rows)
 
     def step(self, step: int, batch: Tensor) -> None:
-        """One optimizer step of all, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
+        """One optimizer step of those carried, after those whose loss is not finite have ended; ``batch``: indices (K, N)."""
         for parameter in self.parameters:
             parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
         losses = self._losses(self.train.inputs[batch], self.train.targets[batch])
         finite = losses.isfinite()
         if not bool(finite.all()):
-            bad = set((~finite).nonzero().flatten().tolist())
-            self._end([k for k in self._alive() if k in bad], step, "diverged")
+            bad = self.here[~finite].tolist()
+            self._end([k for k in bad if k not in self.ended], step, "diverged")
         if not self.needs_closure:
             losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
         if self.grafting is not None:
             self.grafting.apply()
         if self.clips:
-            self.clipped.append(clip_each(self.parameters, self.largest))
+            self.clipped[step, self.here] = clip_each(self.parameters, self.largest)
         self.optimizer.step()
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
@@ -165,15 +191,15 @@ class Population:
         return rules.backward(self.model, lambda: sample_losses(self.loss, self.model(x), y, runs=True))
 
     def _alive(self) -> list[int]:
-        return [k for k in range(len(self.specs)) if k not in self.ended]
+        return [k for k in self.here.tolist() if k not in self.ended]
 
     def _end(self, members: Sequence[int], step: int, status: str) -> None:
         if members:
             self._evaluate(members, step)
-        finite = [p.detach().isfinite().flatten(1).all(1) for p in self.parameters]
+        finite = torch.stack([p.detach().isfinite().flatten(1).all(1) for p in self.parameters]).all(0)
+        broken = set(self.here[~finite].tolist())
         for k in members:
-            whole = status == "diverged" or all(bool(each[k]) for each in finite)
-            self.ended[k] = step, status if whole else "diverged"
+            self.ended[k] = step, "diverged" if k in broken else status
 
     @torch.no_grad()
     def _evaluate(self, members: Sequence[int], step: int) -> None:
@@ -181,18 +207,19 @@ class Population:
         found: dict[str, Tensor] = {}
         for name, split in self.splits.items():
             pieces = [
-                self.model(x.expand(len(self.specs), *x.shape))
+                self.model(x.expand(len(self.here), *x.shape))
                 for x in torch.split(split.inputs, EVALUATED_AT_ONCE)
             ]
             found |= everyone(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
         values = {name: column.tolist() for name, column in found.items()}
+        place = {k: i for i, k in enumerate(self.here.tolist())}
         for k in members:
-            self.evaluations[k][step] = {name: column[k] for name, column in values.items()}
+            self.evaluations[k][step] = {name: column[place[k]] for name, column in values.items()}
 
     def _dataset(self, k: int, recorded: Apart) -> xr.Dataset:
         """A member's run out of what was ``recorded`` of all."""
         (coords, attrs), (last_step, status) = self.about[k], self.ended[k]
-        clipped = None if self.specs[k].clip is None else [bool(step[k]) for step in self.clipped[:last_step]]
+        clipped = None if self.specs[k].clip is None else self.clipped[:last_step, k].tolist()
         finite = all(map(math.isfinite, self.evaluations[k][last_step].values()))
         end = {"status": status if finite else "diverged", "last_step": last_step}
         return recorded.run(k, last_step, tabulated(self.evaluations[k], clipped), coords | end, attrs)

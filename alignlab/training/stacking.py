@@ -62,5 +62,10 @@ def stacked_model(models: Sequence[nn.Module]) -> nn.Sequential:
     model = nn.Sequential()
     for name, layer in layers.items():
         model.add_module(name, layer)
-    hook_output(model, credit, next(m.rule for m in layers.values() if isinstance(m, StackedLinear)))
+    hook_output(model, credit, stacked_layers(model)[0].rule)
     return model
+
+
+def stacked_layers(model: nn.Module) -> list[StackedLinear]:
+    """The layers of a stacked model that have a dimension of runs, in its order."""
+    return [m for m in model.modules() if isinstance(m, StackedLinear)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from training_runs import TINY, Model, parameters
+from training_runs import TINY, Model, images, parameters
 
 from alignlab.rules import RULES, Rule, backward
 from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, tasks, train
@@ -149,10 +149,10 @@ def test_every_member_is_its_own_sequential_run(arm: dict[str, Any]) -> None:
         assert float(alone["train_loss"][0]) != float(alone["train_loss"][-1])
 
 
-def doubled() -> Task:
-    splits = {name: getattr(TINY, name) for name in ("train", "validation", "test")}
+def doubled(task: Task = TINY) -> Task:
+    splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
     made = {name: Split(split.inputs.double(), split.targets) for name, split in splits.items()}
-    return replace(TINY, **made)
+    return replace(task, **made)
 
 
 @pytest.fixture
@@ -216,23 +216,28 @@ def same_record(together: xr.Dataset, alone: xr.Dataset) -> None:
     xr.testing.assert_allclose(together[names], alone[names], rtol=1e-5, atol=2e-5)
 
 
-def agree(members: list[RunSpec]) -> None:
-    """Final weights of each member against those of its run; both in double precision."""
+def agree(members: list[RunSpec], task: Task | None = None) -> Population:
+    """Final weights of each member against those of its run; both in double precision. Of those that ended, the records."""
     check(members)
-    task = doubled()
+    task = doubled() if task is None else task
     population = Population(members, task, torch.device("cpu"))
     together = population.go()
-    stacks = {
-        name: dict(zip(population.places, p, strict=True)) for name, p in population.model.named_parameters()
-    }
+    carried = [population.places[k] for k in population.here.tolist()]
+    stacks = {name: dict(zip(carried, p, strict=True)) for name, p in population.model.named_parameters()}
     for k, spec in enumerate(members):
         keeper = Model()
-        alone = train(spec, probes=[*standard_probes(spec.spectra_every), keeper], task=task)
-        for name, parameter in parameters(keeper.model).items():
-            torch.testing.assert_close(stacks[name][k].detach(), parameter, rtol=1e-10, atol=1e-10)
-        same_record(together[k], alone)
-    others = [stacks["1.weight"][k] - stacks["1.weight"][0] for k in range(1, len(members))]
-    assert all(other.norm() > 1e-3 for other in others), "members must differ, or this shows nothing"
+        same_record(
+            together[k], train(spec, task=task, probes=[*standard_probes(spec.spectra_every), keeper])
+        )
+        if str(together[k]["status"].values) == "finished":
+            for name, parameter in parameters(keeper.model).items():
+                torch.testing.assert_close(stacks[name][k].detach(), parameter, rtol=1e-10, atol=1e-10)
+    finished = [k for k in carried if str(together[k]["status"].values) == "finished"]
+    first, *others = (stacks["1.weight"][k] for k in finished)
+    assert all((other - first).norm() > 1e-3 for other in others), (
+        "members must differ, or this shows nothing"
+    )
+    return population
 
 
 def test_members_whose_learning_feedback_has_no_decay_are_told_of() -> None:
@@ -282,6 +287,29 @@ def test_a_member_that_diverges_ends_and_leaves_the_others_alone() -> None:
     assert {status for status, _ in ends} == {"finished", "diverged"}
     for together, own in zip(found, alone, strict=True):
         assert together["step"].values.tolist() == own["step"].values.tolist()
+
+
+def with_a_poisoned_sample() -> Task:
+    """A run ends when its batch has it: of 25 batches of 8, about every second's."""
+    task = doubled(images(400))
+    task.train.inputs[7] = torch.nan
+    return task
+
+
+@pytest.mark.parametrize(
+    ("common", "own"),
+    [({}, own) for own in TOGETHER] + OPTIMIZERS,
+    ids=lambda x: ", ".join(sorted({str(f.get("rule")) for f in x})) if isinstance(x, list) else str(x),
+)
+def test_those_who_go_on_in_a_smaller_network_equal_their_sequential_runs_in_double_to_1e_10(
+    common: Any, own: Any, double: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(optimizers, "AT_ONCE", 10_000)  # numbers: the first layer has 12 × 256
+    members = of_one_shape(4 * own if len(own) < 9 else own, **common, splits=("validation", "test"))
+    population = agree(members, with_a_poisoned_sample())
+    ends = sorted(step for step, status in population.ended.values() if status == "diverged")
+    assert 0 < len(population.here) < len(members)
+    assert ends[0] < ends[-1] < 25
 
 
 def test_the_global_random_state_stays() -> None:
@@ -378,11 +406,12 @@ def test_every_rule_has_a_place_in_a_population(rule: str) -> None:
 
 
 def weights(members: list[RunSpec]) -> dict[str, list[Tensor]]:
+    """Of those who are carried to the end."""
     population = Population(members, tasks.load(members[0].task), torch.device("cpu"))
     population.go()
     return {
-        spec.digest(): [p.detach()[k] for p in population.parameters]
-        for k, spec in enumerate(population.specs)
+        population.specs[k].digest(): [p.detach()[place] for p in population.parameters]
+        for place, k in enumerate(population.here.tolist())
     }
 
 
@@ -424,3 +453,21 @@ def test_who_diverges_beside_a_member_changes_no_bit_of_it(rule: str, one_thread
     ends = [str(run["status"].values) for run in train_population(members)]
     assert ends == ["finished", "diverged", "finished"]
     same_bits(weights(members[::2]), weights(members))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_who_ends_beside_a_member_changes_no_bit_of_it(optimizer: str) -> None:
+    rules = ["bp", "fa", "sign_sync", "brsf", "rerandomised", "weight_mirror"]
+    fields: dict[str, Any] = {
+        "task": "xor",
+        "hidden": (33, 9),
+        "batch_size": 4,
+        "steps": 30,
+        "optimizer": optimizer,
+    }
+    members = [RunSpec(**fields, rule=rule, seed=seed, lr=0.01) for seed in range(2) for rule in rules]
+    doomed = [RunSpec(**fields, rule=rule, lr=lr, clip=1e9) for rule in rules[1:] for lr in (1e30, 1e37)]
+    found, without = weights([*members, *doomed]), weights(members)
+    assert sorted(found) == sorted(without)
+    for name, values in without.items():
+        assert all(torch.equal(a, b) for a, b in zip(values, found[name], strict=True))
