@@ -143,9 +143,8 @@ def turn(gradient: Tensor, cosine: Number, gain: Number, seed: int | Seeds) -> T
     noise = Noise(seed).like(tuple(gradient.shape), wide, gradient.device)
     g, n = (each_run(x, len(seed) if isinstance(seed, Seeds) else None) for x in (gradient.to(wide), noise))
     square = (g * g).sum(1, keepdim=True)
-    for _ in range(
-        2
-    ):  # once more, for what rounding left; in place: of many runs each new tensor would cost as much as a draw
+    # in place: of many runs each new tensor would cost as much as a draw
+    for _ in range(2):  # once more, for what rounding left
         n.addcmul_(torch.where(square > 0, (n * g).sum(1, keepdim=True) / square, 0), g, value=-1)
     size = torch.where(square > 0, square.sqrt() / n.norm(dim=1, keepdim=True), 0)
     along, across = (
