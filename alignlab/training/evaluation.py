@@ -51,10 +51,12 @@ def sample_losses(loss: Loss, output: Tensor, targets: Tensor, runs: bool = Fals
     if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == leading:
         each = cross_entropy(output.flatten(0, leading - 1), targets.flatten(), reduction="none")
         return each.view(targets.shape)
-    alone: Any = lambda o, t: loss(o[None], t[None])  # noqa: E731
-    for _ in range(leading):
-        alone = torch.func.vmap(alone)
-    found: Tensor = alone(output, targets)
+
+    def alone(o: Tensor, t: Tensor) -> Tensor:
+        return loss(o[None], t[None])
+
+    each: Any = torch.func.vmap(alone)
+    found: Tensor = (torch.func.vmap(each) if runs else each)(output, targets)
     return found
 
 
