@@ -49,8 +49,8 @@ def sample_losses(loss: Loss, output: Tensor, targets: Tensor, runs: bool = Fals
     if loss in (half_squared_error, absolute_error):
         return loss(output.unsqueeze(leading), targets.unsqueeze(leading))
     if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == leading:
-        each = cross_entropy(output.flatten(0, leading - 1), targets.flatten(), reduction="none")
-        return each.view(targets.shape)
+        flat = cross_entropy(output.flatten(0, leading - 1), targets.flatten(), reduction="none")
+        return flat.view(targets.shape)
 
     def alone(o: Tensor, t: Tensor) -> Tensor:
         return loss(o[None], t[None])
