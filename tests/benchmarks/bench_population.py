@@ -8,15 +8,11 @@ the ratio is (plain step) / (population's step / K), its median over the rounds 
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import measuring
 import torch
 from torch import nn
 
@@ -34,7 +30,6 @@ CASES: dict[str, tuple[int, dict[str, Any], float]] = {  # runs, spec, ratio to 
     "64 x (64-32-10), batch 32": (64, {"hidden": (32,), "batch_size": 32}, 12),
     "64 x (784-128-10), batch 64": (64, {"hidden": (128,), "batch_size": 64, "task": "mnist_small"}, 1),
 }
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
 def digits() -> Task:
@@ -81,25 +76,17 @@ def ratios(runs: int, fields: dict[str, Any], rounds: int, clock: Callable[[], f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measuring.options(__doc__)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all where none is given")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--json", type=Path, help="write the table there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table = []
+    rows = []
     for case in options.cases or CASES:
         runs, fields, reach = CASES[case]
-        quartiles = statistics.quantiles(ratios(runs, fields, options.rounds, CLOCKS[options.clock]), n=4)
-        low, middle, high = (round(value, 2) for value in quartiles)
-        print(f"{case:30} {middle:7.1f}  ({low:.1f} to {high:.1f})  reach {reach}", flush=True)
-        against = "one at a time, plain PyTorch"
-        table.append(
-            {"what": case, "against": against, "ratio": middle, "quartiles": [low, high], "reach": reach}
-        )
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        found = ratios(runs, fields, options.rounds, measuring.CLOCKS[options.clock])
+        rows.append(measuring.row(case, "one at a time, plain PyTorch", found, reach, "more"))
+    measuring.write(options.json, rows, options.clock)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,15 @@ torch holds during a step, parameters and batch included, read from its profiler
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import itertools
-import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import measuring
 import torch
 from torch import nn
 
@@ -38,7 +35,6 @@ from alignlab.probes import (
 )
 from alignlab.rules import convert
 
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 BATCHES = 32
 
 
@@ -157,34 +153,25 @@ def _held() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
 
 
-def row(what: str, against: str, found: list[float], reach: float | None) -> dict[str, Any]:
-    low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-    print(f"{what:42} {middle:6.3f}  ({low:.3f} to {high:.3f})  {reach or ''}", flush=True)
-    return {"what": what, "against": against, "ratio": middle, "quartiles": [low, high], "reach": reach}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measuring.options(__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="pairs of measurements a case")
     parser.add_argument("--rule", default="fa")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the table there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table, against = [], f"bare step of {options.rule}"
+    rows, against, clock = [], f"bare step of {options.rule}", measuring.CLOCKS[options.clock]
     for case in CASES:
         if options.only in case.what:
             rounds = max(options.rounds // max(case.group // 4, 1), 12)
-            found = ratios(options.rule, case, rounds, CLOCKS[options.clock])
-            table.append(row(case.what, against, found, case.reach))
+            found = ratios(options.rule, case, rounds, clock)
+            rows.append(measuring.row(case.what, against, found, case.reach))
     bare = peak(options.rule, CASES[0])
     for case in MEMORY:
         if options.only in case.what:
             found = [peak(options.rule, case) / bare]
-            table.append(row(f"memory: {case.what}", f"{against}: peak memory", found, case.reach))
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=2) + "\n")
+            rows.append(measuring.row(f"memory: {case.what}", f"{against}: peak memory", found, case.reach))
+    measuring.write(options.json, rows, options.clock)
 
 
 if __name__ == "__main__":

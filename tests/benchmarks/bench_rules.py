@@ -10,23 +10,17 @@ own time, for machines that others use too.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
+import measuring
 import torch
 from torch import nn
 
 from alignlab.rules import RULES, convert
 
 REACH = {"fa": 1.05, "kolen_pollack": 1.05, "usf": 1.10, "frsf": 1.10, "brsf": 1.30, "dfa": 0.95}
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 STEPS = 3  # a net and round
 
 
@@ -67,25 +61,21 @@ def measured(rules: list[str], rounds: int, clock: Callable[[], float]) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measuring.options(__doc__)
     parser.add_argument(
         "rules", nargs="*", help="names of rules; all those with a ratio to reach where none is given"
     )
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--json", type=Path, help="write the table there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
     rules = options.rules or ["bp", *(rule for rule in REACH if rule in RULES)]
-    table: list[dict[str, Any]] = []
-    print(f"{'rule':16} {'ratio':>6}  {'quartiles':16} reach")
-    for rule, ratios in measured(rules, options.rounds, CLOCKS[options.clock]).items():
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        table.append({"rule": rule, "ratio": middle, "low": low, "high": high, "reach": REACH.get(rule)})
-        print(f"{rule:16} {middle:6.3f}  ({low:.3f} to {high:.3f})  {REACH.get(rule, '')}")
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=2) + "\n")
+    against = "plain layers under backprop"
+    rows = [
+        measuring.row(f"a step by {rule}", against, ratios, REACH.get(rule))
+        for rule, ratios in measured(rules, options.rounds, measuring.CLOCKS[options.clock]).items()
+    ]
+    measuring.write(options.json, rows, options.clock)
 
 
 if __name__ == "__main__":

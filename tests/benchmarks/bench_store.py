@@ -22,7 +22,6 @@ import os
 import random
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,9 +31,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+import measuring
 import numpy as np
+from measuring import Row
 
 RULES, LRS, STEPS, LAYERS = ("bp", "fa", "dfa", "sign_sync"), (0.01, 0.03, 0.1, 0.3, 1.0), 200, 4
 PER_LAYER = (
@@ -45,8 +45,6 @@ PER_STEP = (
     "loss", "learning_rate", "wall_time", "samples_seen", "train_loss", "test_loss", "test_accuracy",
 )  # fmt: skip
 ASKED = ["loss", "gradient_angle", "feedback_gain"]
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
-Row = dict[str, Any]
 
 
 def append_runs(folder: str, first: int, last: int) -> None:
@@ -156,26 +154,25 @@ def child(name: str, store: Path) -> None:
 
 
 def reading(folder: Path, runs: int) -> list[Row]:
-    """The table of `reading`."""
+    """The rows of `reading`."""
     start = time.perf_counter()
     make(folder, runs)
-    what = f"{runs} runs x {STEPS} steps x {LAYERS} layers"
+    what = f"{runs:,} runs x {STEPS} steps x {LAYERS} layers"
     print(f"{what}, {len(PER_LAYER) + len(PER_STEP)} variables; made in {time.perf_counter() - start:.0f} s")
-    table: list[Row] = []
+    rows: list[Row] = []
+    most = 0.0
     for name in CHILDREN:
         command = [sys.executable, __file__, "--child", name, "--folder", str(folder)]
         done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         for part, seconds in done["times"]:
-            reach = REACH.get(part)
-            table.append({"what": f"{part}: {what}", "against": "", "seconds": seconds, "reach": reach})
-            print(f"{part:24} {seconds:8.2f} s    {f'reach {reach:g} s' if reach else ''}")
-        table.append({"what": f"memory, {name}: {what}", "against": "", "MiB": done["MiB"], "reach": MIB})
-        print(f"{'   peak of memory':24} {done['MiB']:8.0f} MiB  reach {MIB:g} MiB")
-    return table
+            rows.append(measuring.amount(f"{part}: {what}", "seconds", seconds, REACH.get(part)))
+        rows.append(measuring.amount(f"memory, {name}: {what}", "MiB", done["MiB"]))
+        most = max(most, done["MiB"])
+    return [*rows, measuring.amount(f"memory, the most of these: {what}", "MiB", most, MIB)]
 
 
 def recording(folder: Path, steps: int, clock: Callable[[], float]) -> list[Row]:
-    """The table of `recording`."""
+    """The rows of `recording`."""
     import torch
     from bench_probes import model_of, step_of
 
@@ -202,41 +199,36 @@ def recording(folder: Path, steps: int, clock: Callable[[], float]) -> list[Row]
     for recorder in recorders.values():
         recorder.detach()
     ratios = [disk / memory for disk, memory in zip(times["disk"][1:], times["memory"][1:], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
     whole = sum(times["disk"][1:]) / sum(times["memory"][1:])
-    print(
-        f"recording {steps} steps to disk against memory: {middle:.4f} ({low:.4f} to {high:.4f}), of the whole times "
-        f"{whole:.4f}; {1e3 * statistics.median(times['memory']) / 100:.1f} ms a probed step    reach 1.02"
-    )
-    found = {"ratio": middle, "low": low, "high": high, "whole": whole, "reach": 1.02}
-    return [{"what": f"recording {steps} steps to disk", "against": "the same in memory", **found}]
+    what = f"recording {steps:,} steps to disk"
+    return [
+        measuring.row(what, "the same in memory", ratios, 1.02),
+        measuring.row(f"{what}, whole times", "the same in memory", [whole]),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measuring.options(__doc__)
     parser.add_argument("parts", nargs="*", help="reading, recording; by default both")
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument(
         "--folder", type=Path, help="where the runs are, or are to be kept; else a temporary one"
     )
-    parser.add_argument("--json", type=Path, help="write the table there too")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="for recording")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.folder)
         return
-    table = []
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch) / "runs"
         folder.mkdir(parents=True, exist_ok=True)
         if "reading" in (options.parts or ["reading"]):
-            table += reading(folder, options.runs)
+            rows += reading(folder, options.runs)
         if "recording" in (options.parts or ["recording"]):
-            table += recording(Path(scratch), options.steps, CLOCKS[options.clock])
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=2) + "\n")
+            rows += recording(Path(scratch), options.steps, measuring.CLOCKS[options.clock])
+    measuring.write(options.json, rows, options.clock)
 
 
 if __name__ == "__main__":

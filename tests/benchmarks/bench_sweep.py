@@ -11,17 +11,14 @@ processor time of all processes of a side and shares it out over its cores: what
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import measuring
 import psutil
 import torch
 
@@ -75,34 +72,27 @@ def measured(sides: dict[str, Callable[[range], float]], runs: int, rounds: int)
     return times
 
 
-def row(what: str, one: list[float], two: list[float], start: float, reach: float | None) -> dict[str, Any]:
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(one, two, strict=True)], n=4)
-    whole = sum(one) / (start + sum(two))
-    print(f"{what:28} {whole:6.2f} {middle:6.2f}  ({low:.2f} to {high:.2f})  {reach or ''}", flush=True)
-    return {
-        "what": what,
-        "ratio": whole,
-        "round": middle,
-        "low": low,
-        "high": high,
-        "start": start,
-        "reach": reach,
-    }
+def rows_of(
+    what: str, one: list[float], two: list[float], start: float, reach: float | None
+) -> list[measuring.Row]:
+    """The whole sweep, with its start, and the rounds."""
+    rounds = [a / b for a, b in zip(one, two, strict=True)]
+    return [
+        measuring.row(f"{what}: sweep", "one worker", [sum(one) / (start + sum(two))], reach, "more"),
+        measuring.row(f"{what}: round", "one worker", rounds, None, "more"),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measuring.options(__doc__, CLOCKS)
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--json", type=Path, help="write the table there too")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     global clock
     clock = options.clock
     random.seed(0)
     torch.set_num_threads(1)
-    table = []
-    print(f"{'against one worker':28} {'sweep':>6} {'round':>6}  {'quartiles':14}  reach")
+    rows = []
     with tempfile.TemporaryDirectory() as store, Workers(2) as two:
         timed(range(2), BASE, 1, f"{store}/warm", 1)
         start = timed(range(2), BASE, two, f"{store}/start", 2)
@@ -120,11 +110,12 @@ def main() -> None:
 
             sides = {"one": on(1, 1), "two": on(two, 2)} | ({} if reach else {"threads": threaded})
             times = measured(sides, runs, options.rounds)
-            table.append(row(f"{name}, two workers", times["one"], times["two"], start, reach))
+            size = f"{options.rounds * (runs // options.rounds)} runs of {name}"
+            rows += rows_of(f"{size}, two workers", times["one"], times["two"], start, reach)
             if "threads" in times:
-                table.append(row(f"{name}, two threads", times["one"], times["threads"], 0.0, None))
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=2) + "\n")
+                rows += rows_of(f"{size}, two threads", times["one"], times["threads"], 0.0, None)
+        rows.append(measuring.amount("starting two workers", "seconds", start))
+    measuring.write(options.json, rows, clock)
 
 
 if __name__ == "__main__":
