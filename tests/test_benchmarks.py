@@ -81,6 +81,18 @@ def test_results_of_two_machines_do_not_share_a_table(made, results):
         made.table.table(changed)
 
 
+def test_a_busy_machine_is_said_to_have_been_one(made, results):
+    changed = copy.deepcopy(results)
+    for found in changed.values():
+        found |= {"load": 1.0, "clock": "wall"}
+    assert "other work" not in made.table.machine_line(changed)
+    assert "processor time" not in made.table.machine_line(changed)
+    changed["sweep"] |= {"load": 6.5, "clock": "cpu"}
+    line = made.table.machine_line(changed)
+    assert "beside other work (load 6.5)" in line
+    assert "`--clock cpu`: sweep" in line
+
+
 def test_a_page_without_its_markers_is_an_error(made):
     with pytest.raises(SystemExit, match="found it 0 times"):
         made.table.replaced("no marker here", {"benchmarks": "x"})

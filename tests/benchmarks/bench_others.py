@@ -18,7 +18,7 @@ alignlab is the cheaper. What each records:
 - Cockpit 1.0.2, economy: step size, distances, a histogram and norms of the gradient, tests of its noise by the gradients of
   single samples, loss. These are other things than alignlab's, and it knows backprop alone;
 - wandb.watch: a histogram of each parameter's gradient, of alignlab's net by feedback alignment, logged offline;
-- the histograms alone: the same calls of torch.histc, written here, with nothing logged;
+- torch: the same calls of torch.histc, written here, with nothing logged;
 - alignlab: the standard set is every layer's angles (gradient, errors, local, weights), gains, rates, norms, and the loss;
   WeightAngle, the angle between B and W and the norm of B.
 """
@@ -169,8 +169,8 @@ OTHERS = [
     Other("BioTorch", "biotorch", "weight angles", biotorch, more="WeightAngle alone", probes=weight_angle),
     Other("BioTorch", "biotorch", "weight angles", biotorch),
     Other("Cockpit", "cockpit-for-pytorch", "economy", cockpit, rule="bp"),
-    Other("wandb", "wandb", "watch, histograms of gradients", watched),
-    Other("torch.histc", "torch", "histograms of gradients alone", histograms),
+    Other("wandb", "wandb", "watch (histograms of gradients)", watched),
+    Other("torch", "torch", "histc of each gradient, not logged", histograms),
 ]
 
 

@@ -174,7 +174,7 @@ def reading(folder: Path, runs: int) -> list[Row]:
 def recording(folder: Path, steps: int, clock: Callable[[], float]) -> list[Row]:
     """The rows of `recording`."""
     import torch
-    from bench_probes import model_of, step_of
+    from bench_probes import BATCHES, model_of, step_of
 
     from alignlab.probes import EffectiveLR, GradientAngle, Loss, Recorder, WeightAngle, every
 
@@ -186,7 +186,7 @@ def recording(folder: Path, steps: int, clock: Callable[[], float]) -> list[Row]
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
         probes = [GradientAngle(), EffectiveLR(), WeightAngle(), Loss()]
         recorders[name] = Recorder(model, optimizer, probes, every(1), path).attach()
-        steppers[name] = step_of(model, optimizer)
+        steppers[name] = step_of(model, optimizer, BATCHES)
     times: dict[str, list[float]] = {name: [] for name in steppers}
     order = list(steppers)
     for _ in range(1 + steps // 100):  # one round to warm up

@@ -15,7 +15,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import measuring
@@ -51,14 +51,13 @@ def timed(seeds: range, spec: RunSpec, workers: int | Workers, folder: str, core
 @contextmanager
 def threads(count: int) -> Any:
     """Runs with so many threads, where a sweep gives them one."""
-    own = cells.torch.set_num_threads
+    own, cells.one_thread = cells.one_thread, nullcontext  # type: ignore[assignment]
     torch.set_num_threads(count)
-    cells.torch.set_num_threads = lambda n: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        cells.torch.set_num_threads = own
-        own(1)
+        cells.one_thread = own
+        torch.set_num_threads(1)
 
 
 def measured(sides: dict[str, Callable[[range], float]], runs: int, rounds: int) -> dict[str, list[float]]:

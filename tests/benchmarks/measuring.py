@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -121,6 +122,7 @@ def write(path: Path | None, rows: Sequence[Row], clock: str, **more: Any) -> No
         "benchmark": Path(sys.argv[0]).stem,
         "arguments": arguments,
         "clock": clock,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "machine": machine(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Write what was measured into the pages: the README's table of speed, and the numbers and the figure of the scaling page.
 
-    for bench in population sweep probes rules store others scaling; do
+    for bench in audit population sweep probes rules store others scaling; do
         python tests/benchmarks/bench_$bench.py --json tests/benchmarks/results/$bench.json
     done
     python tests/benchmarks/table.py
@@ -22,9 +22,10 @@ import scaling_page
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
-SHOWN = ("population", "sweep", "probes", "others", "rules", "store")
+SHOWN = ("audit", "population", "sweep", "probes", "others", "rules", "store")
 README, PAGE, FIGURE = ROOT / "README.md", ROOT / "analyses" / "scaling.md", ROOT / "analyses" / "scaling.png"
 Results = dict[str, dict[str, Any]]
+BUSY = 1  # load beyond the cores, from which others had a part in it
 
 
 def read(folder: Path = RESULTS) -> Results:
@@ -41,7 +42,7 @@ def read(folder: Path = RESULTS) -> Results:
 
 
 def machine_line(results: Results) -> str:
-    """Where and by which clock; an error where the files come from several machines."""
+    """Where, by which clock, and whether others were at work; an error where the files come from several machines."""
     machines = {json.dumps(found["machine"], sort_keys=True): name for name, found in results.items()}
     if len(machines) > 1:
         raise SystemExit(
@@ -49,11 +50,14 @@ def machine_line(results: Results) -> str:
         )
     one = next(iter(results.values()))["machine"]
     line = f"Measured on {one['cpu']}, {one['cores']} cores, torch {one['torch']}, Python {one['python']}"
+    load = max(found.get("load") or 0 for found in results.values())
+    busy = f", beside other work (load {load:g})" if load > one["cores"] + BUSY else ""
     clocks: dict[str, list[str]] = {}
     for name, found in results.items():
         clocks.setdefault(found["clock"], []).append(name)
     others = [f"`--clock {clock}`: {', '.join(names)}" for clock, names in clocks.items() if clock != "wall"]
-    return line + (f"; processor time in place of the wall's ({'; '.join(others)})" if others else "") + "."
+    counted = f"; processor time in place of the wall's ({'; '.join(others)})" if others else ""
+    return f"{line}{busy}{counted}."
 
 
 def table(results: Results) -> str:
