@@ -107,6 +107,7 @@ class Population:
         self.largest = torch.tensor([float("inf") if s.clip is None else s.clip for s in self.specs]).to(
             self.parameters[0]
         )
+        self._ones = torch.ones_like(self.largest)
         self.clips = any(spec.clip is not None for spec in self.specs)
         self.clipped = torch.zeros(self.spec.steps * self.clips, len(specs), dtype=torch.bool, device=device)
         self.here = torch.arange(len(specs), device=device)  # who is carried
@@ -172,12 +173,12 @@ class Population:
             parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
         losses = self._losses(self.train.inputs[batch], self.train.targets[batch])
-        finite = losses.isfinite()
-        if not bool(finite.all()):
-            bad = self.here[~finite].tolist()
-            self._end([k for k in bad if k not in self.ended], step, "diverged")
+        if not math.isfinite(losses.detach().sum()):  # one number to read; large losses may sum to infinity
+            bad = [k for k in self.here[~losses.isfinite()].tolist() if k not in self.ended]
+            if bad:
+                self._end(bad, step, "diverged")
         if not self.needs_closure:
-            losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
+            losses.backward(self._ones[: len(losses)])  # type: ignore[no-untyped-call]
         if self.grafting is not None:
             self.grafting.apply()
         if self.clips:
