@@ -423,6 +423,18 @@ def test_attention_computes_what_the_plain_module_does(
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_drops_nothing_in_evaluation(need_weights: bool) -> None:
+    plain = nn.MultiheadAttention(4, 2, dropout=0.5).double().eval()
+    net, x = rules.convert(copy.deepcopy(plain), "fa"), normal(3, 2, 4)
+    for a, b in zip(
+        net(x, x, x, need_weights=need_weights), plain(x, x, x, need_weights=need_weights), strict=True
+    ):
+        assert (a is None) == (b is None)
+        if a is not None:
+            close(a, b)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
 def test_attention_takes_one_sample(need_weights: bool) -> None:
     plain = nn.MultiheadAttention(4, 2).double()
     net = rules.convert(copy.deepcopy(plain), "fa")

@@ -80,6 +80,12 @@ def test_the_feedback_of_a_position_is_drawn_as_a_convolutions() -> None:
     assert not (B[0, 0] == B[0, 1]).any()
 
 
+def test_the_magnitudes_of_a_position_are_those_of_such_a_draw() -> None:
+    layer = LocallyConnected2d(4, 8, 20, 5)
+    rules.convert(layer, "frsf", init="kaiming", generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer.feedback_magnitude, layer.drawn("kaiming", layer.feedback_seed).abs())
+
+
 @pytest.mark.parametrize("rule", ["brsf", "rerandomised"])
 def test_no_position_is_drawn_as_its_neighbour_was_a_step_before(rule: str) -> None:
     layer = LocallyConnected2d(2, 3, 4, 3)
