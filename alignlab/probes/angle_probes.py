@@ -48,6 +48,7 @@ class WeightAngle(Probe):
     """
 
     quantities = ("weight_angle", "feedback_norm")
+    needs_truth = False
 
     def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
         if layer.matrices is None:

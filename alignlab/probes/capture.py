@@ -3,8 +3,9 @@
 While armed, a forward hook on each layer keeps its input and asks the graph to report the error that arrives at its output
 (``delta_rule``). A tap on the model's output meets the output's own error before, and asks autograd, re-entrantly, for the
 true errors ``delta_bp`` at the same places, with every converted layer switched to its own W. No parameter gradient is
-formed on that way, so nothing reaches ``.grad``. Under backprop the two are one and the second pass is saved. Where a
-rule's weight gradient is no deltaᵀ h, what came to the weight is kept instead (``landed``).
+formed on that way, so nothing reaches ``.grad``. Under backprop the two are one and the second pass is saved, as it is where
+nobody reads the true errors. Where a rule's weight gradient is no deltaᵀ h, what came to the weight is kept instead
+(``landed``).
 
 Signals are taken from graph *nodes*: in-place nonlinearities may overwrite the tensors, they cannot change the node.
 """
@@ -53,10 +54,13 @@ _BESIDE = (
 
 
 class Capture:
-    """Collects the :class:`Use`\\ s of ``layers`` (by name) between :meth:`arm` and :meth:`take`."""
+    """Collects the :class:`Use`\\ s of ``layers`` (by name) between :meth:`arm` and :meth:`take`.
 
-    def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        self.model, self.layers = unwrapped(model), layers
+    ``truth``: the true errors too.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], truth: bool = True) -> None:
+        self.model, self.layers, self._truth = unwrapped(model), layers, truth
         self.arrivals = Arrivals(layers)
         self.passes: frozenset[int] = frozenset()  # the backward passes behind what was last taken
         self._fresh: Placed = []  # the uses of the forward pass that runs
@@ -133,6 +137,11 @@ class Capture:
         return taken
 
     @property
+    def _asks(self) -> bool:
+        """Whether to ask for the true errors; under a rule that sends none to the units, they are all that there is."""
+        return self._truth or self._is_explicit
+
+    @property
     def attrs(self) -> dict[str, str]:
         """What a reader of the run must know."""
         elsewhere = ", ".join(self._test.elsewhere)
@@ -152,7 +161,7 @@ class Capture:
             )
         if self._is_backprop:
             use.delta_bp = use.delta_rule
-        elif use.delta_bp is None:
+        elif use.delta_bp is None and self._asks:
             raise ProbeError(
                 f"layer {name!r} got its error signal without the model's output getting one, so its true gradient is "
                 "unknown. Call the model that the recorder watches (not its parts), and use_reentrant=False in checkpoints"
@@ -284,7 +293,7 @@ class Capture:
 
     def _on_error(self, fresh: Placed, below: GradientEdge, error: Tensor) -> None:
         """The output's error has arrived: ask for the true errors of the layers, before their own arrive."""
-        if not fresh or somebody_asks(self._credits) or not self.arrivals.counts():
+        if not fresh or not self._asks or somebody_asks(self._credits) or not self.arrivals.counts():
             return
         self._asked.append(fresh)
         with asking(self._credits, true=True) as switch:

@@ -65,6 +65,7 @@ class Loss(Probe):
     """
 
     quantities = ("loss", "samples_seen")
+    needs_truth = False
 
     def __init__(self, criterion: nn.Module | None = None) -> None:
         if criterion is not None and not isinstance(criterion, nn.Module):

@@ -81,10 +81,10 @@ def unscale(taken: Taken, scale: Tensor, landed: dict[str, Tensor]) -> None:
     landed.update({name: _divided(gradient, scale) for name, gradient in landed.items()})
     for use in (use for uses in taken.values() for use in uses):
         assert use.delta_rule is not None
-        assert use.delta_bp is not None
-        same = use.delta_rule is use.delta_bp
-        use.delta_rule = _divided(use.delta_rule, scale)
-        use.delta_bp = use.delta_rule if same else _divided(use.delta_bp, scale)
+        rule, bp = use.delta_rule, use.delta_bp
+        use.delta_rule = _divided(rule, scale)
+        if bp is not None:
+            use.delta_bp = use.delta_rule if bp is rule else _divided(bp, scale)
         use.handed = None if use.handed is None else _divided(use.handed, scale)
 
 

@@ -19,10 +19,13 @@ class Probe:
     need, and :meth:`finish` has the formulas, applied later to many steps at once.
 
     ``quantities``: the variables that it records. ``needs_update``: whether it reads ΔW, which costs a copy of the weights.
+    ``needs_truth``: whether it reads what backprop would have sent, which costs a second backward pass; where no probe of a
+    recorder does, ``delta_bp`` is not there.
     """
 
     quantities: ClassVar[tuple[str, ...]] = ()
     needs_update: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = True
 
     def attach(self, model: nn.Module) -> None:
         """Called once when recording starts."""

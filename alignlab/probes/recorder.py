@@ -73,7 +73,7 @@ class Recorder:
             )
         self.step = 0
         self._recording = Recording(self.layers, path, run_id or uuid.uuid4().hex, flush_every)
-        self._capture = Capture(model, self.layers)
+        self._capture = Capture(model, self.layers, any(probe.needs_truth for probe in self.probes))
         self._attrs, self._coords, self._grad_scaler = dict(attrs or {}), dict(coords or {}), grad_scaler
         self._complete = observes_all(unwrapped(model), self.layers)
         self._update_wanted = any(probe.needs_update for probe in self.probes)

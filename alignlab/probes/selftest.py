@@ -38,7 +38,8 @@ class LastLayers:
                 estimated = (
                     rule is not None and rule.closure
                 )  # from losses: its error there is not backprop's
-                if use.feeds_output and use.delta_rule is not use.delta_bp and not estimated:
+                compared = use.delta_bp is not None and use.delta_rule is not use.delta_bp
+                if use.feeds_output and compared and not estimated:
                     assert use.delta_rule is not None
                     assert use.delta_bp is not None
                     difference = _difference(use.layer, use.delta_rule, use.delta_bp)

@@ -35,6 +35,7 @@ class FeedbackSpectrum(Probe):
         "spectrum_trace",
         "descent_fraction",
     )
+    needs_truth = False
 
     def __init__(self, every: int = 10, exact_limit: int = 1024, largest: int = 32) -> None:
         for name, value in (("every", every), ("exact_limit", exact_limit), ("largest", largest)):
