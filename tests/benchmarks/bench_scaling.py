@@ -7,14 +7,15 @@ recorded and with every step recorded by the standard probes but eigenvalues; a 
 are measured too, and every second of these is held out: a model (``scaling_model.py``) is fitted to the others, and its errors
 are told on the held-out ones. A recorder's flush belongs to the time, once in 16 recorded steps.
 
-Then sweeps of runs of the shape of ``alignlab audit sign_sync``, stored: as they are, without eigenvalues, with two
-evaluations in place of six, and of one step; their differences are the prices of a run's parts. And what the caller does for
-each run, and the scheduler for each job.
+Then what a run has beside its steps: sweeps of runs of the shape of ``alignlab audit sign_sync``, of 20 steps and stored, in
+pairs of which one evaluates, or takes eigenvalues, at every step; and what the caller does for each run, and the scheduler
+for each job. A sweep as that audit's own shows how far the sum of the parts is from a whole.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import statistics
 import tempfile
@@ -52,6 +53,8 @@ LONGEST, LASTS = 100, 0.1  # steps that are timed together: at most so many, and
 AUDIT = RunSpec(
     task="mnist_small", hidden=(128, 64), rule="sign_sync", rule_args={"period": 100}, lr=0.002, steps=500
 )
+SHORT = 20  # steps of the short runs whose differences are prices
+PARTS = ("points", "base", "lines", "run", "prices", "whole", "whole_runs")
 Clock = Callable[[], float]
 
 
@@ -117,32 +120,35 @@ def _population(specs: list[RunSpec], inputs: int) -> Population:
     return Population(specs, numbers(inputs), torch.device("cpu"))
 
 
-def prices(runs: int, clock: Clock) -> dict[str, Any]:
-    """The parts of a run of the audit's shape, in seconds, from sweeps in which one thing differs."""
-    plain = AUDIT.changed(spectra_every=0)
-    few = plain.changed(evaluations=2)
-    sweeps = {"whole": AUDIT, "plain": plain, "few": few, "short": few.changed(steps=1)}
-    found = {}
+def prices(runs: int, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Seconds of the parts of a run of the audit's shape that are not steps, and of a whole run."""
     size = len(packs([AUDIT.changed(seed=seed) for seed in range(1024)])[0])
-    Sweep([sweeps["short"].changed(seed=1 << 20)], tempfile.mkdtemp()).run()  # to warm up
-    for name, spec in sweeps.items():
-        with tempfile.TemporaryDirectory() as store:
-            sweep, start = Sweep([spec.changed(seed=seed) for seed in range(runs)], store), clock()
-            sweep.run()
-            found[name] = (clock() - start) / runs
-    looks = ceil(AUDIT.steps / AUDIT.record_every)
-    spectra = ceil(looks / AUDIT.spectra_every)
-    evaluation = (found["plain"] - found["few"]) / (AUDIT.evaluations - 2)
-    step = (found["few"] - found["short"]) / (AUDIT.steps - 1)
-    fixed = found["short"] - 2 * evaluation - step
-    widths = [784, *AUDIT.hidden, OUTPUTS]
-    run = scaling_model.point(min(size, runs), widths, AUDIT.batch_size, 1 / AUDIT.record_every)
-    run |= {"steps": AUDIT.steps, "evaluations": AUDIT.evaluations, "spectra": spectra, "seconds": step}
-    return {
-        "run": run,
-        "prices": {"evaluation": evaluation, "spectra": (found["whole"] - found["plain"]) / spectra, "fixed": fixed},
-        "sweeps": found,
+    bare = AUDIT.changed(steps=SHORT, evaluations=2, record_every=0, spectra_every=0)
+    recorded = bare.changed(record_every=1)
+    sides = {
+        "one": bare.changed(steps=1), "bare": bare, "evaluated": bare.changed(evaluations=SHORT + 1),
+        "recorded": recorded, "spectra": recorded.changed(spectra_every=1),
     }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds + 1):
+        for name in random.sample(list(sides), len(sides)):
+            times[name].append(swept(sides[name], range(i * size, (i + 1) * size), clock))
+    one, plain, evaluated, without, spectra = (statistics.median(times[name][1:]) for name in sides)
+    evaluation = (evaluated - plain) / (SHORT - 1)
+    looks = ceil(ceil(AUDIT.steps / AUDIT.record_every) / AUDIT.spectra_every)
+    run = scaling_model.point(size, [784, *AUDIT.hidden, OUTPUTS], AUDIT.batch_size, 1 / AUDIT.record_every)
+    run |= {"steps": AUDIT.steps, "evaluations": AUDIT.evaluations, "spectra": looks}
+    fixed = one - 2 * evaluation - (plain - one) / (SHORT - 1)
+    found = {"evaluation": evaluation, "spectra": (spectra - without) / SHORT, "fixed": fixed}
+    return {"run": run, "prices": found, "whole": swept(AUDIT, range(runs), clock), "whole_runs": runs}
+
+
+def swept(spec: RunSpec, seeds: range, clock: Clock) -> float:
+    """Seconds a run of a sweep in this process."""
+    with tempfile.TemporaryDirectory() as store:
+        sweep, start = Sweep([spec.changed(seed=seed) for seed in seeds], store), clock()
+        sweep.run()
+        return (clock() - start) / len(seeds)
 
 
 def overheads(cells: int, clock: Clock) -> dict[str, float]:
@@ -164,24 +170,37 @@ def main() -> None:
     parser = measuring.options(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--drawn", type=int, default=32, help="points at random; every second is held out")
-    parser.add_argument("--runs", type=int, default=48, help="runs of each sweep")
+    parser.add_argument("--runs", type=int, default=40, help="runs of the sweep as the audit's own")
     parser.add_argument(
         "--cells", type=int, default=3200, help="cells for the caller's and scheduler's prices"
+    )
+    parser.add_argument(
+        "--points", action="store_true", help="measure the points alone; the file keeps its prices"
+    )
+    parser.add_argument(
+        "--prices", action="store_true", help="measure the prices alone; the file keeps its points"
     )
     options = parser.parse_args()
     clock = measuring.CLOCKS[options.clock]
     torch.set_num_threads(1)
-    points = []
-    for at in settings(options.drawn):
-        points.append(measured(at, options.rounds, clock))
-        shown = {name: points[-1][name] for name in (*BASE, "held_out")}
-        print(f"{1e6 * points[-1]['seconds']:10.1f} µs  {shown}", flush=True)
-    found: dict[str, Any] = {"points": points, "base": BASE, "lines": {n: list(v) for n, v in LINES.items()}}
-    found |= prices(options.runs, clock)
-    found["prices"] |= overheads(options.cells, clock)
-    for name, seconds in (found["prices"] | found["sweeps"]).items():
-        print(f"{1e3 * seconds:10.2f} ms  {name}")
+    random.seed(0)
+    kept = json.loads(options.json.read_text()) if options.points or options.prices else {}
+    found = {name: kept[name] for name in PARTS if name in kept}
+    if not options.prices:
+        points = [told(measured(at, options.rounds, clock)) for at in settings(options.drawn)]
+        found |= {"points": points, "base": BASE, "lines": {n: list(v) for n, v in LINES.items()}}
+    if not options.points:
+        found |= prices(options.runs, options.rounds, clock)
+        found["prices"] |= overheads(options.cells, clock)
+        for name, seconds in (found["prices"] | {"whole": found["whole"]}).items():
+            print(f"{1e3 * seconds:10.2f} ms  {name}")
     measuring.write(options.json, [], options.clock, **found)
+
+
+def told(point: dict[str, Any]) -> dict[str, Any]:
+    shown = {name: point[name] for name in (*BASE, "held_out")}
+    print(f"{1e6 * point['seconds']:10.1f} µs  {shown}", flush=True)
+    return point
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def parts_of_a_run(found: Mapping[str, Any]) -> dict[str, float]:
         "steps": run["steps"] * predicted(fitted(found), run),
         "evaluations": run["evaluations"] * prices["evaluation"],
         "spectra": run["spectra"] * prices["spectra"],
-        "store": prices["fixed"],
+        "fixed": prices["fixed"],
     }
 
 

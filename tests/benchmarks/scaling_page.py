@@ -50,21 +50,20 @@ def errors(found: Mapping[str, Any]) -> str:
 
 def run(found: Mapping[str, Any]) -> str:
     """The parts of a run, and their sum beside a whole one."""
-    at, measured = found["run"], found["sweeps"]["whole"]
+    at, measured = found["run"], found["whole"]
     parts = model.parts_of_a_run(found)
     words = {
-        "steps": f"{at['steps']} steps, as the model has them (measured: {_ms(at['steps'] * at['seconds'])})",
+        "steps": f"{at['steps']} steps, as the model has them",
         "evaluations": f"{at['evaluations']} evaluations on all images",
         "spectra": f"eigenvalues at {at['spectra']} steps",
-        "store": "all else: made, tabulated, stored",
+        "fixed": "all else: made, tabulated, stored",
     }
     lines = ["| part of a run | time |", "|---|---|"]
     lines += [f"| {words[name]} | {_ms(seconds)} |" for name, seconds in parts.items()]
     total = sum(parts.values())
     lines.append(f"| **together** | {_ms(total)} |")
-    lines.append(
-        f"| a run of the sweep, measured ({at['runs']} at a time) | {_ms(measured)} ({total / measured - 1:+.0%}) |"
-    )
+    size = f"{found['whole_runs']} runs, {at['runs']} at a time"
+    lines.append(f"| a run, measured ({size}) | {_ms(measured)} (the sum: {total / measured - 1:+.0%}) |")
     return "\n".join(lines)
 
 
