@@ -28,7 +28,7 @@ def coefficients(found: Mapping[str, Any]) -> str:
     fitted = model.fitted(found)
     lines = ["| term | bare step | recording |", "|---|---|---|"]
     for (words, unit, shown), bare, probe in zip(WORDS.values(), fitted[:6], fitted[6:], strict=True):
-        values = [f"{shown(c):.3g} {unit}" if c else "none seen" for c in (bare, probe)]
+        values = [f"{_digits(shown(c))} {unit}" if c else "none seen" for c in (bare, probe)]
         lines.append(f"| {words} | {' | '.join(values)} |")
     return "\n".join(lines)
 
@@ -88,6 +88,10 @@ def assumed(prices: Mapping[str, float]) -> str:
         f"caller's {_ms(prices['caller'])} a run, and its and the scheduler's {_ms(prices['job'])} a job, one after the other, "
         "as measured with two workers; a shared folder that takes runs as fast as this machine's disk; workers that are there."
     )
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _ms(seconds: float) -> str:

@@ -87,9 +87,10 @@ def replaced(text: str, blocks: dict[str, str]) -> str:
 
 def pages(results: Results) -> dict[Path, str]:
     """The pages as the results make them."""
+    own = {"machine": machine_line({"scaling": results["scaling"]})}
     return {
         README: replaced(README.read_text(), {"benchmarks": table(results)}),
-        PAGE: replaced(PAGE.read_text(), scaling_page.blocks(results["scaling"])),
+        PAGE: replaced(PAGE.read_text(), scaling_page.blocks(results["scaling"]) | own),
     }
 
 
