@@ -7,12 +7,16 @@ they give leads with the runs, as their tensors do.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from alignlab.rules.convolution import Conv, Geometry, geometry, pad
 from alignlab.rules.local import LocallyConnected2d
-from alignlab.rules.stacked import StackedLinear
+from alignlab.rules.stacked import Stacked
 
 KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
@@ -37,17 +41,37 @@ def is_plain(layer: nn.Module) -> bool:
 
 def runs(layer: nn.Module) -> int | None:
     """How many runs the layer is of; None for a layer as anybody has it."""
-    return layer.runs if isinstance(layer, StackedLinear) else None
+    return layer.runs if isinstance(layer, Stacked) else None
 
 
 def runs_of(model: nn.Module) -> int | None:
     """How many runs the model is of."""
-    return next((m.runs for m in model.modules() if isinstance(m, StackedLinear)), None)
+    return next((m.runs for m in model.modules() if isinstance(m, Stacked)), None)
+
+
+def leads(layer: nn.Module) -> int:
+    """How many dimensions the layer's tensors have before those of one run."""
+    return layer.leads if isinstance(layer, Stacked) else 0
+
+
+Reading = TypeVar("Reading", bound=Callable[..., Tensor])
+
+
+def by_run(read: Reading) -> Reading:
+    """What is read of a layer's tensors; of a convolution of several runs run by run, each as by itself."""
+
+    @functools.wraps(read)
+    def of_all(layer: nn.Module, *tensors: Tensor) -> Tensor:
+        if not isinstance(layer, Stacked) or isinstance(layer, nn.Linear):
+            return read(layer, *tensors)
+        return torch.stack([read(layer.one, *own) for own in zip(*tensors, strict=True)])
+
+    return of_all  # type: ignore[return-value]
 
 
 def flat(layer: nn.Module, weight: Tensor) -> Tensor:
     """A weight, or a gradient in its shape, as one matrix a run, (…, out, all else): for norms and products."""
-    return weight if isinstance(layer, nn.Linear) else weight.flatten(1)
+    return weight if isinstance(layer, nn.Linear) else weight.flatten(1 + leads(layer))
 
 
 def rows(layer: nn.Module, x: Tensor) -> Tensor:
@@ -57,9 +81,12 @@ def rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 def samples(layer: nn.Module, x: Tensor) -> Tensor:
     """A signal at the layer's output or input, one row a sample."""
-    return rows(layer, x) if isinstance(layer, nn.Linear) else _batched(layer, x).flatten(1)
+    if isinstance(layer, nn.Linear):
+        return rows(layer, x)
+    return x.flatten(2) if leads(layer) else _batched(layer, x).flatten(1)
 
 
+@by_run
 def summed(layer: nn.Module, delta: Tensor) -> Tensor:
     """An error at the layer's output summed over everything that shares a bias: the bias's gradient."""
     if isinstance(layer, nn.Linear):
@@ -68,6 +95,7 @@ def summed(layer: nn.Module, delta: Tensor) -> Tensor:
     return delta.sum(0) if isinstance(layer, LocallyConnected2d) else delta.flatten(2).sum((0, 2))
 
 
+@by_run
 def gradient(layer: nn.Module, h: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
     """G = deltaᵀ h in the weight's shape."""
     if isinstance(layer, nn.Linear):
@@ -83,6 +111,7 @@ def gradient(layer: nn.Module, h: Tensor, delta: Tensor, weight: Tensor) -> Tens
     return found
 
 
+@by_run
 def carried(layer: nn.Module, h: Tensor, delta: Tensor, carrier: Tensor) -> Tensor:
     """``delta`` at the layer's input when ``carrier`` (in W's shape) takes it down, one row a sample."""
     if isinstance(layer, nn.Linear):
@@ -100,6 +129,7 @@ def carried(layer: nn.Module, h: Tensor, delta: Tensor, carrier: Tensor) -> Tens
     return signal.flatten(1)
 
 
+@by_run
 def blocks(layer: nn.Module, weight: Tensor) -> Tensor:
     """A weight, or feedback in its shape, as the matrices (blocks, out, in) of the maps that it is made of.
 
@@ -115,6 +145,7 @@ def blocks(layer: nn.Module, weight: Tensor) -> Tensor:
     return groups.mT if isinstance(layer, nn.ConvTranspose2d) else groups  # type: ignore[no-any-return]
 
 
+@by_run
 def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
     """The :func:`blocks` in one matrix: along the diagonal; an untied convolution's, too many for that, one below another."""
     if isinstance(layer, nn.Linear):

@@ -96,7 +96,7 @@ class LayerObservation:
         if self.is_linear:
             h, _, bp = self.batch
             return measures.update_products(update, bp, h)
-        return _inner(update.flatten(), self.gradients[1].flatten())
+        return _inner(*(flat(self.layer, x) for x in (update, self.gradients[1])))
 
     @cached_property
     def matrices(self) -> tuple[Tensor, Tensor] | None:
@@ -171,7 +171,8 @@ class Observation:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dtype=torch.float64) if a.device.type != "mps" else (a * b).sum()
+    """Of matrices."""
+    return (a * b).sum((-2, -1), dtype=torch.float64 if a.device.type != "mps" else None)
 
 
 def _added(gradients: Iterable[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from alignlab.probes.arrivals import learns
-from alignlab.probes.geometry import MEASURABLE, rows
+from alignlab.probes.geometry import MEASURABLE, leads, rows
 from alignlab.probes.observation import LayerObservation
 from alignlab.probes.selection import learning_rates
 from alignlab.probes.uses import Use, joined, parameter_of, weight_of
@@ -119,4 +119,4 @@ def _error_rows(use: Use) -> Tensor:
     assert use.error is not None
     if use.error.shape[:-1] == use.shape[:-1]:
         return rows(use.layer, use.error)
-    return use.error.flatten(1)
+    return use.error.flatten(1 + leads(use.layer))

@@ -54,7 +54,7 @@ class Geometry(NamedTuple):
 
 def geometry(conv: Conv) -> Geometry:
     """The convolution that runs on the output of :func:`pad`."""
-    inside = (0,) * len(conv.kernel_size) if _pads_outside(conv) else conv.padding
+    inside = (0,) * len(conv.kernel_size) if pads_outside(conv) else conv.padding
     padding: tuple[int, ...] = tuple(inside)  # type: ignore[arg-type]
     stride, dilation = tuple(conv.stride), tuple(conv.dilation)
     return Geometry(stride, padding, dilation, conv.transposed, tuple(conv.output_padding), conv.groups)
@@ -62,13 +62,14 @@ def geometry(conv: Conv) -> Geometry:
 
 def pad(conv: Conv, x: Tensor) -> Tensor:
     """Padding that the convolution itself cannot do: by reflection, replication, wrapping, or unequal sides."""
-    if not _pads_outside(conv):
+    if not pads_outside(conv):
         return x
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
 
 
-def _pads_outside(conv: Conv) -> bool:
+def pads_outside(conv: Conv) -> bool:
+    """Whether :func:`pad` has anything to do."""
     return conv.padding_mode != "zeros" or isinstance(conv.padding, str)
 
 

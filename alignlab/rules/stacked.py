@@ -1,20 +1,23 @@
-"""K networks side by side: linear layers whose weight, bias and B lead with a dimension of runs, (K, out, in).
+"""K layers side by side as one, whose weight, bias and B lead with a dimension of runs: (K, out, in), (K, C_out, C_in, k, k).
 
 The layer is a layer with feedback like any other: the same Function, the same clock, and the very rule of its members, which
 refreshes the B of all at once. Random draws alone are made run by run, each from its own seed, so that each run gets the
 numbers that it would get by itself. Where the members learn by different rules, those of each rule are a lane.
+
+What is common to all kinds of layer is here, with the linear one; :mod:`alignlab.rules.stacked_maps` has the convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from alignlab.rules.credit import Credit
-from alignlab.rules.initialisation import Init, draw, draw_magnitude
+from alignlab.rules.initialisation import Init
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.learned import pass_notes_on
 from alignlab.rules.linear import FeedbackLinear
@@ -22,37 +25,23 @@ from alignlab.rules.rule import Rule
 from alignlab.rules.runs import Seeds
 
 
-def lane_of(rule: Rule) -> str:
-    """What members must share to be refreshed together: the rule with its settings."""
-    return repr(rule)
-
-
-def mixes(rule: Rule) -> bool:
-    """Whether members of this rule can stand beside members of others: all that it changes is the B that an error meets."""
-    return not (rule.direct or rule.whole or rule.learns_feedback)
-
-
-def company(rule: Rule) -> str:
-    """What members must share to stand side by side."""
-    if mixes(rule):
-        return "layerwise"
-    return rule.name if rule.each_its_own else lane_of(rule)
-
-
-class StackedLinear(FeedbackLinear):
-    """The same layer of K networks, ``(K, N, in) → (K, N, out)``, by one rule with one setting, or one that serves many.
+class Stacked(FeedbackLayer):
+    """What layers of K runs share, before the class of their members: ``(K, N, …) → (K, N, …)``, by one rule with one
+    setting, or one that serves many.
 
     Its parameters hold copies of the members', in their order. ``weight``: where the stack of them is already.
     """
 
+    leads: ClassVar[int] = 1
     feedback_seed: Seeds  # type: ignore[assignment]
 
     def __init__(
         self, members: Sequence[FeedbackLayer], credit: Credit, weight: Tensor | None = None
     ) -> None:
         nn.Module.__init__(self)
-        self.runs, first = len(members), members[0]
-        self.out_features, self.in_features = first.weight.shape
+        first = members[0]
+        vars(self).update({name: value for name, value in vars(first).items() if name not in vars(self)})
+        self.runs, self._one = len(members), (first,)  # in a tuple it is no part of the model
         self.weight = (
             stacked([m.weight for m in members])
             if weight is None
@@ -63,6 +52,11 @@ class StackedLinear(FeedbackLinear):
         self.prepare(self._rule_of(members), credit, Seeds(m.feedback_seed for m in members))
         self._take_feedback(members)
 
+    @property
+    def one(self) -> Any:
+        """A layer of one run, as all of them are but for their numbers."""
+        return self._one[0]
+
     def _rule_of(self, members: Sequence[FeedbackLayer]) -> Rule:
         return members[0].rule.together([m.rule for m in members])
 
@@ -72,7 +66,10 @@ class StackedLinear(FeedbackLinear):
             self.feedback = stacked(drawn) if self.rule.learns_feedback else torch.stack(drawn)
         sizes = [m.feedback_magnitude for m in members if m.feedback_magnitude is not None]
         if sizes:
-            self.feedback_magnitude = torch.stack([size if size.dim() else size.view(1, 1) for size in sizes])
+            numbers = (1,) * self.one.weight.dim()  # to be broadcast with a weight
+            self.feedback_magnitude = torch.stack(
+                [size if size.dim() else size.view(numbers) for size in sizes]
+            )
 
     def narrow(self, rows: Tensor, weight: Tensor | None = None) -> None:
         """Go on with these ``rows`` of the runs alone, in their order; between two passes.
@@ -92,30 +89,35 @@ class StackedLinear(FeedbackLinear):
         self.runs, self.feedback_seed = len(rows), Seeds(self.feedback_seed[k] for k in rows.tolist())
         self.rule.narrow(rows.tolist())
 
-    def neurons(self, weight: Tensor) -> Tensor:
-        return weight
-
     def norm(self, weight: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.matrix_norm(weight, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return norm
 
     def drawn(self, init: str | Init, seed: Seeds) -> Tensor:  # type: ignore[override]
-        return self.drawn_as(init, seed, self.weight[0])
+        return torch.stack([self.one.drawn(init, own) for own in seed])
 
     def drawn_as(self, init: str | Init, seed: Seeds, like: Tensor) -> Tensor:  # type: ignore[override]
-        return torch.stack([draw(init, like, own) for own in seed])
+        return torch.stack([self.one.drawn_as(init, own, like) for own in seed])
 
     def drawn_magnitude(self, init: str | Init, seed: Seeds) -> Tensor:  # type: ignore[override]
-        return torch.stack([draw_magnitude(init, self.weight[0], own) for own in seed])
+        return torch.stack([self.one.drawn_magnitude(init, own) for own in seed])
 
     def noise(self, rows: int, like: Tensor, seed: Seeds) -> Tensor:  # type: ignore[override]
-        return torch.stack([super(StackedLinear, self).noise(rows, like[0], own) for own in seed])
+        each = torch.stack([self.one.noise(rows, like[0], own) for own in seed])
+        return each.view(len(seed), *[1] * (like.dim() - 3), *each.shape[1:])
+
+    def takes_one_sample(self, shape: tuple[int, ...]) -> bool:
+        return bool(self.one.takes_one_sample(shape[1:]))
+
+
+class StackedLinear(Stacked, FeedbackLinear):
+    """The same linear layer of K networks, ``(K, N, in) → (K, N, out)``."""
+
+    def neurons(self, weight: Tensor) -> Tensor:
+        return weight
 
     def propagate(self, signal: Tensor) -> Tensor:
         return signal @ self.weight.mT.to(signal.dtype)
-
-    def takes_one_sample(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2
 
 
 class SideBySide(Rule):
@@ -124,17 +126,22 @@ class SideBySide(Rule):
     name = "side_by_side"
 
 
-class MixedLinear(StackedLinear):
-    """The same layer of K networks that learn by different rules: B of all is made of the lanes'; under backprop it is W."""
+class Mixed(Stacked):
+    """The same layer of K networks that learn by different rules: B of all is made of the lanes'; under backprop it is W.
+
+    Before the class of the lanes, ``alike``.
+    """
+
+    alike: ClassVar[type[Stacked]]
 
     def __init__(self, members: Sequence[FeedbackLayer], credit: Credit) -> None:
         super().__init__(members, credit)
-        self.lanes, at = list[StackedLinear](), 0
+        self.lanes, at = list[Stacked](), 0
         for own in in_lanes(members):
             weight = self.weight.detach()[
                 at : at + len(own)
             ]  # shares memory, and the version that clocks read
-            self.lanes.append(StackedLinear(own, Credit(), weight))
+            self.lanes.append(self.alike(own, Credit(), weight))
             at += len(own)
         self._gathered = list[Tensor]()
 
@@ -164,21 +171,25 @@ class MixedLinear(StackedLinear):
             self.feedback, self._gathered = torch.cat([part.detach() for part in parts]), parts
 
 
-def stack_layers(members: Sequence[FeedbackLayer], credit: Credit) -> StackedLinear:
-    """One layer of K runs out of K layers of one run each; those of one lane side by side.
+class MixedLinear(Mixed, StackedLinear):
+    alike = StackedLinear
 
-    Raises ``ValueError`` where they are no linear layers of one shape, or learn by rules that cannot stand side by side.
-    """
-    kinds = {type(m).__name__ for m in members}
-    if kinds != {"FeedbackLinear"}:
-        raise ValueError(f"only linear layers can be stacked, not {', '.join(sorted(kinds))}")
-    if len({company(m.rule) for m in members}) > 1:
-        alone = sorted({repr(m.rule) for m in members if not mixes(m.rule)})
-        raise ValueError(
-            f"members of {', '.join(alone)} cannot be stacked with members of other rules or settings"
-        )
-    one_rule = members[0].rule.each_its_own or len(in_lanes(members)) == 1
-    return StackedLinear(members, credit) if one_rule else MixedLinear(members, credit)
+
+def lane_of(rule: Rule) -> str:
+    """What members must share to be refreshed together: the rule with its settings."""
+    return repr(rule)
+
+
+def mixes(rule: Rule) -> bool:
+    """Whether members of this rule can stand beside members of others: all that it changes is the B that an error meets."""
+    return not (rule.direct or rule.whole or rule.learns_feedback)
+
+
+def company(rule: Rule) -> str:
+    """What members must share to stand side by side."""
+    if mixes(rule):
+        return "layerwise"
+    return rule.name if rule.each_its_own else lane_of(rule)
 
 
 def in_lanes(members: Iterable[FeedbackLayer]) -> list[list[FeedbackLayer]]:

@@ -2,9 +2,9 @@
 
 More runs in step share the price of Python and of launching kernels, until their tensors leave the cache; where that is
 differs from machine to machine and from shape to shape, so it is measured: a few steps of populations of growing size, as
-long as a run gets cheaper. Memory sets a limit beside. The packing changes no result: a member's numbers are the same, bit for
-bit, whoever stands beside it (a test holds that on the CPU). Where memory runs out all the same, or a member fails, the worker
-tries halves (:mod:`alignlab.training.cells`).
+long as a run gets cheaper. Convolutional nets, which gain least, are measured alone as well. Memory sets a limit beside.
+The packing changes no result: a member's numbers are the same, bit for bit, whoever stands beside it (a test holds that on
+the CPU). Where memory runs out all the same, or a member fails, the worker tries halves (:mod:`alignlab.training.cells`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import psutil
 import torch
 
 from alignlab.measures.iterative import one_thread
-from alignlab.training import stacking, tasks
+from alignlab.training import models, stacking, tasks
 from alignlab.training.population import Population, alone
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import RunSpec, SpecError
 
 SIZES = (4, 16, 64, 256, 1024)
 TIMED = 4  # steps of a population, after as many to warm up
 WORTH = 20_000  # steps of runs together, from which measuring pays
+WORTH_OF_MAPS = 2_000  # of convolutional nets, whose steps take longer
 GAIN = 0.95  # a larger size must bring a run's price below this share of the smaller's
 SHARE = 0.5  # of the free memory
 COPIES = 8  # of a run's weights: gradient, optimizer state, B, an update's temporaries
@@ -46,19 +47,29 @@ def packs(specs: Sequence[RunSpec], workers: int = 1) -> list[list[RunSpec]]:
 def _cut(specs: list[RunSpec], workers: int) -> Iterator[list[RunSpec]]:
     """Pieces of about one size; runs of one rule stay together."""
     share = math.ceil(len(specs) / workers)
-    size = share if share == 1 else max(1, min(share, _best_size(specs, share), fitting(specs[0], workers)))
+    size = share if share == 1 else _size(specs, share, workers)
     pieces = math.ceil(len(specs) / size)
     edges = [round(i * len(specs) / pieces) for i in range(pieces + 1)]
     return (specs[a:b] for a, b in pairwise(edges))
 
 
+def _size(specs: Sequence[RunSpec], share: int, workers: int) -> int:
+    try:
+        room = min(share, fitting(specs[0], workers))
+        return min(room, _best_size(specs, room))
+    except SpecError:  # there is no such network: the runs themselves will say so
+        return share
+
+
 def _best_size(specs: Sequence[RunSpec], largest: int) -> int:
-    if specs[0].steps * len(specs) < WORTH:
-        return largest
     shape = stacking.shared(specs[0])
+    dense = shape.model == "mlp"
+    if shape.steps * len(specs) < (WORTH if dense else WORTH_OF_MAPS):
+        return largest if dense else min(SIZES[0], largest)
     rule = {"rule": specs[0].rule, "rule_args": specs[0].rule_args}
     found, price = 1, math.inf
-    for size in (*(size for size in SIZES if size < largest), largest):
+    sizes = SIZES if dense else (1, *SIZES)  # convolutions may cost a run no less beside others
+    for size in (*(size for size in sizes if size < largest), largest):
         now = price_of(shape.changed(**rule), size)
         if now > GAIN * price:
             break
@@ -84,8 +95,20 @@ def fitting(spec: RunSpec, workers: int, device: torch.device | None = None) -> 
     """How many runs of this shape fit the share of the free memory that each of the ``workers`` has."""
     cuda = device is not None and device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-    task = tasks.load(spec.task)
-    widths = [math.prod(task.n_in), *spec.hidden, task.n_out]
-    weights = sum(a * b + b for a, b in pairwise(widths))
-    batch = min(spec.batch_size, len(task.train))
-    return max(1, int(SHARE * free / workers / (4 * (COPIES * weights + 6 * batch * sum(widths)))))
+    weights, values = _numbers(stacking.shared(spec))
+    batch = min(spec.batch_size, len(tasks.load(spec.task).train))
+    return max(1, int(SHARE * free / workers / (4 * (COPIES * weights + 3 * batch * values))))
+
+
+@functools.cache
+@torch.no_grad()
+def _numbers(shape: RunSpec) -> tuple[int, int]:
+    """How many weights a run of this shape has, and how many values all its modules give for a sample."""
+    task = tasks.load(shape.task)
+    model = models.build(shape, task)
+    x = task.train.inputs[:1]
+    values = x.numel()
+    for module in model.children():  # one after the other
+        x = module(x)
+        values += x.numel()
+    return sum(p.numel() for p in model.parameters()), values

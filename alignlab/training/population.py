@@ -3,8 +3,8 @@
 Every weight, bias and B of a layer gets a leading run dimension (K, out, in), and one batched product through the rules' own
 Function takes the place of K small ones. Weights, batches, feedback draws, learning rates and evaluations are those of each
 run by itself, so that a member equals its sequential run but for rounding. What members may differ in is
-:data:`alignlab.training.stacking.OWN`. What it takes: multilayer perceptrons, by any rule but one of a
-user's own that acts on single runs alone (``Rule.stacks``). Probes see the stacked network: the same code, whose values have
+:data:`alignlab.training.stacking.OWN`. What it takes: any of the models, by any rule but one of a user's
+own that acts on single runs alone (``Rule.stacks``). Probes see the stacked network: the same code, whose values have
 a dimension of runs.
 
 Members whose loss is not finite have ended. They are carried along until enough of them have, and then the others go on in a
@@ -45,15 +45,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ENDED = 0.25  # share of those carried that have ended, from which on the others go on without them
+SMALLEST = 64  # samples of each run that are evaluated at once
 
 
 def alone(spec: RunSpec) -> list[str]:
     """Why a run cannot be a member of a population; nothing where it can."""
-    refused = {
-        f"model is {spec.model}, populations are of mlps": spec.model != "mlp",
-        f"{spec.rule_name} acts on single runs alone": not stacking.family(spec),
-    }
-    return [reason for reason, applies in refused.items() if applies]
+    return [] if stacking.family(spec) else [f"{spec.rule_name} acts on single runs alone"]
 
 
 def train_population(specs: Sequence[RunSpec], *, task: Task | None = None) -> list[xr.Dataset]:
@@ -206,10 +203,11 @@ class Population:
     def _evaluate(self, members: Sequence[int], step: int) -> None:
         everyone = torch.func.vmap(scores, in_dims=(None, None, None, 0, None))
         found: dict[str, Tensor] = {}
+        maps = self.spec.model != "mlp"  # so large that a few runs' leave the cache
+        at_once = max(SMALLEST, EVALUATED_AT_ONCE // len(self.here)) if maps else EVALUATED_AT_ONCE
         for name, split in self.splits.items():
             pieces = [
-                self.model(x.expand(len(self.here), *x.shape))
-                for x in torch.split(split.inputs, EVALUATED_AT_ONCE)
+                self.model(x.expand(len(self.here), *x.shape)) for x in torch.split(split.inputs, at_once)
             ]
             found |= everyone(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
         values = {name: column.tolist() for name, column in found.items()}

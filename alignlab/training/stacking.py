@@ -1,20 +1,21 @@
 """Many networks of one shape as one network: what :mod:`alignlab.training.population` trains.
 
-A multilayer perceptron's linear layers become stacked ones (:mod:`alignlab.rules.stacked`); what lies between them works on
-any leading dimensions as it is.
+Linear layers and convolutions become stacked ones (:mod:`alignlab.rules.stacked`). Of what lies between them, nonlinearities
+work on any leading dimensions as they are, and pooling sees the samples of all runs as those of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from alignlab.rules import FeedbackLayer
 from alignlab.rules.choosing import make_rules
 from alignlab.rules.conversion import hook_output
 from alignlab.rules.credit import Credit
-from alignlab.rules.stacked import StackedLinear, company, lane_of, mixes, stack_layers
+from alignlab.rules.stacked import Stacked, company, lane_of, mixes
+from alignlab.rules.stacked_maps import stack_layers
 from alignlab.training.spec import RunSpec
 
 # what members of a population may differ in; whether their rules may, lane() says
@@ -51,14 +52,22 @@ def family(spec: RunSpec) -> str:
     return company(rules[0]) if rules[0].each_its_own else lane(spec)
 
 
+class SamplesOfAll(nn.Sequential):
+    """A module for samples, applied to those of K runs together, (K, N, …) → (K, N, …)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        found: Tensor = super().forward(input.flatten(0, 1))  # type: ignore[no-untyped-call]
+        return found.view(*input.shape[:2], *found.shape[1:])
+
+
 def stacked_model(models: Sequence[nn.Module]) -> nn.Sequential:
-    """K multilayer perceptrons as one, for inputs (K, N, …); its parameters are copies."""
+    """K networks of layers one after the other as one, for inputs (K, N, …); its parameters are copies."""
     credit, layers = Credit(), dict[str, nn.Module]()
     for (name, first), *others in zip(*(model.named_children() for model in models), strict=True):
         if isinstance(first, FeedbackLayer):
             layers[name] = stack_layers([first, *(module for _, module in others)], credit)
         else:
-            layers[name] = nn.Flatten(2) if isinstance(first, nn.Flatten) else first
+            layers[name] = _for_runs(first)
     model = nn.Sequential()
     for name, layer in layers.items():
         model.add_module(name, layer)
@@ -66,6 +75,13 @@ def stacked_model(models: Sequence[nn.Module]) -> nn.Sequential:
     return model
 
 
-def stacked_layers(model: nn.Module) -> list[StackedLinear]:
+def _for_runs(module: nn.Module) -> nn.Module:
+    """A module without weights as it works on the samples of several runs."""
+    if isinstance(module, nn.Flatten):
+        return nn.Flatten(2)
+    return SamplesOfAll(module) if isinstance(module, nn.MaxPool2d) else module
+
+
+def stacked_layers(model: nn.Module) -> list[Stacked]:
     """The layers of a stacked model that have a dimension of runs, in its order."""
-    return [m for m in model.modules() if isinstance(m, StackedLinear)]
+    return [m for m in model.modules() if isinstance(m, Stacked)]

@@ -56,3 +56,21 @@ def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
     small, large = specs(1)[0], specs(1, hidden=(500, 500))[0]
     assert fitting(small, 1) > 50 * fitting(large, 1) > 0
     assert fitting(small, 1) > 1.5 * fitting(small, 2)
+
+
+@pytest.mark.parametrize(("prices", "size"), [((1, 0.8, 0.7), 16), ((1, 0.8, 0.79), 4), ((1, 0.99, 0.1), 1)])
+def test_convolutional_nets_stand_together_only_where_that_is_measured_to_be_cheaper(
+    prices: Any, size: int, monkeypatch: Any
+) -> None:
+    told = dict(zip((1, 4, 16), prices, strict=True))
+    monkeypatch.setattr(planner, "price_of", lambda shape, size: told[size])
+    given = [RunSpec(model="convnet", steps=200, seed=seed) for seed in range(16)]
+    assert {len(pack) for pack in packs(given)} == {size}
+    assert {len(pack) for pack in packs([spec.changed(steps=20) for spec in given])} == {4}, (
+        "too short to measure"
+    )
+
+
+def test_runs_that_cannot_be_are_left_to_say_so_themselves() -> None:
+    (pack,) = packs([RunSpec(task="xor", model="lenet", seed=seed) for seed in range(3)])
+    assert len(pack) == 3

@@ -185,6 +185,32 @@ def test_members_of_any_rule_and_rate_equal_their_sequential_runs_in_double_to_1
     agree(of_one_shape(own))
 
 
+MAPS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [  # of convolutional nets: in common, side by side
+    ({}, [fields | {"lr": 0.05} for fields in MIXED[::2] + MIXED[9:12:2]] + [{"rule": {"[23]": "usf", "*": "fa"}}]),
+    (
+        {"frozen": ("0.*", "*.bias")},
+        [{"rule": "sign_sync", "rule_args": {"period": 3}}, {"rule": "brsf"}, {"rule": "brsf"}, {"rule": "bp"}],
+    ),
+    (
+        {"optimizer": "adam", "bias": False, "clip": 0.3},
+        [{"rule": "rerandomised", "lr": 0.01}, {"rule": "fa", "lr": 0.02}, {"rule": "rerandomised", "lr": 0.01}],
+    ),
+    ({}, TOGETHER[1][:4]),
+    ({}, TOGETHER[2] + TOGETHER[4]),
+    ({}, TOGETHER[3] + TOGETHER[5]),
+]  # fmt: skip
+LENETS = [({"model": "lenet", "hidden": (128, 64), "activation": "relu"}, [{"rule": "usf"}, {"rule": "bp"}])]
+
+
+@pytest.mark.parametrize("model", ["lenet", "convnet", "untied"])
+@pytest.mark.parametrize(("common", "own"), MAPS, ids=lambda x: str(len(x)))
+def test_members_with_convolutions_equal_their_sequential_runs_in_double_to_1e_10(
+    model: str, common: Any, own: Any, double: None
+) -> None:
+    shape = {"model": model, "hidden": (128, 64), "activation": "relu", "steps": 5, "record_every": 2}
+    agree(of_one_shape(own, **shape, **common))
+
+
 @pytest.mark.parametrize(
     ("common", "own"), OPTIMIZERS, ids=lambda x: x["optimizer"] if isinstance(x, dict) else ""
 )
@@ -233,7 +259,8 @@ def agree(members: list[RunSpec], task: Task | None = None) -> Population:
             for name, parameter in parameters(keeper.model).items():
                 torch.testing.assert_close(stacks[name][k].detach(), parameter, rtol=1e-10, atol=1e-10)
     finished = [k for k in carried if str(together[k]["status"].values) == "finished"]
-    first, *others = (stacks["1.weight"][k] for k in finished)
+    learning = next(p for p in stacks.values() if next(iter(p.values())).requires_grad)
+    first, *others = (learning[k] for k in finished)
     assert all((other - first).norm() > 1e-3 for other in others), (
         "members must differ, or this shows nothing"
     )
@@ -298,14 +325,15 @@ def with_a_poisoned_sample() -> Task:
 
 @pytest.mark.parametrize(
     ("common", "own"),
-    [({}, own) for own in TOGETHER] + OPTIMIZERS,
+    [({}, own) for own in TOGETHER] + OPTIMIZERS + LENETS,
     ids=lambda x: ", ".join(sorted({str(f.get("rule")) for f in x})) if isinstance(x, list) else str(x),
 )
 def test_those_who_go_on_in_a_smaller_network_equal_their_sequential_runs_in_double_to_1e_10(
     common: Any, own: Any, double: None, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(optimizers, "AT_ONCE", 10_000)  # numbers: the first layer has 12 × 256
-    members = of_one_shape(4 * own if len(own) < 9 else own, **common, splits=("validation", "test"))
+    common = {**common, "splits": ("validation", "test")}
+    members = of_one_shape(4 * own if len(own) < 9 else own, **common)
     population = agree(members, with_a_poisoned_sample())
     ends = sorted(step for step, status in population.ended.values() if status == "diverged")
     assert 0 < len(population.here) < len(members)
@@ -330,7 +358,6 @@ class Lonely(Rule):
     ("fields", "told"),
     [
         ({"rule": "lonely"}, "lonely acts on single runs alone"),
-        ({"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}, "model is lenet"),
     ],
 )
 def test_what_it_cannot_train_is_refused(fields: dict[str, Any], told: str, monkeypatch: Any) -> None:
@@ -405,14 +432,25 @@ def test_every_rule_has_a_place_in_a_population(rule: str) -> None:
     assert any(rule == fields["rule"] for own in TOGETHER for fields in own), "and is held to the law above"
 
 
-def weights(members: list[RunSpec]) -> dict[str, list[Tensor]]:
+def weights(members: list[RunSpec], task: Task | None = None) -> dict[str, list[Tensor]]:
     """Of those who are carried to the end."""
-    population = Population(members, tasks.load(members[0].task), torch.device("cpu"))
+    population = Population(members, task or tasks.load(members[0].task), torch.device("cpu"))
     population.go()
     return {
         population.specs[k].digest(): [p.detach()[place] for p in population.parameters]
         for place, k in enumerate(population.here.tolist())
     }
+
+
+@pytest.mark.parametrize("model", ["lenet", "untied"])
+def test_who_stands_beside_a_convolutional_net_changes_no_bit_of_it(model: str) -> None:
+    fields: dict[str, Any] = {"model": model, "batch_size": 8, "steps": 3, "spectra_every": 0}
+    members = [RunSpec(**fields, rule=rule, seed=seed) for rule in ("bp", "frsf") for seed in range(3)]
+    together = weights(members, TINY)
+    some = weights(members[2:5:2], TINY) | weights(members[5:], TINY)
+    assert len(some) == 3
+    for name, values in some.items():
+        assert all(torch.equal(a, b) for a, b in zip(values, together[name], strict=True))
 
 
 @pytest.fixture
