@@ -5,6 +5,7 @@
     done
     python tests/benchmarks/table.py
 
+(bench_others with the Python of the environment that its first lines describe; without it, it says what it had to leave out.)
 Everything between a page's markers comes from ``tests/benchmarks/results/*.json`` and from nowhere else; a test holds the pages
 to that. The README shows the rows that have a number to reach, and what could not be measured.
 """
