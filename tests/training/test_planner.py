@@ -6,11 +6,18 @@ from typing import Any
 
 import pytest
 
+from alignlab.rules import RULES, Rule
 from alignlab.training import RunSpec, planner
 from alignlab.training.planner import fitting, packs
 
 SHAPE: dict[str, Any] = {"task": "xor_bits", "hidden": (5,), "batch_size": 1, "steps": 20, "record_every": 0}
-CONVOLUTIONAL = {"task": "mnist_small", "model": "lenet", "hidden": (128, 64)}  # trained one by one
+
+
+class Lonely(Rule):
+    """A rule written outside the package for single runs."""
+
+    name = "lonely"
+    stacks = False
 
 
 def specs(n: int, **fields: Any) -> list[RunSpec]:
@@ -18,12 +25,15 @@ def specs(n: int, **fields: Any) -> list[RunSpec]:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_packs_hold_what_can_be_trained_together_and_each_worker_gets_some(workers: int) -> None:
-    others = [*specs(2, rule="dfa"), *specs(2, hidden=(7,)), *specs(2, **CONVOLUTIONAL)]
+def test_packs_hold_what_can_be_trained_together_and_each_worker_gets_some(
+    workers: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(RULES, "lonely", Lonely)
+    others = [*specs(2, rule="dfa"), *specs(2, hidden=(7,)), *specs(2, rule="lonely")]
     given = [*specs(7), *specs(5, lr=0.3, rule="fa"), *others]
     found = packs(given[::-1], workers)
     assert sorted(map(len, found))[-workers:] == [12 // workers] * workers
-    assert [len(pack) for pack in found if pack[0].model == "lenet"] == [1, 1]
+    assert [len(pack) for pack in found if pack[0].rule == "lonely"] == [1, 1]
     assert {spec.rule for pack in found if len(pack) > 2 for spec in pack} == {"bp", "fa"}
     assert sorted(spec.digest() for pack in found for spec in pack) == sorted(spec.digest() for spec in given)
 

@@ -198,6 +198,7 @@ MAPS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [  # of convolutional 
     ({}, TOGETHER[1][:4]),
     ({}, TOGETHER[2] + TOGETHER[4]),
     ({}, TOGETHER[3] + TOGETHER[5]),
+    *(({}, of_one_rule(rule)[:2]) for rule in ("drtp", "soap", "node_perturbation", "noisy_backprop")),
 ]  # fmt: skip
 LENETS = [({"model": "lenet", "hidden": (128, 64), "activation": "relu"}, [{"rule": "usf"}, {"rule": "bp"}])]
 
