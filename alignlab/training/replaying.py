@@ -56,7 +56,7 @@ def _filled(values: Any) -> Any:
     for column in filled.T:
         there = np.flatnonzero(np.isfinite(column))
         last = np.maximum.accumulate(np.where(np.isfinite(column), np.arange(len(column)), there[0]))
-        column[:] = column[np.maximum(last, there[0])]
+        column[:] = column[last]
     return filled
 
 

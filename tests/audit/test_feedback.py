@@ -43,6 +43,13 @@ def test_kolen_pollack_keeps_to_its_prediction(layer: str) -> None:
     np.testing.assert_allclose(angles, measured, rtol=1e-4)
 
 
+def test_a_prediction_begins_where_the_record_does() -> None:
+    run = train(KP)
+    steps, angles = kolen_pollack_angle(run.isel(step=run["step"] >= 100), "3")
+    assert steps[0] == 100
+    np.testing.assert_allclose(angles, run["weight_angle"].sel(layer="3", step=steps).values, rtol=1e-4)
+
+
 def test_a_prediction_from_another_decay_fails() -> None:
     run = train(KP)
     other = run.assign_attrs(spec=KP.changed(weight_decay=0.1).to_yaml())

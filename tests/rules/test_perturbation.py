@@ -219,6 +219,19 @@ def test_a_loss_for_each_sample_is_refused_where_samples_see_one_another() -> No
     rules.backward(net, lambda: errors(net(X)).mean())
     net.eval()
     rules.backward(net, lambda: errors(net(X)))
+    net[1].running_mean = net[1].running_var = None  # it then takes the batch's own in evaluation too
+    with pytest.raises(ValueError, match=r"in '1', a BatchNorm1d, "):
+        rules.backward(net, lambda: errors(net(X)))
+
+
+def test_units_whose_output_is_not_used_learn_nothing_from_their_noise() -> None:
+    """Of attention's one weight for queries, keys and values each input uses a third; zeros as input teach nothing."""
+    attention = convert(nn.MultiheadAttention(4, 2, bias=False).double(), "node_perturbation")
+    query = torch.randn(3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(5, 2, 4, dtype=torch.float64), torch.zeros(5, 2, 4, dtype=torch.float64)
+    rules.backward(attention, lambda: (attention(query, *nothing)[0] - 1).square().mean())
+    assert not attention.in_proj_weight.grad[4:].any()
+    assert attention.in_proj_weight.grad[:4].any()
 
 
 def test_a_loss_for_each_sample_needs_the_batch_first() -> None:

@@ -305,8 +305,8 @@ RESTING = [rule for rule in LAYERWISE if rules.RULES[rule.name].rests and rule.n
 
 
 @pytest.mark.parametrize("rule", RESTING, ids=str)
-@pytest.mark.parametrize("reloaded", [False, True])
-def test_feedback_that_no_error_passes_rests_until_one_does(rule: RuleCase, reloaded: bool) -> None:
+@pytest.mark.parametrize("reloaded", ["", "after a step", "after a pass"])
+def test_feedback_that_no_error_passes_rests_until_one_does(rule: RuleCase, reloaded: str) -> None:
     """The first layer's: nothing below it learns. As soon as its input asks for a gradient, B is what it would have been."""
     nets = [rule.convert(mlp()) for _ in range(2)]
     for net, asks in zip(nets, (False, True), strict=True):
@@ -314,6 +314,9 @@ def test_feedback_that_no_error_passes_rests_until_one_does(rule: RuleCase, relo
         at_first = net[0].feedback
         train(net, torch.optim.SGD(net.parameters(), lr=1.0), batches)
         assert (net[0].feedback is at_first) == (not asks)
+    if reloaded == "after a pass":
+        for net, asks in zip(nets, (False, True), strict=True):
+            net(normal(4, 5, seed=8).requires_grad_(asks))
     if reloaded:
         other = rule.convert(mlp(seed=3))
         other.load_state_dict(nets[0].state_dict())

@@ -141,6 +141,27 @@ def test_the_dataset_has_layers_and_the_whole_and_says_what_it_is() -> None:
     assert again.identical(found)
 
 
+class Counting(nn.Module):
+    """Multiplies by how often it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x * self.passes.clone()
+
+
+def test_every_estimate_begins_from_the_same_running_statistics() -> None:
+    x, model = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), net()
+    found, expected = (
+        estimator_statistics(m, lambda m: m(x).square().mean(), "node_perturbation", [1e-3], [1], repeats=6)
+        for m in (nn.Sequential(model, Counting()), nn.Sequential(model, nn.Identity()))
+    )
+    np.testing.assert_allclose(found.variance, expected.variance)
+
+
 def test_under_one_mask_the_estimate_is_unbiased() -> None:
     x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = estimator_statistics(
