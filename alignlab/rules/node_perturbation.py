@@ -12,7 +12,8 @@ from alignlab.rules.perturbation import Perturbation
 from alignlab.rules.runs import beside
 
 if TYPE_CHECKING:
-    from alignlab.rules.passes import Passes, Site
+    from alignlab.rules.passes import Passes
+    from alignlab.rules.sites import Site
 
 
 class NodePerturbation(Perturbation):

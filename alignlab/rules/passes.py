@@ -7,92 +7,26 @@ their order, so a layer that runs twice has two sites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from alignlab.rules.credit import Credit
 from alignlab.rules.hosts import FeedbackHost
 from alignlab.rules.layers import FeedbackLayer
-from alignlab.rules.outlet import ModelOutput, Outlet, trained
+from alignlab.rules.outlet import ModelOutput, trained
 from alignlab.rules.replay import Noise, Replay
 from alignlab.rules.rule import Rule
-from alignlab.rules.runs import beside, objective_of, samples_of
+from alignlab.rules.runs import objective_of, samples_of
+from alignlab.rules.sites import OUTLET, Held, Move, Relay, Site, SiteGate, leaves, of_used_units
 
 Closure = Callable[[], Tensor]
-_LEAF: Any = vars(torch._C._functions)["AccumulateGrad"]
-_OUTLET: Any = Outlet._backward_cls
-
-
-@dataclass(eq=False)
-class Site:
-    """One use of a layer: what its output looks like, and the delta that the rule delivers there."""
-
-    name: str
-    module: nn.Module
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    edge: GradientEdge | None = None
-    delta: Tensor | None = None
-    rows: slice | None = None  # of the units, where the others' outputs were not used
-
-    @property
-    def where(self) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """Shape, dtype and device of the output."""
-        return self.shape, self.dtype, self.device
-
-
-@dataclass(eq=False)
-class _Held:
-    """What a gate knows of its site: the graph must not own itself, as it would by the site's edge."""
-
-    delta: Tensor | None = None
-
-
-class SiteGate(Function):
-    """The identity; backward it hands down the rule's delta while gradients land, and what arrives at other times."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, held: _Held, credit: Credit) -> Tensor:
-        ctx.held, ctx.credit = held, credit
-        ctx.set_materialize_grads(False)
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, None, None]:
-        session = ctx.credit.session
-        landing = session is not None and session.landing and not ctx.credit.true
-        return ctx.held.delta if landing else deltas[0], None, None
-
-
-class Relay(Function):
-    """The loss's value; backward, the model's outputs get their errors and nothing else gets anything."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, errors: Sequence[Tensor | None], *outputs: Tensor) -> Tensor:
-        ctx.errors = errors
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        return (
-            None,
-            None,
-            *(None if e is None else e * beside(gradient.to(e.dtype), e) for e in ctx.errors),
-        )
-
-
-Move = Callable[[Site, Tensor], Tensor]
 
 
 class Passes:
@@ -108,7 +42,7 @@ class Passes:
         self.gradients: dict[int, Tensor] = {}
         self.beside = False  # whether the loss also depends on the layers past the model's output
         self._order: list[Site | None] = []
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self.outputs: list[Tensor] = []
         self._replay = Replay(model)
         self._layers = [m for m in model.modules() if isinstance(m, FeedbackLayer)]
@@ -138,7 +72,7 @@ class Passes:
                 f"{self.rule.name}: the closure's loss depends on no trained parameter; it has to run the model, with "
                 "gradients enabled"
             )
-        above = _leaves([loss.grad_fn], stop=(_OUTLET,))
+        above = leaves([loss.grad_fn], stop=(OUTLET,))
         known = {id(p) for p in trained(self.model).values()}
         self.beside = above.gates or (self.rule.explicit and not known.isdisjoint(above.parameters))
         return loss
@@ -172,7 +106,7 @@ class Passes:
 
     def learners(self, *ends: Tensor) -> dict[str, nn.Parameter]:
         """The trained parameters of the model that ``ends`` (the loss, or the model's outputs) depend on, by name."""
-        found = _leaves([x.grad_fn for x in ends if x.grad_fn is not None], stop=())
+        found = leaves([x.grad_fn for x in ends if x.grad_fn is not None], stop=())
         if found.reentrant:
             raise RuntimeError(
                 f"{self.rule.name}: a checkpoint hides the layers in it from their graph: give it use_reentrant=False"
@@ -190,7 +124,7 @@ class Passes:
                 f"{self.runs} runs (passes.objective(loss)); a rule that cannot tell runs apart says stacks = False"
             )
         for site in self.sites:
-            self._held[id(site)].delta = _of_used_units(site)
+            self._held[id(site)].delta = of_used_units(site)
         if self.rule.explicit:
             ones = torch.ones_like(objective)
             errors = torch.autograd.grad(objective, self.outputs, ones, retain_graph=True, allow_unused=True)
@@ -252,7 +186,7 @@ class Passes:
         if not z.requires_grad or self.rule.explicit:  # the layer is frozen, or nothing lands at its output
             self._order.append(None)
             return z
-        held, site = _Held(), Site(name, module, tuple(z.shape), z.dtype, z.device)
+        held, site = Held(), Site(name, module, tuple(z.shape), z.dtype, z.device)
         site.rows = getattr(module, "used_rows", None)
         gated: Tensor = SiteGate.apply(z, held, self.credit)  # type: ignore[no-untyped-call]
         site.edge = get_gradient_edge(gated)
@@ -278,40 +212,6 @@ class Passes:
             f"{self.rule.name}: the closure ran {what} when it was called again; it has to do the same each time, on "
             "the same batch"
         )
-
-
-@dataclass
-class _Found:
-    parameters: set[int]
-    gates: bool = False
-    reentrant: bool = False
-
-
-def _leaves(nodes: Iterable[Any], stop: tuple[Any, ...]) -> _Found:
-    """The leaves below ``nodes``, and whether a site's gate lies there, without passing a node of the ``stop`` types."""
-    found, waiting = _Found(set()), list(nodes)
-    seen: set[Any] = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, stop):
-            continue
-        found.reentrant |= type(node).__name__ == "CheckpointFunctionBackward"
-        found.gates |= isinstance(node, SiteGate._backward_cls)
-        for parent, _ in node.next_functions:
-            if isinstance(parent, _LEAF) and not isinstance(node, _OUTLET):  # which has all of them at hand
-                found.parameters.add(id(parent.variable))
-            elif parent is not None and parent not in seen:
-                seen.add(parent)
-                waiting.append(parent)
-    return found
-
-
-def _of_used_units(site: Site) -> Tensor | None:
-    if site.delta is None or site.rows is None:
-        return site.delta
-    kept = torch.zeros_like(site.delta)
-    kept[..., site.rows] = site.delta[..., site.rows]
-    return kept
 
 
 def _has_outlet(module: nn.Module) -> bool:

@@ -22,7 +22,8 @@ from alignlab.rules.sign_feedback import BatchRandomSign, FixedRandomSign, SignS
 
 if TYPE_CHECKING:
     from alignlab.rules.layers import FeedbackLayer
-    from alignlab.rules.passes import Passes, Site
+    from alignlab.rules.passes import Passes
+    from alignlab.rules.sites import Site
 
 GUIDES: dict[str, type[Rule]] = {
     made.name: made
