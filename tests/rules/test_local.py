@@ -82,8 +82,10 @@ def test_the_feedback_of_a_position_is_drawn_as_a_convolutions() -> None:
 
 def test_the_magnitudes_of_a_position_are_those_of_such_a_draw() -> None:
     layer = LocallyConnected2d(4, 8, 20, 5)
-    rules.convert(layer, "frsf", init="kaiming", generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(layer.feedback_magnitude, layer.drawn("kaiming", layer.feedback_seed).abs())
+    rules.convert(layer, "brsf", init="kaiming", generator=torch.Generator().manual_seed(0))
+    layer(torch.ones(1, 4, 20, 20, requires_grad=True)).sum().backward()
+    expected = layer.drawn("kaiming", layer.feedback_seed + layer.clock).abs()
+    torch.testing.assert_close(layer.feedback_magnitude, expected)
 
 
 @pytest.mark.parametrize("rule", ["brsf", "rerandomised"])
