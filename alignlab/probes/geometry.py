@@ -51,7 +51,7 @@ def runs_of(model: nn.Module) -> int | None:
 
 def leads(layer: nn.Module) -> int:
     """How many dimensions the layer's tensors have before those of one run."""
-    return layer.leads if isinstance(layer, Stacked) else 0
+    return int(runs(layer) is not None)
 
 
 Reading = TypeVar("Reading", bound=Callable[..., Tensor])

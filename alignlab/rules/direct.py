@@ -107,16 +107,19 @@ def _reading(target: Call, error_shape: tuple[int, ...]) -> tuple[tuple[int, ...
     """How the error reads as rows that B can take: the rows' dimensions, the entries of each, and how many entries of
     ``target``'s input each row reaches."""
     layer, shape = target.layer, target.input_shape
-    return _reading_of(layer.features_last, layer.leads, layer.takes_one_sample(shape), shape, error_shape)
+    return _reading_of(
+        layer.features_last, layer.runs is not None, layer.takes_one_sample(shape), shape, error_shape
+    )
 
 
 @functools.lru_cache(maxsize=4096)  # the same at each step, and asked for each layer
 def _reading_of(
-    features_last: bool, leads: int, one_sample: bool, shape: tuple[int, ...], error_shape: tuple[int, ...]
+    features_last: bool, several: bool, one_sample: bool, shape: tuple[int, ...], error_shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], int, int]:
-    """A row is a position where the target is a linear layer on the same positions as the output, else a sample."""
+    """A row is a position where the target is a linear layer on the same positions as the output, else a sample; of
+    ``several`` runs it is one of one run."""
     positions = features_last and error_shape[:-1] == shape[:-1]
-    rows = error_shape[: -1 if positions else leads + (not one_sample)]
+    rows = error_shape[: -1 if positions else several + (not one_sample)]
     if rows != shape[: len(rows)] or not (rows or one_sample):
         raise ValueError(
             f"a direct rule needs one batch dimension throughout: the output is {error_shape}, an activation {shape}"

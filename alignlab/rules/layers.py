@@ -47,7 +47,6 @@ class FeedbackLayer(nn.Module):
     _stale: bool  # whether B is behind the clock, for want of use
     _used: bool  # whether an error was ever to pass a B that learns
     runs: int | None = None  # how many runs' layers this is, side by side; None: a layer as anybody has it
-    leads: ClassVar[int] = 0  # how many dimensions its tensors have before those of one run
     features_last: ClassVar[bool]  # whether units lie along the last dimension of the input
     hands_signals: ClassVar[bool] = (
         False  # whether its Function's input is the layer's own, and takes a Delivery

@@ -32,7 +32,6 @@ class Stacked(FeedbackLayer):
     Its parameters hold copies of the members', in their order. ``weight``: where the stack of them is already.
     """
 
-    leads: ClassVar[int] = 1
     feedback_seed: Seeds  # type: ignore[assignment]
 
     def __init__(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.rules.runs import beside
 from alignlab.training.spec import RunSpec
 
 AT_ONCE = 2**17  # numbers: half a megabyte
@@ -74,7 +75,7 @@ class StackedOptimizer(torch.optim.Optimizer):
         for p in self.param_groups[0]["params"]:
             if p.grad is None:
                 continue
-            rates, state, pieces = _beside(self.param_groups[0]["lr"], p), self.state[p], _pieces(p)
+            rates, state, pieces = beside(self.param_groups[0]["lr"], p), self.state[p], _pieces(p)
             if len(pieces) == 1:
                 self._update(p, p.grad, state.setdefault(0, {}), pieces[0], rates)
                 continue
@@ -94,13 +95,12 @@ class StackedOptimizer(torch.optim.Optimizer):
     def _set(self, decay: Tensor, momentum: Tensor, nesterov: Tensor) -> None:
         self.decay, self.momentum, self.nesterov = decay, momentum, nesterov
         self.decays, self.pushes = bool(decay.any()), bool(momentum.any())
-        self.param_groups[0]["weight_decay"] = tuple(
-            decay.tolist()
-        )  # as any optimizer notes it: rules may ask
+        # as any optimizer notes it: rules may ask
+        self.param_groups[0]["weight_decay"] = tuple(decay.tolist())
 
     def _update(self, p: Tensor, g: Tensor, state: dict[str, Any], runs: slice, rates: Tensor) -> None:
         if self.decays:
-            g = torch.addcmul(g, p, _beside(self.decay[runs], p))
+            g = torch.addcmul(g, p, beside(self.decay[runs], p))
         p.addcmul_(self.direction(state, g, runs), rates, value=-1)
 
     def direction(self, state: dict[str, Any], g: Tensor, runs: slice) -> Tensor:
@@ -111,10 +111,10 @@ class StackedOptimizer(torch.optim.Optimizer):
         """``g`` with momentum: SGD's, and RMSprop's on what it has divided."""
         if not self.pushes:
             return g
-        momentum, before = _beside(self.momentum[runs], g), state.get("momentum_buffer")
+        momentum, before = beside(self.momentum[runs], g), state.get("momentum_buffer")
         buffer: Tensor = g.clone() if before is None else before.mul_(momentum).add_(g)
         state["momentum_buffer"] = buffer
-        return torch.where(_beside(self.nesterov[runs], g), torch.addcmul(g, buffer, momentum), buffer)
+        return torch.where(beside(self.nesterov[runs], g), torch.addcmul(g, buffer, momentum), buffer)
 
 
 class StackedSGD(StackedOptimizer):
@@ -161,7 +161,7 @@ def clip_each(parameters: Sequence[nn.Parameter], largest: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(norms, dim=0)
     factor = torch.where(largest.isinf(), 1.0, (largest / (norm + 1e-6)).clamp(max=1.0))
     for g in gradients:
-        g.mul_(_beside(factor, g))
+        g.mul_(beside(factor, g))
     exceeds: Tensor = norm > largest
     return exceeds
 
@@ -184,8 +184,3 @@ def _state_of(
         runs.start: {name: v[runs] if isinstance(v, Tensor) else v for name, v in kept.items()}
         for runs in pieces
     }
-
-
-def _beside(each: Tensor, p: Tensor) -> Tensor:
-    """A number a run, to be broadcast with a stacked tensor."""
-    return each.view((-1, *(1,) * (p.dim() - 1)))

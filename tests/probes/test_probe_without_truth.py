@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import xarray as xr
-from probe_worlds import WORLDS, loss_of, seeded, sgd
+from probe_worlds import WORLDS, loss_of, seeded, sgd, train
 
 from alignlab.probes import (
     Capture,
@@ -20,7 +20,7 @@ from alignlab.probes import (
 from alignlab.probes import capture as capturing
 from alignlab.rules import RULES, feedback_layers
 
-STEPS = 3
+WORLD = WORLDS["mlp"]
 FEEDBACK = [
     name for name, rule in RULES.items() if rule.uses_feedback and not rule.closure and name != "drtp"
 ]
@@ -28,13 +28,10 @@ FEEDBACK = [
 
 def recorded(rule: str | None, probes: list[Probe], scaler: object = None) -> xr.Dataset:
     with seeded(0):
-        model = WORLDS["mlp"].model(rule)
+        model = WORLD.model(rule)
         optimizer = sgd(model)
         with Recorder(model, optimizer, probes, grad_scaler=scaler) as recorder:
-            for step in range(STEPS):
-                optimizer.zero_grad()
-                loss_of(model, *WORLDS["mlp"].batch(step)).backward()
-                optimizer.step()
+            train(model, optimizer, [WORLD.batch(step) for step in range(3)])
         return recorder.to_dataset().drop_vars(["wall_time", "run_id"])
 
 
@@ -63,11 +60,11 @@ def test_signals_are_unscaled_without_the_true_ones() -> None:
 
 
 def test_a_capture_without_truth_has_the_rules_signals_alone() -> None:
-    model = WORLDS["mlp"].model("fa")
+    model = WORLD.model("fa")
     layers = {name: m for name, m in model.named_modules() if name in feedback_layers(model)}
     capture = Capture(model, layers, truth=False)
     capture.arm()
-    loss_of(model, *WORLDS["mlp"].batch(0)).backward()
+    loss_of(model, *WORLD.batch(0)).backward()
     uses = [use for uses in capture.take().values() for use in uses]
     capture.disarm()
     assert len(uses) == len(layers)
