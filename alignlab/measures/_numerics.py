@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from alignlab.measures import _host
 
 BLOCK = 1 << 16  # numbers
 
@@ -27,6 +28,8 @@ def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
         TypeError: a tensor is complex, boolean or of integers.
     """
     dtype = torch.float32
+    if all(tensor.dtype is dtype and not tensor.requires_grad for tensor in tensors):
+        return tensors
     for tensor in tensors:
         if not tensor.is_floating_point():
             raise TypeError(f"measures need real floating-point tensors, got {tensor.dtype}; use .float()")
@@ -109,21 +112,13 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     All that the rows' angles are made of, small ones too: they are in r. |r| is NaN where |a| is zero. Where squares could
     under- or overflow, the rows are first divided by their largest entries: the angles stay.
     """
-    if a.device.type == "cpu":  # a GPU would synchronise
-        found = _row_products(a, b)
-        if _rows_are_safe(found):
-            return found
+    if _host.takes(a, b):
+        return _host.rows(a, b, _level_row_products)
+    return _level_row_products(a, b)
+
+
+def _level_row_products(a: Tensor, b: Tensor) -> Tensor:
     return _row_products(_level(a), _level(b))
-
-
-def _rows_are_safe(products: Tensor) -> bool:
-    """Whether no square of the rows under- or overflowed; in numpy, whose calls take a fifth of the time."""
-    n11, n12, across = np.moveaxis(products.numpy(), -2, 0)
-    with np.errstate(all="ignore"):
-        n22 = n12 * n12 / n11 + across * across
-    squares = np.stack((n11, n22))
-    low, high = squares.min(initial=1.0), squares.max(initial=1.0)
-    return bool(low > 1e-24 and high < 1e24)  # NaN is in neither
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:
@@ -189,14 +184,13 @@ def matrix_products(a: Tensor, b: Tensor) -> Tied:
 
 def pair_products(a: Tensor, b: Tensor) -> Tensor:
     """The tied products of matrices (..., n, m) of any size, along a last dimension of four."""
-    if a is b:
-        return rescaled(_itself(norm(a, 2).square()), 1.0, 1.0)
-    if a.device.type == "cpu":  # a GPU would synchronise
-        lengths = torch.stack((norm(a, 2), norm(b, 2)))
-        if _within(lengths, math.exp(12)):
-            n12, (n11, n22) = inner(a, b, 2), lengths.square()
-            if bool((n12.square() < 0.5 * n11 * n22).all()):  # far from parallel: b itself will do for r
-                return rescaled((n11, n12, torch.zeros_like(n11), n22), 1.0, 1.0)
+    if _host.takes(a, b):
+        return _host.completed(*_host.tied(a, b), _balanced_products, a, b)
+    return _balanced_products(a, b)
+
+
+def _balanced_products(a: Tensor, b: Tensor) -> Tensor:
+    """At any scale, on any device."""
     (a, scale_a), (b, scale_b) = balance(a), balance(b)
     return rescaled(matrix_products(a, b), scale_a, scale_b)
 

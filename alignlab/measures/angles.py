@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alignlab.measures import _host
 from alignlab.measures._numerics import (
     balance,
     inner,
@@ -83,15 +84,35 @@ def tied_gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tenso
     _check_samples(h, delta_1, delta_2)
     same = delta_1 is delta_2
     delta_1, delta_2, h = widen(delta_1, delta_2, h)
+    if same:
+        delta_2 = delta_1
+    if not _host.takes(delta_1, delta_2, h):
+        return _gradient_products(delta_1, delta_2, h)
+    if _gram_is_cheaper(delta_1, h):
+        gram = matmul(h, h.mT)
+        size = _host.largest_on_diagonal(gram)
+        found, safe = _host.tied(delta_1, delta_2, lambda delta: matmul(gram, delta), size)
+    else:
+        G = matmul(delta_1.mT, h)
+        found, safe = _host.tied(G, G if same else matmul(delta_2.mT, h))
+    return _host.completed(found, safe, _gradient_products, delta_1, delta_2, h)
+
+
+def _gram_is_cheaper(delta: Tensor, h: Tensor) -> bool:
+    (n, n_in), n_out = h.shape[-2:], delta.shape[-1]
+    return n * (n_in + 2 * n_out) < 2 * n_in * n_out
+
+
+def _gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tensor:
+    """``tied_gradient_products`` at any scale, on any device."""
     (a, scale_1), (h, scale_h) = balance(delta_1), balance(h)
-    b, scale_2 = (a, scale_1) if same else balance(delta_2)
-    (n, n_in), n_out = h.shape[-2:], a.shape[-1]
-    if n * (n_in + 2 * n_out) < 2 * n_in * n_out:
+    b, scale_2 = (a, scale_1) if delta_1 is delta_2 else balance(delta_2)
+    if _gram_is_cheaper(a, h):
         gram = matmul(h, h.mT)
         tied = inner_products(a, b, lambda delta: matmul(gram, delta))
     else:
         G = matmul(a.mT, h)
-        tied = pair_products(G, G if same else matmul(b.mT, h)).unbind(-1)
+        tied = pair_products(G, G if a is b else matmul(b.mT, h)).unbind(-1)
     return rescaled(tied, scale_1 * scale_h, scale_2 * scale_h)
 
 

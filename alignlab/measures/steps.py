@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alignlab.measures import _host
 from alignlab.measures._numerics import (
     balance,
     inner,
@@ -86,6 +87,13 @@ def update_products(dW: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
             f"ΔW {tuple(dW.shape)} is not of the layer of delta {tuple(delta_bp.shape)} and h {tuple(h.shape)}"
         )
     dW, delta_bp, h = widen(dW, delta_bp, h)
+    if _host.takes(dW, delta_bp, h):
+        return _host.completed(*_host.inner(matmul(h, dW.mT), delta_bp), _update_products, dW, delta_bp, h)
+    return _update_products(dW, delta_bp, h)
+
+
+def _update_products(dW: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
+    """At any scale, on any device."""
     (dW, scale_w), (delta_bp, scale_delta), (h, scale_h) = balance(dW), balance(delta_bp), balance(h)
     return inner(matmul(h, dW.mT), delta_bp, 2) * scale_w * scale_delta * scale_h
 

@@ -18,13 +18,27 @@ class GradientAngle(Probe):
     ``local_angle``, which isolates this layer's feedback from all above. Degrees. Under a layerwise rule the last layer's
     angle is 0 by construction. ``local_angle`` is absent where nothing below the layer learns. Where the rule has no errors
     at the units but only a weight gradient (weight perturbation), ``gradient_angle`` alone is recorded.
+
+    ``samples=False`` leaves the angles of single samples out, and with them about half of the price: ``local_angle`` takes a
+    product with W, as large as the layer's own backward pass.
     """
 
-    quantities = ("gradient_angle", "delta_angle", "delta_angle_std", "zero_fraction", "local_angle")
+    quantities: tuple[str, ...] = (
+        "gradient_angle",
+        "delta_angle",
+        "delta_angle_std",
+        "zero_fraction",
+        "local_angle",
+    )
+
+    def __init__(self, samples: bool = True) -> None:
+        self.samples = samples
+        if not samples:
+            self.quantities = ("gradient_angle",)
 
     def keep(self, layer: LayerObservation) -> dict[str, Tensor | float]:
         kept: dict[str, Tensor | float] = {"gradients": layer.tied_products}
-        if layer.landed is None:
+        if self.samples and layer.landed is None:
             kept["deltas"] = measures.delta_products(*layer.deltas)
             if not layer.direct and layer.carried is not None:
                 kept["carried"] = measures.delta_products(*layer.carried)

@@ -76,7 +76,9 @@ def flat(layer: nn.Module, weight: Tensor) -> Tensor:
 
 def rows(layer: nn.Module, x: Tensor) -> Tensor:
     """A signal at a linear layer, all its dimensions of samples as one."""
-    return x.reshape(*([] if (k := runs(layer)) is None else [k]), -1, x.shape[-1])
+    k = runs(layer)
+    lead = () if k is None else (k,)
+    return x if x.dim() == len(lead) + 2 else x.reshape(*lead, -1, x.shape[-1])
 
 
 def samples(layer: nn.Module, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Probe:
     recorder does, ``delta_bp`` is not there.
     """
 
-    quantities: ClassVar[tuple[str, ...]] = ()
+    quantities: tuple[str, ...] = ()
     needs_update: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = True
 

@@ -55,13 +55,26 @@ def untouched(buffers: Sequence[Tensor]) -> Iterator[None]:
             buffer.data.copy_(value)  # .data: the graph may have saved the buffer
 
 
+@contextlib.contextmanager
+def same_random_state(device: torch.device) -> Iterator[None]:
+    """What is drawn within the block is drawn again after it."""
+    if device.type == "cuda":
+        with torch.random.fork_rng([device]):
+            yield
+        return
+    before = torch.get_rng_state()  # fork_rng spends more on looking for devices
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
 def errors_at(
     places: Sequence[GradientEdge], below: GradientEdge, error: Tensor, buffers: Sequence[Tensor] = ()
 ) -> tuple[Tensor | None, ...]:
     """The errors at ``places`` that ``error`` at the model's output causes; the random state stays as it is."""
-    devices = [error.device] if error.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), untouched(buffers):
+        with same_random_state(error.device), untouched(buffers):
             return torch.autograd.grad([below], places, [error], retain_graph=True, allow_unused=True)
     except RuntimeError as failure:
         raise ProbeError(

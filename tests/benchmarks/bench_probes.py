@@ -42,6 +42,10 @@ def angles() -> list[Probe]:
     return [GradientAngle()]
 
 
+def batch_angle() -> list[Probe]:
+    return [GradientAngle(samples=False)]
+
+
 def standard() -> list[Probe]:
     return [GradientAngle(), EffectiveLR(), WeightAngle(), Loss()]
 
@@ -63,9 +67,11 @@ CASES = [
     Case("GradientAngle, every 64th step", angles, every(64), 1.01, group=64),
     Case("standard set, every 64th step", standard, every(64), 1.01, group=64),
     Case("GradientAngle, every 10th step", angles, every(10), 1.05, group=10),
+    Case("GradientAngle(samples=False), every 10th step", batch_angle, every(10), 1.05, group=10),
     Case("standard set, every 10th step", standard, every(10), 1.05, group=10),
     Case("nothing to measure, every step", list, every(1)),
     Case("GradientAngle, every step", angles, every(1), 1.45),
+    Case("GradientAngle(samples=False), every step", batch_angle, every(1), 1.45),
     Case("GradientAngle + WeightAngle, every step", lambda: [GradientAngle(), WeightAngle()], every(1)),
     Case("EffectiveLR, every step", lambda: [EffectiveLR()], every(1)),
     Case("standard set, every step", standard, every(1)),

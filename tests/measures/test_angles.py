@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab import measures
-from alignlab.measures import angles
+from alignlab.measures import _host, angles
 from alignlab.testing import naive
 
 GRAM, EXPLICIT = (8, 30, 20), (60, 12, 10)  # (N, in, out) below and above the crossover
@@ -304,3 +304,60 @@ def test_matrices_near_and_far_from_parallel_have_their_angle(degrees):
     products = measures.products_from_tied(measures.tied_weight_products(a.float(), b.float()))
     assert measures.angle_from_products(*products).item() == pytest.approx(degrees, abs=5e-5)
     assert products[2].item() == pytest.approx(9, rel=1e-5)
+
+
+def several_runs(unusual, generator):
+    """Error signals and inputs of four runs, the third of them ``unusual``."""
+    rule, bp, h = (torch.randn(4, 12, n, generator=generator) for n in (20, 20, 30))
+    bp[1] = rule[1] + 1e-4 * bp[1]  # nearly parallel: products are too coarse
+    unusual(rule, bp, h)
+    return rule, bp, h
+
+
+UNUSUAL = {
+    "none": lambda rule, bp, h: None,
+    "diverged": lambda rule, bp, h: rule[2].fill_(math.nan),
+    "no error": lambda rule, bp, h: bp[2].zero_(),
+    "tiny": lambda rule, bp, h: rule[2].mul_(1e-30),
+    "tiny and huge": lambda rule, bp, h: (h[2].mul_(1e-25), rule[2].mul_(1e25), bp[2].mul_(1e25)),
+    "a sample of each": lambda rule, bp, h: (rule[2, 0].zero_(), rule[2, 1].mul_(1e25), bp[2, 2].mul_(1e-30)),
+}
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_fast_way_gives_what_the_careful_way_gives(monkeypatch, what, dtype):
+    rule, bp, h = (x.to(dtype) for x in several_runs(UNUSUAL[what], torch.Generator().manual_seed(0)))
+    compared = {
+        "gram": lambda: measures.angle_from_products(*measures.gradient_products(rule, bp, h)),
+        "explicit": lambda: measures.angle_from_products(
+            *measures.gradient_products(rule[..., :3], bp[..., :3], h[..., :4])
+        ),
+        "sizes": lambda: torch.stack(measures.gradient_products(rule, bp, h)).sqrt(),
+        "rows": lambda: torch.stack(measures.delta_angle(rule, bp)),
+        "matrices": lambda: measures.weight_angle(rule, bp),
+        "update": lambda: measures.update_products(bp.mT @ h, rule, h),
+    }
+    fast = {name: compare() for name, compare in compared.items()}
+    monkeypatch.setattr(_host, "takes", lambda *matrices: False)
+    for name, compare in compared.items():
+        slow = compare()
+        scale = 180 if name in ("gram", "explicit", "rows", "matrices") else slow.abs()
+        off = ((fast[name] - slow).abs() / scale)[~slow.isnan()]
+        assert fast[name].isnan().equal(slow.isnan()), name
+        assert off.nan_to_num(0.0).max() < 3e-6, name
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_no_bit_of_a_run_depends_on_the_runs_beside_it(what):
+    generator = torch.Generator()
+    plain = several_runs(UNUSUAL["none"], generator.manual_seed(0))
+    beside = several_runs(UNUSUAL[what], generator.manual_seed(0))
+    others = [0, 1, 3]
+    for measure in (
+        measures.tied_gradient_products,
+        lambda rule, bp, h: measures.delta_products(rule, bp),
+        lambda rule, bp, h: measures.tied_weight_products(rule, bp),
+        lambda rule, bp, h: measures.update_products(rule.mT @ h, bp, h),
+    ):
+        assert measure(*plain)[others].equal(measure(*beside)[others])

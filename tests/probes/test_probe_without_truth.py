@@ -69,3 +69,11 @@ def test_a_capture_without_truth_has_the_rules_signals_alone() -> None:
     capture.disarm()
     assert len(uses) == len(layers)
     assert all(use.delta_rule is not None and use.delta_bp is None for use in uses)
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa"])
+def test_without_the_samples_angles_the_batchs_is_the_same(rule: str) -> None:
+    found = recorded(rule, [GradientAngle(samples=False)])
+    whole = recorded(rule, [GradientAngle()])
+    xr.testing.assert_identical(found["gradient_angle"], whole["gradient_angle"])
+    assert not {"delta_angle", "delta_angle_std", "zero_fraction", "local_angle"} & set(found.data_vars)
