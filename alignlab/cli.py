@@ -109,10 +109,10 @@ def audit(
 
     Example: alignlab audit sign_sync --out out/sign_sync
     """
+    where = _where(workers, scheduler, out or Path("out") / Path(claim).stem)
     from alignlab import gallery
     from alignlab.audit import audit as run_audit
 
-    where = _where(workers, scheduler)
     name, found = gallery.claim(claim)
     if seed is not None:
         found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
@@ -137,12 +137,12 @@ def study(
 
     Example: alignlab study xor --out out/xor
     """
+    folder = out or Path("out") / (f"{name}_full" if full else name)
+    where = _where(workers, scheduler, folder)
     from alignlab import gallery
     from alignlab.figures import save
 
-    where = _where(workers, scheduler)
     found = gallery.study(name)
-    folder = out or Path("out") / (f"{name}_full" if full else name)
     make_room(folder, "table.txt")
     typer.echo(f"{found.question}\n  {found.source}\n")
     result = found.run(folder / "store", full=full, seed=seed, workers=where, phase=progress())
@@ -265,10 +265,16 @@ def _expected(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, ValueError) and "unknown data set" in str(error))
 
 
-def _where(workers: int | None, scheduler: str | None) -> int | str:
+def _where(workers: int | None, scheduler: str | None, folder: Path) -> int | str:
+    """Where the runs of ``folder`` are computed. Processes for a new one start here and now, beside our own imports."""
+    from alignlab.training import forking
+
     if scheduler is not None and workers is not None:
         raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
-    return scheduler or workers or os.cpu_count() or 1
+    where = scheduler or workers or os.cpu_count() or 1
+    if isinstance(where, int) and where > 1 and not (folder / "store").exists():
+        forking.start()
+    return where
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from alignlab.training import forking
 from alignlab.training.errors import SweepError
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 
 CONNECT = 5.0  # s to find a scheduler, and to find it again
 DEATHS = 2  # of workers, that a job may be present at and still be tried again
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# glibc returns large tensors to the system, by dask's settings at once; new pages for each new one take a third of the time
-MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-}
 SETTINGS = {
     "distributed.scheduler.allowed-failures": DEATHS,
     "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
@@ -39,7 +33,7 @@ SETTINGS = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
-    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.worker.multiprocessing-method": forking.METHOD,
 }
 
 
@@ -204,7 +198,8 @@ def _local_cluster(count: int) -> Iterator[LocalCluster]:
             "a worker process that is just starting was asked for workers of its own: put what your script runs under "
             "`if __name__ == '__main__':`"
         )
-    with dask.config.set(SETTINGS), _environment(), _interrupts_held():
+    forking.start()
+    with dask.config.set(SETTINGS), forking.environment(), forking.interrupts_held():
         try:
             cluster = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=count,
@@ -213,6 +208,7 @@ def _local_cluster(count: int) -> Iterator[LocalCluster]:
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL + 1,
+                env=dict(os.environ),  # a forked process has that of when its parent started
             )
         except Exception as error:
             raise SweepError(
@@ -229,35 +225,3 @@ def _quiet() -> Iterator[None]:
 
     with silence_logging_cmgr(logging.CRITICAL + 1):
         yield
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """That of processes that start within the block: one thread each, and they keep the memory that they will need again."""
-    before = dict(os.environ)
-    os.environ.update(dict.fromkeys(THREADS, "1") | MEMORY)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block; the threads and processes that start within never see it.
-
-    A terminal sends it to all processes. This one ends the others; on their own they would die with a traceback each.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    from multiprocessing.resource_tracker import ensure_running
-
-    ensure_running()  # it is started with the first process, and its start would end the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -15,7 +15,8 @@ from worker_jobs import alive, die, gone, leave_pid, page_faults, pids, threads
 
 from alignlab.training import workers
 from alignlab.training.errors import SweepError
-from alignlab.training.workers import THREADS, Lost, Workers, opened
+from alignlab.training.forking import THREADS
+from alignlab.training.workers import Lost, Workers, opened
 
 ENVIRONMENT = dict(os.environ)
 

@@ -65,3 +65,11 @@ def gone(pids: list[int], within: float = 20.0) -> bool:
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not any(map(alive, pids))
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def parent(job: int) -> int:
+    return os.getppid()
