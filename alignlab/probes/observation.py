@@ -7,7 +7,7 @@ A step made of several micro-batches is one batch: their samples are put togethe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -21,13 +21,13 @@ from alignlab.rules.layers import FeedbackLayer
 
 @dataclass(eq=False)
 class LayerObservation:
-    """One layer at one step, detached. ``weight`` is W before the update, ``update`` is ΔW (None if not asked for)."""
+    """One layer at one step, detached. ``weight`` is W before the update, ``after`` behind it (None if not asked for)."""
 
     name: str
     layer: nn.Module
     uses: list[Use]
     weight: Tensor
-    update: Tensor | None
+    after: Tensor | None
     learning_rate: float | Tensor  # a tensor, (K,), where the layer is of K runs
     sharing: list[Use]  # the uses of all layers with this weight: G is the weight's gradient
     above: list[Tensor] | None = (
@@ -35,6 +35,17 @@ class LayerObservation:
     )
     errors: Tensor | None = None  # for direct rules: the errors at the output, (N, n_error)
     landed: Tensor | None = None  # G_rule where it is no deltaᵀ h: the gradient that came to the weight
+
+    @cached_property
+    def update(self) -> Tensor | None:
+        """ΔW, where it was asked for."""
+        return None if self.after is None else self.after - self.weight
+
+    def forget(self) -> None:
+        """Let go of what was computed; asked for again, it is computed again."""
+        given = {field.name for field in fields(self)}
+        for name in vars(self).keys() - given:
+            delattr(self, name)
 
     @property
     def direct(self) -> bool:

@@ -49,7 +49,7 @@ def observe(
             layer, "weight"
         )  # else as the last forward pass made it
         ours = name in rates or not learns(layer)  # what another optimizer does to it is not known
-        update = weight_of(layer) - before[name] if updated and ours and fresh else None
+        after = weight_of(layer) if updated and ours and fresh else None
         sharing = [
             u
             for n, others in taken.items()
@@ -61,7 +61,7 @@ def observe(
             layer,
             list(uses),
             before[name],
-            update,
+            after,
             rates.get(name, float("nan")),
             sharing,
             landed=landed.get(name),

@@ -215,16 +215,11 @@ class Recorder:
             seen = Observation(
                 step, layers, rate, time.perf_counter() - self._start, self._capture.passes, scale
             )
-            kept = [
-                (probe, name, probe.keep(layer))
-                for name, layer in layers.items()
-                for probe in due
-                if probe.in_two_stages
-            ]
-            by_layer = {
-                name: _merged(probe.measure(layer) for probe in due if not probe.in_two_stages)
-                for name, layer in layers.items()
-            }
+            kept, by_layer = [], {}
+            for name, layer in layers.items():
+                kept += [(probe, name, probe.keep(layer)) for probe in due if probe.in_two_stages]
+                by_layer[name] = _merged(probe.measure(layer) for probe in due if not probe.in_two_stages)
+                layer.forget()  # one layer's at a time: less memory
             by_step = _merged(probe.measure_step(seen) for probe in due)
         self._recording.attrs |= _merged(probe.attrs() for probe in due) | self._capture.attrs
         facts = {"learning_rate": rate, "wall_time": seen.wall_time}
