@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-NEEDED = ["distributed.nanny", "alignlab.training.cells", "alignlab.training.population"]
+NEEDED = ["distributed.nanny", "alignlab.training.cells", "alignlab.training.population", "xarray", "h5py"]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # glibc returns large tensors to the system, by dask's settings at once; new pages for each new one take a third of the time
 MEMORY = {

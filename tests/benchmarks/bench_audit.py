@@ -1,30 +1,35 @@
-"""What populations save in a whole audit: ``alignlab audit sign_sync`` as it is, and with its runs trained one by one.
+"""What populations save in a whole audit: ``alignlab audit sign_sync`` as it is, with its runs trained one by one, and as it
+was before there were populations.
 
     python tests/benchmarks/bench_audit.py [--workers 2] [--clock cpu] [--json PATH]
 
-Both are the command in a process of its own, into an empty folder, once each: minutes. ``--clock cpu`` counts the processor
+Each is the command in a process of its own, into an empty folder, once: minutes. The last is the commit before sweeps made use
+of populations, from the repository that this file lies in; left out where there is none. ``--clock cpu`` counts the processor
 time of all processes and shares it out over the workers, for machines that others use too.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+from pathlib import Path
 
 import measuring
 
 REACH, RATIO = 90, 3
-START = {
-    "as it is": "from alignlab import cli; cli.main()",
-    "one by one": (
-        "from alignlab import cli; from alignlab.training.sweep import Sweep\n"
-        "Sweep.__init__.__kwdefaults__['lockstep'] = False; cli.main()"
-    ),
-}
+BEFORE = "a6b7c00"
+HERE = Path(__file__).parent
+AS_IT_IS = "from alignlab import cli; cli.main()"
+ONE_BY_ONE = (
+    "from alignlab import cli; from alignlab.training.sweep import Sweep\n"
+    "Sweep.__init__.__kwdefaults__['lockstep'] = False; cli.main()"
+)
 
 
 def processor_time() -> float:
@@ -36,37 +41,42 @@ def processor_time() -> float:
 CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
 
 
-def timed(code: str, workers: int, clock: str) -> float:
+def timed(code: str, workers: int, clock: str, package: Path | None = None) -> float:
+    """``package``: the folder of another alignlab than the installed one."""
+    other = {} if package is None else {"PYTHONPATH": str(package)}
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            "audit",
-            "sign_sync",
-            "--out",
-            folder,
-            "--workers",
-            str(workers),
-        ]
+        arguments = ["audit", "sign_sync", "--out", folder, "--workers", str(workers)]
+        command = [sys.executable, "-c", code, *arguments]
         start = CLOCKS[clock]()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"NO_COLOR": "1"})
+        subprocess.run(
+            command, check=True, stdout=subprocess.DEVNULL, env=os.environ | other | {"NO_COLOR": "1"}
+        )
         return (CLOCKS[clock]() - start) / (workers if clock == "cpu" else 1)
+
+
+def before(workers: int, clock: str) -> float | None:
+    """As it was; None where there is no such commit."""
+    kept = subprocess.run(["git", "archive", BEFORE], cwd=HERE.parent.parent, capture_output=True)
+    if kept.returncode:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(kept.stdout)) as package:
+            package.extractall(folder, filter="data")
+        return timed(AS_IT_IS, workers, clock, Path(folder))
 
 
 def main() -> None:
     parser = measuring.options(__doc__, tuple(CLOCKS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    what = f"alignlab audit sign_sync, {options.workers} workers"
-    seconds = {name: timed(code, options.workers, options.clock) for name, code in START.items()}
+    what, against = f"alignlab audit sign_sync, {options.workers} workers", "its runs one by one"
+    now, single = (timed(code, options.workers, options.clock) for code in (AS_IT_IS, ONE_BY_ONE))
     rows = [
-        measuring.amount(what, "seconds", seconds["as it is"], REACH),
-        measuring.amount(f"{what}, one by one", "seconds", seconds["one by one"]),
-        measuring.row(
-            what, "its runs one by one", [seconds["one by one"] / seconds["as it is"]], RATIO, "more"
-        ),
+        measuring.amount(what, "seconds", now, REACH),
+        measuring.row(what, against, [single / now], None, "more"),
     ]
+    if past := before(options.workers, options.clock):
+        rows.append(measuring.row(what, f"before populations ({BEFORE})", [past / now], RATIO, "more"))
     measuring.write(options.json, rows, options.clock)
 
 

@@ -1,12 +1,13 @@
-"""What a second worker gives: a sweep of small runs on two processes of one thread against the same runs in one process.
+"""What a second worker gives: a sweep of 400 runs on two processes of one thread against as many runs in one process.
 
-    python tests/benchmarks/bench_sweep.py [--runs 400] [--rounds 8] [--json PATH]
+    python tests/benchmarks/bench_sweep.py [--runs 400] [--rounds 5] [--json PATH]
 
-XOR, 2-8-2, 100 steps, probed. The runs are shared out over rounds, in each of which both sides do runs of their own, in an
-order drawn anew. "sweep": all rounds, with what it takes to start the processes; "round": the median of the rounds'
-ratios, with quartiles. Every run is stored, as in any sweep. "threads": one process with two threads against one with one,
-the other way to use two cores. Programs that others run on these cores take from the ratios; ``--clock cpu`` counts the
-processor time of all processes of a side and shares it out over its cores: what these would take if they were free.
+Of digits, 784-128-10, 100 steps: runs that are worth a second process. And of XOR, 2-8-2, 100 steps, probed: so small that all
+of them together take less time than processes take to start. Sides take turns, each time with a whole sweep of seeds of its
+own; every run is stored, as in any sweep. "sweep": with what it takes to start the processes once; "workers started": without.
+"threads": one process with two threads against one with one, the other way to use two cores. Programs that others run on these
+cores take from the ratios; ``--clock cpu`` counts the processor time of all processes of a side and shares it out over its
+cores: what these would take if they were free.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from alignlab.training.workers import Workers
 
 REACH = 1.7
 BASE = RunSpec(task="xor", hidden=(8,), rule="fa", batch_size=4, steps=100, record_every=20, lr=0.1)
-WIDE = RunSpec(task="mnist_small", hidden=(128,), rule="fa", steps=100, record_every=0, evaluations=2)
+DIGITS = RunSpec(task="mnist_small", hidden=(128,), rule="fa", steps=100, record_every=0, evaluations=2)
 
 
 def processor_time() -> float:
@@ -63,29 +64,32 @@ def threads(count: int) -> Any:
 def measured(sides: dict[str, Callable[[range], float]], runs: int, rounds: int) -> dict[str, list[float]]:
     """The seconds of each side, one a round; no side and round has another's seeds."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    share = runs // rounds
     for i in range(rounds):
         for place, name in enumerate(random.sample(list(sides), len(sides))):
-            first = (i * len(sides) + place + 1) * share
-            times[name].append(sides[name](range(first, first + share)))
+            first = (i * len(sides) + place + 1) * runs
+            times[name].append(sides[name](range(first, first + runs)))
     return times
 
 
 def rows_of(
-    what: str, one: list[float], two: list[float], start: float, reach: float | None
+    what: str, one: list[float], two: list[float], start: float | None, reach: float | None
 ) -> list[measuring.Row]:
-    """The whole sweep, with its start, and the rounds."""
-    rounds = [a / b for a, b in zip(one, two, strict=True)]
+    """With the start of processes, where there is one, and without."""
+    named = [(f"{what}, workers started" if start else what, 0.0, None if start else reach)]
+    if start:
+        named.insert(0, (f"{what}: sweep", start, reach))
     return [
-        measuring.row(f"{what}: sweep", "one worker", [sum(one) / (start + sum(two))], reach, "more"),
-        measuring.row(f"{what}: round", "one worker", rounds, None, "more"),
+        measuring.row(
+            name, "one worker", [a / (first + b) for a, b in zip(one, two, strict=True)], wanted, "more"
+        )
+        for name, first, wanted in named
     ]
 
 
 def main() -> None:
     parser = measuring.options(__doc__, CLOCKS)
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     global clock
     clock = options.clock
@@ -95,9 +99,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as store, Workers(2) as two:
         timed(range(2), BASE, 1, f"{store}/warm", 1)
         start = timed(range(2), BASE, two, f"{store}/start", 2)
-        for spec, name, runs, reach in (
-            (BASE, "xor", options.runs, REACH),
-            (WIDE, "mnist_small", max(options.rounds, options.runs // 10), None),
+        for spec, name, rounds in (
+            (DIGITS, "digits", max(1, options.rounds // 4)),
+            (BASE, "xor", options.rounds),
         ):
 
             def on(workers: int | Workers, cores: int, spec: RunSpec = spec, name: str = name) -> Any:
@@ -107,12 +111,12 @@ def main() -> None:
                 with threads(2):
                     return float(own(1, 2)(seeds))
 
-            sides = {"one": on(1, 1), "two": on(two, 2)} | ({} if reach else {"threads": threaded})
-            times = measured(sides, runs, options.rounds)
-            size = f"{options.rounds * (runs // options.rounds)} runs of {name}"
-            rows += rows_of(f"{size}, two workers", times["one"], times["two"], start, reach)
+            sides = {"one": on(1, 1), "two": on(two, 2)} | ({"threads": threaded} if spec is DIGITS else {})
+            times = measured(sides, options.runs, rounds)
+            size = f"{options.runs} runs of {name}"
+            rows += rows_of(f"{size}, two workers", times["one"], times["two"], start, REACH)
             if "threads" in times:
-                rows += rows_of(f"{size}, two threads", times["one"], times["threads"], 0.0, None)
+                rows += rows_of(f"{size}, two threads", times["one"], times["threads"], None, None)
         rows.append(measuring.amount("starting two workers", "seconds", start))
     measuring.write(options.json, rows, clock)
 
