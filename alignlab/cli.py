@@ -109,7 +109,8 @@ def audit(
 
     Example: alignlab audit sign_sync --out out/sign_sync
     """
-    where = _where(workers, scheduler, out or Path("out") / Path(claim).stem)
+    where = _where(workers, scheduler)
+    _start_ahead(where, out or Path("out") / Path(claim).stem)
     from alignlab import gallery
     from alignlab.audit import audit as run_audit
 
@@ -138,7 +139,8 @@ def study(
     Example: alignlab study xor --out out/xor
     """
     folder = out or Path("out") / (f"{name}_full" if full else name)
-    where = _where(workers, scheduler, folder)
+    where = _where(workers, scheduler)
+    _start_ahead(where, folder)
     from alignlab import gallery
     from alignlab.figures import save
 
@@ -265,16 +267,18 @@ def _expected(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, ValueError) and "unknown data set" in str(error))
 
 
-def _where(workers: int | None, scheduler: str | None, folder: Path) -> int | str:
-    """Where the runs of ``folder`` are computed. Processes for a new one start here and now, beside our own imports."""
-    from alignlab.training import forking
-
+def _where(workers: int | None, scheduler: str | None) -> int | str:
     if scheduler is not None and workers is not None:
         raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
-    where = scheduler or workers or os.cpu_count() or 1
+    return scheduler or workers or os.cpu_count() or 1
+
+
+def _start_ahead(where: int | str, folder: Path) -> None:
+    """Processes for a new folder, whose runs will all be computed, begin to import beside our own imports."""
+    from alignlab.training import forking
+
     if isinstance(where, int) and where > 1 and not (folder / "store").exists():
         forking.start()
-    return where
 
 
 if __name__ == "__main__":

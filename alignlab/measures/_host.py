@@ -2,8 +2,8 @@
 behind in memory. Calls and memory are most of what layers of usual sizes are charged for.
 
 A number is given out where it is as exact as what the careful way (``_numerics``) makes; where squares may have under- or
-overflowed, that way is gone. Of two vectors near to parallel the residual is taken, as there. Every run, and every row, is
-judged by itself. Shapes: (R, n, m), R runs; results (R, …), in float64.
+overflowed, that way is gone. Of two vectors near to parallel, or whose samples cancel, the residual is taken, as there. Every
+run, and every row, is judged by itself. Shapes: (..., n, m), ``...`` being R runs together; sums are (R,), in float64.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ Lift = Callable[[Tensor], Tensor]
 LONGEST = 4096  # entries of a row: sums of longer ones have more digits in torch
 SAFE = 1e20  # squares between it and its inverse have lost nothing
 PARALLEL = 0.9  # the squared cosine from which on products are too coarse for an angle
+CANCELLED = (
+    1e-2  # the share of their bound below which squares under a metric are mostly what rounding left of them
+)
 
 
 def takes(*matrices: Tensor) -> bool:
     """Whether these can be measured here."""
     lead = matrices[0].shape[:-2]
-    return matrices[0].device.type == "cpu" and all(
-        m.shape[:-2] == lead and m.shape[-1] <= LONGEST and m.numel() for m in matrices
+    return all(
+        m.device.type == "cpu" and m.shape[:-2] == lead and m.shape[-1] <= LONGEST and m.numel()
+        for m in matrices
     )
 
 
@@ -40,63 +44,59 @@ def largest_on_diagonal(x: Tensor) -> Array:
     return found
 
 
-def by_run(x: Tensor) -> Tensor:
-    """(..., n, m) as (R, n, m)."""
-    return x.reshape(-1, *x.shape[-2:])
-
-
 def completed(found: Array, safe: Mask, careful: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
     """(..., k) from ``found`` (R, k), the runs that are not ``safe`` from ``careful(*matrices)`` of theirs, (R', k)."""
     if not safe.all():
         rest = torch.from_numpy(~safe)
-        theirs = {id(m): by_run(m)[rest] for m in matrices}
+        theirs = {id(m): m.reshape(-1, *m.shape[-2:])[rest] for m in matrices}
         found[~safe] = careful(*(theirs[id(m)] for m in matrices)).numpy()
     return torch.from_numpy(found.reshape((*matrices[0].shape[:-2], *found.shape[1:])))
 
 
 @np.errstate(all="ignore")  # what it hides is not safe
-def tied(a: Tensor, b: Tensor, lift: Lift | None = None, size: Array | None = None) -> tuple[Array, Mask]:
+def tied(a: Tensor, b: Tensor, lift: Lift = lambda x: x, size: Array | None = None) -> tuple[Array, Mask]:
     """‖a‖², ⟨a,b⟩, a coefficient c and ‖b − c a‖² of matrices, (R, 4), and which runs' are safe.
 
-    ``lift``: applies a symmetric metric, so that ‖a‖² is ⟨a, lift(a)⟩; ``size``: its, (R,).
+    ``lift``: applies a symmetric metric, so that ‖a‖² is ⟨a, lift(a)⟩; ``size``: (R,), the largest entry on its diagonal.
     """
-    found = np.zeros((by_run(a).shape[0], 4))
-    lifted = a if lift is None else lift(a)
-    n11, n12, c, rest = found.T
-    n11[:] = _sums(lifted, a)
-    if same := a is b:
-        n12[:], c[:], n22 = n11, 1.0, n11
-    else:
-        n12[:] = _sums(lifted, b)
-        n22 = rest[:] = _sums(b if lift is None else lift(b), b)
+    lifted = lift(a)
+    n11 = _sums(lifted, a)
+    if a is b:
+        one = np.ones_like(n11)
+        return np.stack((n11, n11, one, 0 * one), -1), _safe(n11, n11 if size is None else size)
+    n12, n22, c = _sums(lifted, b), _sums(lift(b), b), np.zeros_like(n11)
     safe = _safe(n11, n22, n11 if size is None else size)
-    if not same and (near := safe & (n12 * n12 > PARALLEL * n11 * n22)).any():
-        c[near] = (n12[near] / n11[near]).astype(a.numpy().dtype)
-        along = torch.from_numpy(c).to(a.dtype).reshape(*a.shape[:-2], 1, 1)
-        residual = torch.addcmul(b, a, along, value=-1)  # c is 0 for the others
-        rest[:] = np.where(near, _sums(residual if lift is None else lift(residual), residual), rest)
-    return found, safe
+    coarse = _coarse(n11, n12, n22)
+    if size is not None:
+        coarse |= (n11 < CANCELLED * size * _sums(a, a)) | (n22 < CANCELLED * size * _sums(b, b))
+    if (coarse & safe).any():
+        c, n22 = _by_residual(a, b, lift, np.where(coarse & safe, n12 / n11, 0.0), n22)
+    return np.stack((n11, n12, c, n22), -1), safe
+
+
+def _by_residual(a: Tensor, b: Tensor, lift: Lift, c: Array, n22: Array) -> tuple[Array, Array]:
+    """``c`` as it was applied, and ‖b − c a‖² where it is not 0."""
+    c = c.astype(a.numpy().dtype)
+    residual = torch.addcmul(b, a, torch.from_numpy(c).reshape(*a.shape[:-2], 1, 1), value=-1)
+    return c.astype(float), np.where(c == 0, n22, _sums(lift(residual), residual))
 
 
 @np.errstate(all="ignore")
 def rows(a: Tensor, b: Tensor, careful: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """|a|², ⟨a,b⟩, |b − a⟨a,b⟩/|a|²| of the rows, (..., 3, n), in their dtype; unsafe rows' by ``careful``, (3, n')."""
     x, y = (m.reshape(-1, m.shape[-1]).numpy() for m in (a, b))
-    found = np.zeros((3, len(x)))
-    n11, n12, across = found
-    n11[:] = n22 = n12[:] = np.vecdot(x, x)
-    if a is not b:
-        n12[:], n22 = np.vecdot(x, y), np.vecdot(y, y).astype(float)
-        across[:] = np.sqrt(np.maximum(n22 - n12 * n12 / n11, 0.0))
-    safe = _safe(n11, n22)
-    if a is not b and (near := safe & (n12 * n12 > PARALLEL * n11 * n22)).any():
-        residual = y[near] - x[near] * (n12[near] / n11[near]).astype(x.dtype)[:, None]
-        across[near] = np.linalg.norm(residual, axis=-1)
+    n11 = np.vecdot(x, x).astype(float)
+    if a is b:
+        found, safe = np.stack((n11, n11, 0 * n11)), _safe(n11)
+    else:
+        n12, n22 = (np.vecdot(p, y).astype(float) for p in (x, y))
+        found, safe = np.stack((n11, n12, np.sqrt(np.maximum(n22 - n12 * n12 / n11, 0.0)))), _safe(n11, n22)
+        if (near := safe & _coarse(n11, n12, n22)).any():
+            along = (n12[near] / n11[near]).astype(x.dtype)
+            found[2, near] = np.linalg.norm(y[near] - x[near] * along[:, None], axis=-1)
     if not safe.all():
         found[:, ~safe] = careful(*(torch.from_numpy(m[~safe]) for m in (x, y))).numpy()
-    shape = a.shape[:-1]
-    whole = torch.from_numpy(found.astype(x.dtype)).reshape(3, *shape)
-    return whole.movedim(0, -2)
+    return torch.from_numpy(found.astype(x.dtype)).reshape(3, *a.shape[:-1]).movedim(0, -2)
 
 
 @np.errstate(all="ignore")
@@ -116,4 +116,10 @@ def _safe(*squares: Array) -> Mask:
     every = np.array(squares)
     within: Any = (every > 1 / SAFE) & (every < SAFE)
     found: Mask = within.all(0)
+    return found
+
+
+def _coarse(n11: Array, n12: Array, n22: Array) -> Mask:
+    """Which are too near to parallel for their products."""
+    found: Mask = n12 * n12 > PARALLEL * n11 * n22
     return found

@@ -191,6 +191,8 @@ def pair_products(a: Tensor, b: Tensor) -> Tensor:
 
 def _balanced_products(a: Tensor, b: Tensor) -> Tensor:
     """At any scale, on any device."""
+    if a is b:
+        return rescaled(_itself(norm(a, 2).square()), 1.0, 1.0)
     (a, scale_a), (b, scale_b) = balance(a), balance(b)
     return rescaled(matrix_products(a, b), scale_a, scale_b)
 

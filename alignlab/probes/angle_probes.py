@@ -31,7 +31,9 @@ class GradientAngle(Probe):
         "local_angle",
     )
 
-    def __init__(self, samples: bool = True) -> None:
+    samples = True  # also of a subclass with an __init__ of its own
+
+    def __init__(self, *, samples: bool = True) -> None:
         self.samples = samples
         if not samples:
             self.quantities = ("gradient_angle",)

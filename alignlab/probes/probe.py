@@ -63,7 +63,7 @@ class Probe:
         return type(self).measure is Probe.measure
 
     def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
-        """Values for the whole step."""
+        """Values for the whole step. What a layer's observation computes, it computes anew: the layers have been let go of."""
         return {}
 
     def attrs(self) -> dict[str, object]:

@@ -221,6 +221,8 @@ class Recorder:
                 by_layer[name] = _merged(probe.measure(layer) for probe in due if not probe.in_two_stages)
                 layer.forget()  # one layer's at a time: less memory
             by_step = _merged(probe.measure_step(seen) for probe in due)
+            for layer in layers.values():
+                layer.after = None  # the weight goes on: what is asked for later would be of another step
         self._recording.attrs |= _merged(probe.attrs() for probe in due) | self._capture.attrs
         facts = {"learning_rate": rate, "wall_time": seen.wall_time}
         self._recording.add(step, by_layer, facts | by_step, kept)

@@ -26,24 +26,23 @@ __all__ = [
     "train",
 ]
 
-_HOME = {
-    "estimator_statistics": "estimators",
-    "train": "loop",
-    "replayed_noise": "replaying",
-    "Graft": "spec",
-    "RunSpec": "spec",
-    "SpecError": "spec",
-    "Sweep": "sweep",
-    "Split": "tasks",
-    "Task": "tasks",
-    "load": "tasks",
+_PUBLIC = {
+    "estimators": ("estimator_statistics",),
+    "loop": ("train",),
+    "replaying": ("replayed_noise",),
+    "spec": ("Graft", "RunSpec", "SpecError"),
+    "sweep": ("Sweep",),
+    "tasks": ("Split", "Task", "load"),
 }
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for: worker processes can be started before torch is there."""
     if name in _HOME:
         return getattr(importlib.import_module(f"alignlab.training.{_HOME[name]}"), name)
+    if name in _PUBLIC:
+        return importlib.import_module(f"alignlab.training.{name}")
     raise AttributeError(f"module 'alignlab.training' has no attribute {name!r}")
 
 

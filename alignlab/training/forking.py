@@ -1,7 +1,9 @@
 """The process that worker processes are forked from. It has imported what they need, once for all of them, and can do so
 while its caller still imports its own: seconds, twice over.
 
-On Linux; elsewhere worker processes are spawned, and import for themselves.
+It is ``multiprocessing``'s own forkserver, of which a process has one: pools that the caller starts by that method after it
+come from it too, with one thread each. Where the caller has one already, on other systems than Linux, and where there can be
+none, worker processes are spawned, and import for themselves.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
-METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 NEEDED = ["distributed.nanny", "alignlab.training.cells", "alignlab.training.population", "xarray", "h5py"]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # glibc returns large tensors to the system, by dask's settings at once; new pages for each new one take a third of the time
@@ -25,30 +27,52 @@ MEMORY = {
 }
 
 
-def start() -> None:
-    """Start that process, unless it is there; does not wait for it. To be called ahead where there is surely work."""
-    if METHOD != "forkserver":
-        return
+_ours: tuple[int, int] | None = None  # the caller's process and that of the server
+
+
+def start() -> str:
+    """Start it, unless it is there, and return by which method to start workers; does not wait for it. To be called ahead
+    where there is surely work."""
+    global _ours
+    if sys.platform != "linux":
+        return "spawn"
     from multiprocessing import forkserver
 
-    with environment(), interrupts_held():
-        multiprocessing.get_context(METHOD).set_forkserver_preload(NEEDED)
+    server: Any = forkserver._forkserver
+    theirs = server._forkserver_pid is not None and (os.getpid(), server._forkserver_pid) != _ours
+    if theirs:
+        return "spawn"
+    with (
+        environment(PYTHONSAFEPATH="1"),
+        interrupts_held(),
+        suppress(OSError),
+    ):  # a socket's path may be too long
+        multiprocessing.get_context("forkserver").set_forkserver_preload(NEEDED)
         forkserver.ensure_running()
-    atexit.register(_end, forkserver)
+        if _ours is None:
+            atexit.register(_end)
+        _ours = os.getpid(), server._forkserver_pid
+        return "forkserver"
+    return "spawn"
 
 
-def _end(forkserver: object) -> None:
-    """It would end by itself, but not before it has imported all: until then it holds the caller's output open."""
-    server = getattr(forkserver, "_forkserver", None)
-    with suppress(Exception):
-        os.kill(server._forkserver_pid, signal.SIGKILL)  # type: ignore[union-attr]
+def ready() -> None:
+    """The server has started a process, and so has imported all: it will end with its caller by itself."""
+    atexit.unregister(_end)
+
+
+def _end() -> None:
+    """Before it has imported all it does not see that its caller has ended, and holds the caller's output open."""
+    if _ours is not None and _ours[0] == os.getpid():
+        with suppress(OSError):
+            os.kill(_ours[1], signal.SIGKILL)
 
 
 @contextmanager
-def environment() -> Iterator[None]:
+def environment(**more: str) -> Iterator[None]:
     """That of processes that start within the block: one thread each, and they keep the memory that they will need again."""
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(THREADS, "1") | MEMORY)
+    os.environ.update(dict.fromkeys(THREADS, "1") | MEMORY | more)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ user interrupts. A process that dies is replaced, and its job tried again by ano
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -33,7 +34,6 @@ SETTINGS = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
-    "distributed.worker.multiprocessing-method": forking.METHOD,
 }
 
 
@@ -94,7 +94,8 @@ class Workers:
 
     def _started(self) -> Client:
         if self._client is None:
-            self._client = self._connected()
+            with _collection_held():
+                self._client = self._connected()
         return self._client
 
     def _connected(self) -> Client:
@@ -198,8 +199,8 @@ def _local_cluster(count: int) -> Iterator[LocalCluster]:
             "a worker process that is just starting was asked for workers of its own: put what your script runs under "
             "`if __name__ == '__main__':`"
         )
-    forking.start()
-    with dask.config.set(SETTINGS), forking.environment(), forking.interrupts_held():
+    method = {"distributed.worker.multiprocessing-method": forking.start()}
+    with dask.config.set(SETTINGS | method), forking.environment(), forking.interrupts_held():
         try:
             cluster = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=count,
@@ -208,14 +209,28 @@ def _local_cluster(count: int) -> Iterator[LocalCluster]:
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL + 1,
-                env=dict(os.environ),  # a forked process has that of when its parent started
+                env=dict(os.environ),  # what was set since the process was started from which they are forked
             )
         except Exception as error:
             raise SweepError(
                 f"the worker processes did not start ({error}). Has the script no `if __name__ == '__main__':`?"
             ) from error
+    forking.ready()
     with cluster:
         yield cluster
+
+
+@contextmanager
+def _collection_held() -> Iterator[None]:
+    """No garbage is collected within the block: it may hold a client that never found its scheduler. Such a one closes itself
+    with a lock that dask holds while it starts another."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

@@ -1,18 +1,17 @@
 """What populations save in a whole audit: ``alignlab audit sign_sync`` as it is, with its runs trained one by one, and as it
 was before there were populations.
 
-    python tests/benchmarks/bench_audit.py [--workers 2] [--clock cpu] [--json PATH]
+    python tests/benchmarks/bench_audit.py [--workers 2] [--json PATH]
 
 Each is the command in a process of its own, into an empty folder, once: minutes. The last is the commit before sweeps made use
-of populations, from the repository that this file lies in; left out where there is none. ``--clock cpu`` counts the processor
-time of all processes and shares it out over the workers, for machines that others use too.
+of populations, from the repository that this file lies in; left out where there is none.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -32,52 +31,44 @@ ONE_BY_ONE = (
 )
 
 
-def processor_time() -> float:
-    """Of all processes that have ended, in seconds."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
-
-
-def timed(code: str, workers: int, clock: str, package: Path | None = None) -> float:
+def timed(code: str, workers: int, package: Path | None = None) -> float:
     """``package``: the folder of another alignlab than the installed one."""
     other = {} if package is None else {"PYTHONPATH": str(package)}
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["audit", "sign_sync", "--out", folder, "--workers", str(workers)]
         command = [sys.executable, "-c", code, *arguments]
-        start = CLOCKS[clock]()
-        subprocess.run(
-            command, check=True, stdout=subprocess.DEVNULL, env=os.environ | other | {"NO_COLOR": "1"}
-        )
-        return (CLOCKS[clock]() - start) / (workers if clock == "cpu" else 1)
+        environment = os.environ | other | {"NO_COLOR": "1"}
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
+        return time.perf_counter() - start
 
 
-def before(workers: int, clock: str) -> float | None:
+def before(workers: int) -> float | None:
     """As it was; None where there is no such commit."""
+    if shutil.which("git") is None:
+        return None
     kept = subprocess.run(["git", "archive", BEFORE], cwd=HERE.parent.parent, capture_output=True)
     if kept.returncode:
         return None
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(kept.stdout)) as package:
             package.extractall(folder, filter="data")
-        return timed(AS_IT_IS, workers, clock, Path(folder))
+        return timed(AS_IT_IS, workers, Path(folder))
 
 
 def main() -> None:
-    parser = measuring.options(__doc__, tuple(CLOCKS))
+    parser = measuring.options(__doc__, ("wall",))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     what, against = f"alignlab audit sign_sync, {options.workers} workers", "its runs one by one"
-    now, single = (timed(code, options.workers, options.clock) for code in (AS_IT_IS, ONE_BY_ONE))
+    now, single = (timed(code, options.workers) for code in (AS_IT_IS, ONE_BY_ONE))
     rows = [
         measuring.amount(what, "seconds", now, REACH),
         measuring.row(what, against, [single / now], None, "more"),
     ]
-    if past := before(options.workers, options.clock):
+    if past := before(options.workers):
         rows.append(measuring.row(what, f"before populations ({BEFORE})", [past / now], RATIO, "more"))
-    measuring.write(options.json, rows, options.clock)
+    measuring.write(options.json, rows, "wall")
 
 
 if __name__ == "__main__":

@@ -224,7 +224,8 @@ def test_angles_of_weights_survive_any_scale(scale):
         assert measures.weight_angle(a, b).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_large_matrices_are_measured_block_by_block_like_small_ones():
+def test_large_matrices_are_measured_block_by_block_like_small_ones(monkeypatch):
+    monkeypatch.setattr(_host, "takes", lambda *matrices: False)
     generator = torch.Generator().manual_seed(0)
     W, noise = (torch.randn(2, 700, 301, generator=generator) for _ in range(2))
     for B in (W, -W, W + 1e-4 * noise, noise):
@@ -283,7 +284,7 @@ def test_double_precision_resolves_the_angles_that_it_can(step):
 
 
 def test_one_vanishing_row_leaves_the_other_rows_their_digits():
-    """A row whose squares vanish sends all rows another way; a zero row too."""
+    """A row whose squares vanish goes another way; a zero row too."""
     rule, bp, _ = signals((6, 4, 50))
     expected = [measures.angle(rule[i], bp[i]).item() for i in range(6)]
     for row, scale in ((rule, 1e-30), (bp, 1e-30), (rule, 1e25), (bp, 0.0)):
@@ -294,9 +295,9 @@ def test_one_vanishing_row_leaves_the_other_rows_their_digits():
             assert mean == pytest.approx(expected[i], abs=1e-4)
 
 
-@pytest.mark.parametrize("degrees", [1e-3, 0.1, 30.0, 44.9, 45.1, 90.0, 135.1, 179.999])
+@pytest.mark.parametrize("degrees", [1e-3, 0.1, 18.3, 18.5, 90.0, 161.5, 161.7, 179.999])
 def test_matrices_near_and_far_from_parallel_have_their_angle(degrees):
-    """Far ones need no residual: the two ways meet at 45 degrees."""
+    """Far ones need no residual: the two ways meet where the squared cosine is 0.9, at 18.4 degrees."""
     a, across, _ = rotated((20, 30, 20), 90.0)
     a, across = a / a.norm(), across - (a * across).sum() / a.square().sum() * a
     turn = math.radians(degrees)
@@ -314,12 +315,20 @@ def several_runs(unusual, generator):
     return rule, bp, h
 
 
+def cancelling(rule, bp, h):
+    """Make two errors, 1e-5 apart, whose samples all but cancel in the gradient: saturated units, centred errors."""
+    h.mul_(2e-4).add_(1)
+    rule.sub_(rule.mean(0))
+    bp.copy_(rule * (1 + 1e-5 * bp)).sub_(bp.mean(0))
+
+
 UNUSUAL = {
     "none": lambda rule, bp, h: None,
     "diverged": lambda rule, bp, h: rule[2].fill_(math.nan),
     "no error": lambda rule, bp, h: bp[2].zero_(),
     "tiny": lambda rule, bp, h: rule[2].mul_(1e-30),
     "tiny and huge": lambda rule, bp, h: (h[2].mul_(1e-25), rule[2].mul_(1e25), bp[2].mul_(1e25)),
+    "samples that cancel": lambda rule, bp, h: cancelling(rule[2], bp[2], h[2]),
     "a sample of each": lambda rule, bp, h: (rule[2, 0].zero_(), rule[2, 1].mul_(1e25), bp[2, 2].mul_(1e-30)),
 }
 
@@ -338,6 +347,7 @@ def test_the_fast_way_gives_what_the_careful_way_gives(monkeypatch, what, dtype)
         "matrices": lambda: measures.weight_angle(rule, bp),
         "update": lambda: measures.update_products(bp.mT @ h, rule, h),
     }
+    tolerance = 1e-4 if "cancel" in what and dtype is torch.float32 else 3e-6  # what is left is rounding
     fast = {name: compare() for name, compare in compared.items()}
     monkeypatch.setattr(_host, "takes", lambda *matrices: False)
     for name, compare in compared.items():
@@ -345,10 +355,10 @@ def test_the_fast_way_gives_what_the_careful_way_gives(monkeypatch, what, dtype)
         scale = 180 if name in ("gram", "explicit", "rows", "matrices") else slow.abs()
         off = ((fast[name] - slow).abs() / scale)[~slow.isnan()]
         assert fast[name].isnan().equal(slow.isnan()), name
-        assert off.nan_to_num(0.0).max() < 3e-6, name
+        assert off.nan_to_num(0.0).max() < tolerance, name
 
 
-@pytest.mark.parametrize("what", UNUSUAL)
+@pytest.mark.parametrize("what", [what for what in UNUSUAL if what != "none"])
 def test_no_bit_of_a_run_depends_on_the_runs_beside_it(what):
     generator = torch.Generator()
     plain = several_runs(UNUSUAL["none"], generator.manual_seed(0))
@@ -361,3 +371,37 @@ def test_no_bit_of_a_run_depends_on_the_runs_beside_it(what):
         lambda rule, bp, h: measures.update_products(rule.mT @ h, bp, h),
     ):
         assert measure(*plain)[others].equal(measure(*beside)[others])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_gradients_whose_samples_cancel_have_no_angle_of_rounding(seed):
+    rule, bp, h = signals((8, 30, 20), seed)
+    cancelling(rule, bp, h)
+    expected = naive.gradient_angle(rule.double(), bp.double(), h.double())
+    assert expected < 0.05
+    assert measures.gradient_angle(rule, bp, h).item() == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 9000), (2, 4, 7)])
+@pytest.mark.parametrize("size", [1e-30, 1.0])
+def test_a_matrix_is_at_exactly_zero_to_itself_by_either_way(monkeypatch, shape, size):
+    x = size * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr(_host, "takes", lambda *matrices: False)
+        n11, n12, n22 = measures.weight_products(x, x)
+        assert n11.equal(n12)
+        assert n11.equal(n22)
+        assert (n11 > 0).all()
+
+
+def test_rows_of_any_length_and_layout_are_measured():
+    generator = torch.Generator().manual_seed(0)
+    long = [torch.randn(3, 9000, generator=generator) for _ in range(2)]
+    turned = [torch.randn(40, 3, generator=generator).T for _ in range(2)]
+    spread = [torch.randn(3, 1, generator=generator).expand(3, 40), turned[0]]
+    for a, b in (long, turned, spread):
+        expected = [measures.angle(x.double(), y.double()).item() for x, y in zip(a, b, strict=True)]
+        assert measures.delta_angle(a, b)[0].item() == pytest.approx(sum(expected) / 3, abs=1e-4)
+        flat = measures.angle(a.double().flatten(), b.double().flatten()).item()
+        assert measures.weight_angle(a, b).item() == pytest.approx(flat, abs=1e-4)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +67,15 @@ def test_a_scheduler_that_does_not_answer_is_one_clear_line(
     ):
         list(none.each(leave_pid, [None]))
     assert "\n" not in str(error.value)
+
+
+def test_no_garbage_is_collected_while_dask_holds_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    collects = []
+    monkeypatch.setattr(
+        Workers, "_connected", lambda self: collects.append(gc.isenabled()) or SimpleNamespace()
+    )
+    Workers(2)._started()
+    assert (collects, gc.isenabled()) == ([False], True)
 
 
 def test_workers_have_one_thread_and_the_callers_environment_stays(two: Workers) -> None:
