@@ -23,9 +23,8 @@ Lift = Callable[[Tensor], Tensor]
 LONGEST = 4096  # entries of a row: sums of longer ones have more digits in torch
 SAFE = 1e20  # squares between it and its inverse have lost nothing
 PARALLEL = 0.9  # the squared cosine from which on products are too coarse for an angle
-CANCELLED = (
-    1e-2  # the share of their bound below which squares under a metric are mostly what rounding left of them
-)
+# The share of their bound below which squares under a metric are mostly what rounding left of them.
+CANCELLED = 1e-2
 
 
 def takes(*matrices: Tensor) -> bool:
