@@ -1,12 +1,15 @@
-"""The learning rate of a step: the schedule's share of the spec's, after a warm-up in even steps."""
+"""The learning rate of a step: the schedule's share of the spec's, after a warm-up in even steps; what a stacked step calls."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from alignlab.training import RunSpec
 from alignlab.training.evaluation import tabulated
-from alignlab.training.optimizers import learning_rate
+from alignlab.training.optimizers import STACKED, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,19 @@ def test_rates_are_those_by_hand(fields: dict[str, object], expected: list[float
 def test_the_share_of_clipped_steps_is_that_since_the_last_evaluation() -> None:
     found = tabulated({step: {"train_loss": 1.0} for step in (0, 2, 4)}, [True, True, False, True])
     assert found["clip_fraction"].values.tolist() == pytest.approx([float("nan"), 1, 0.5], nan_ok=True)
+
+
+def test_a_stacked_step_calls_its_hooks_once_around_the_update() -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    optimizer = STACKED["sgd"]([weight], [RunSpec(task="xor", lr=0.5, seed=seed) for seed in range(2)])
+    seen: list[tuple[str, float]] = []
+    before = optimizer.register_step_pre_hook(lambda *_: seen.append(("before", weight[0, 0].item())))
+    optimizer.register_step_post_hook(lambda *_: seen.append(("after", weight[0, 0].item())))
+    everyones = register_optimizer_step_post_hook(lambda *_: seen.append(("after all", weight[0, 0].item())))
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    assert seen == [("before", 1.0), ("after", 0.5), ("after all", 0.5)]
+    before.remove()
+    everyones.remove()
+    optimizer.step()
+    assert seen[3:] == [("after", 0.0)]
