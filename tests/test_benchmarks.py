@@ -94,7 +94,7 @@ def test_a_busy_machine_is_said_to_have_been_one(made, results):
     assert "processor time" not in made.table.machine_line(changed)
     changed["sweep"] |= {"load": 6.5, "clock": "cpu"}
     line = made.table.machine_line(changed)
-    assert "beside other work (load 6.5)" in line
+    assert "beside other work: sweep (load 6.5)" in line
     assert "`--clock cpu`: sweep" in line
 
 

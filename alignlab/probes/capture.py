@@ -159,7 +159,7 @@ class Capture:
                 f"the input of layer {name!r} was overwritten in place after it was used, so its gradient cannot be "
                 "measured. Give each micro-batch a tensor of its own"
             )
-        if self._is_backprop or _equal(use):
+        if self._is_backprop or use.is_taught_by_backprop():
             use.delta_bp = use.delta_rule
         elif use.delta_bp is None and self._asks:
             raise ProbeError(
@@ -324,18 +324,6 @@ class Capture:
         for use, signal in found:
             use.note(kind, self.arrivals.current, signal)
         return found
-
-
-def _equal(use: Use) -> bool:
-    """Whether the rule's error is backprop's to the bit, as next to the output; asked where a GPU need not wait."""
-    rule, bp = use.delta_rule, use.delta_bp
-    return (
-        use.feeds_output
-        and rule is not None
-        and bp is not None
-        and rule.device.type == "cpu"
-        and rule.equal(bp)
-    )
 
 
 def _summed(landing: Mapping[str, Mapping[int, Tensor]], passes: frozenset[int]) -> dict[str, Tensor]:

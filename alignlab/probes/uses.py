@@ -74,6 +74,13 @@ class Use:
     def is_linear(self) -> bool:
         return isinstance(self.layer, nn.Linear)
 
+    def is_taught_by_backprop(self) -> bool:
+        """Whether the rule's error is backprop's to the bit, as next to the output; asked where a GPU need not wait."""
+        rule, bp = self.delta_rule, self.delta_bp
+        if not self.feeds_output or rule is None or bp is None:
+            return False
+        return rule.device.type == "cpu" and rule.equal(bp)
+
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(h, delta_rule, delta_bp)`` of a linear layer with all leading dims taken as samples: (N, in), (N, out) twice."""
         assert self.delta_rule is not None

@@ -49,8 +49,9 @@ def machine_line(results: Results) -> str:
         )
     one = next(iter(results.values()))["machine"]
     line = f"Measured on {one['cpu']}, {one['cores']} cores, torch {one['torch']}, Python {one['python']}"
-    load = max(found.get("load") or 0 for found in results.values())
-    busy = f", beside other work (load {load:g})" if load > one["cores"] + BUSY else ""
+    loads = {name: found.get("load") or 0 for name, found in results.items()}
+    beside = [f"{name} (load {load:g})" for name, load in loads.items() if load > one["cores"] + BUSY]
+    busy = f", beside other work: {', '.join(beside)}" if beside else ""
     clocks: dict[str, list[str]] = {}
     for name, found in results.items():
         clocks.setdefault(found["clock"], []).append(name)
