@@ -62,15 +62,16 @@ def tied(a: Tensor, b: Tensor, lift: Lift = lambda x: x, size: Array | None = No
     n11 = _sums(lifted, a)
     if a is b:
         one = np.ones_like(n11)
-        return np.stack((n11, n11, one, 0 * one), -1), _safe(n11, n11 if size is None else size)
+        return np.array((n11, n11, one, 0 * one)).T, _safe(n11, n11 if size is None else size)
     n12, n22, c = _sums(lifted, b), _sums(lift(b), b), np.zeros_like(n11)
     safe = _safe(n11, n22, n11 if size is None else size)
     coarse = _coarse(n11, n12, n22)
     if size is not None:
         coarse |= (n11 < CANCELLED * size * _sums(a, a)) | (n22 < CANCELLED * size * _sums(b, b))
-    if (coarse & safe).any():
-        c, n22 = _by_residual(a, b, lift, np.where(coarse & safe, n12 / n11, 0.0), n22)
-    return np.stack((n11, n12, c, n22), -1), safe
+    coarse &= safe
+    if coarse.any():
+        c, n22 = _by_residual(a, b, lift, np.where(coarse, n12 / n11, 0.0), n22)
+    return np.array((n11, n12, c, n22)).T, safe
 
 
 def _by_residual(a: Tensor, b: Tensor, lift: Lift, c: Array, n22: Array) -> tuple[Array, Array]:
@@ -106,8 +107,9 @@ def inner(a: Tensor, b: Tensor) -> tuple[Array, Mask]:
 
 def _sums(a: Tensor, b: Tensor) -> Array:
     """Σ a∘b, (R,): the rows in their dtype, their sum in float64."""
-    found: Array = np.vecdot(a.numpy(), b.numpy()).sum(-1, dtype=float).reshape(-1)
-    return found
+    found = np.vecdot(a.numpy(), b.numpy())
+    summed: Array = np.add.reduce(found.reshape(-1, found.shape[-1]), -1, float)
+    return summed
 
 
 def _safe(*squares: Array) -> Mask:

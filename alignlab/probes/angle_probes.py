@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from alignlab import measures
@@ -66,8 +67,19 @@ class WeightAngle(Probe):
     quantities = ("weight_angle", "feedback_norm")
     needs_truth = False
 
-    def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
+    def keep(self, layer: LayerObservation) -> dict[str, Tensor | float]:
         if layer.matrices is None:
             return {}
         W, B = layer.matrices
-        return {"weight_angle": measures.weight_angle(B, W), "feedback_norm": measures.frobenius(B)}
+        if torch.float64 in (W.dtype, B.dtype):  # its angles are finer than products
+            return {"angle": measures.weight_angle(B, W), "norm": measures.frobenius(B)}
+        return {"products": measures.tied_weight_products(B, W)}
+
+    def finish(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if "products" not in kept:
+            return {"weight_angle": kept["angle"], "feedback_norm": kept["norm"]}
+        products = measures.products_from_tied(kept["products"])
+        return {
+            "weight_angle": measures.angle_from_products(*products),
+            "feedback_norm": products[0].sqrt(),
+        }

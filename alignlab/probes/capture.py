@@ -103,7 +103,7 @@ class Capture:
                 self._handles.append(
                     weight.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate))
                 )
-        if not self._is_backprop:
+        if self._follows:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
 
@@ -140,6 +140,11 @@ class Capture:
     def _asks(self) -> bool:
         """Whether to ask for the true errors; under a rule that sends none to the units, they are all that there is."""
         return self._truth or self._is_explicit
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the model's output is listened to: for the true errors, and for the errors that a direct rule sends."""
+        return not self._is_backprop and (self._asks or self._is_direct)
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -198,13 +203,13 @@ class Capture:
         if not self._is_backprop and torch._C._current_graph_task_id() != -1:
             return  # a checkpoint computes the layer again; its first call was seen
         x = args[0] if args else kwargs["input"]
-        edge = signal_edge(output)
+        edge = signal_edge(output, owned=self._follows)
         use = Use(
             layer, x.detach(), used_feedback(layer), x.requires_grad, output.shape, self._count, x._version
         )
         self._count += 1
         self._listen(name, use, edge)
-        if not self._is_backprop:
+        if self._follows:
             if self._is_direct:
                 earlier = {edge.node: other for other, edge in self._fresh}
                 use.below = [earlier[node] for node in frontier(nodes_of(x), earlier) if node in earlier]

@@ -142,13 +142,13 @@ def _walk(nodes: Iterable[Any], stops: Callable[[Any], bool]) -> Iterator[Any]:
                 waiting.append(parent)
 
 
-def signal_edge(output: Tensor) -> GradientEdge:
-    """Where the error of a layer's output arrives.
+def signal_edge(output: Tensor, owned: bool = True) -> GradientEdge:
+    """Where the error of a layer's output arrives; ``owned``: for as long as the edge lives, whatever becomes of the graph.
 
     Some layers return a view of what they computed (three-dimensional input, a single image); an in-place operation that
     follows would take that view's node out of the graph, so the error is taken at its base, in the base's shape.
     """
-    base = output._base
+    base, source = output._base, output
     if (
         base is not None
         and base.grad_fn is not None
@@ -156,5 +156,7 @@ def signal_edge(output: Tensor) -> GradientEdge:
         and base.is_contiguous()
         and output.is_contiguous()
     ):
-        return get_gradient_edge(base)
-    return get_gradient_edge(output)
+        source = base
+    if owned or source.grad_fn is None:
+        return get_gradient_edge(source)
+    return GradientEdge(source.grad_fn, source.output_nr)

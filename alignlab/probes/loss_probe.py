@@ -134,10 +134,16 @@ class Loss(Probe):
     def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         again = torch._C._current_graph_task_id() != -1  # a checkpoint computes the model again
         if torch.is_grad_enabled() and model.training and not again and not replaying():
-            batch = next(
-                (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None
+            batch = (
+                args[0] if args and isinstance(args[0], Tensor) and args[0].dim() else _batch(args, kwargs)
             )
             self._samples += 0 if batch is None else batch.shape[0 if self._runs is None else 1]
+
+
+def _batch(args: Any, kwargs: Any) -> Tensor | None:
+    """The first tensor of several samples in what a model is called with, however deep."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    return next((x for x in leaves if isinstance(x, Tensor) and x.dim()), None)
 
 
 def _wide(x: Tensor) -> Tensor:

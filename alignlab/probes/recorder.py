@@ -160,7 +160,8 @@ class Recorder:
         """Arm for the coming step if it is scheduled, rest otherwise; note when to ask the schedule again."""
         scheduled, self._next = consult(self.schedule, self.step)
         if not scheduled:
-            self._disarm()
+            if self._sentinel is not None:
+                self._disarm()
             return
         if self._sentinel is None:
             self._capture.arm()

@@ -1,12 +1,13 @@
 """What recording costs: a training step under a Recorder against the bare step of the same rule, as ratios.
 
-    python tests/benchmarks/bench_probes.py [--rounds 60] [--rule fa] [--clock process] [--json PATH]
+    python tests/benchmarks/bench_probes.py [--steps 2000] [--rule fa] [--clock process] [--json PATH]
 
 784-512-512-10 with ReLU, batch 128, cross entropy, SGD, one thread; a new batch at each step, since on one that is learnt
-by heart the errors vanish. Bare and probed groups of steps alternate, so that the machine's moods meet both alike; the median
-of the ratios is printed beside the ratio to reach, with the quartiles. "bare" against itself shows what the machine's noise
-makes of 1. ``--clock process`` counts this process's own time, for machines that others use too. Memory is the peak of what
-torch holds during a step, parameters and batch included, read from its profiler.
+by heart the errors vanish. Bare and probed steps alternate, a few at a time and in an order drawn anew, so that the machine's
+moods meet both alike; the ratios are of groups of steps that hold as many measured ones each, and their median is printed
+beside the ratio to reach, with the quartiles. "bare" against itself shows what the machine's noise makes of 1. ``--clock
+process`` counts this process's own time, for machines that others use too. Memory is the peak of what torch holds during a
+step, parameters and batch included, read from its profiler.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from alignlab.probes import (
 from alignlab.rules import convert
 
 BATCHES = 32
+Clock = Callable[[], float]
+AT_ONCE = 4  # steps of a group that follow each other
 
 
 def angles() -> list[Probe]:
@@ -62,8 +66,8 @@ class Case:
 
 
 CASES = [
-    Case("bare", None, every(1), group=4),
-    Case("standard set, nothing scheduled", standard, lambda step: False, 1.005, group=16),
+    Case("bare", None, every(1)),
+    Case("standard set, nothing scheduled", standard, lambda step: False, 1.005),
     Case("GradientAngle, every 64th step", angles, every(64), 1.01, group=64),
     Case("standard set, every 64th step", standard, every(64), 1.01, group=64),
     Case("GradientAngle, every 10th step", angles, every(10), 1.05, group=10),
@@ -117,25 +121,29 @@ def recorded(rule: str, case: Case, batches: int = BATCHES) -> Any:
         yield step_of(model, optimizer, batches)
 
 
-def timed(step: Callable[[], None], times: int, clock: Callable[[], float]) -> float:
+def timed(step: Callable[[], None], times: int, clock: Clock) -> float:
     start = clock()
     for _ in range(times):
         step()
     return clock() - start
 
 
-def ratios(rule: str, case: Case, rounds: int, clock: Callable[[], float]) -> list[float]:
+def ratios(rule: str, case: Case, rounds: int, clock: Clock) -> list[float]:
     """Probed over bare time of groups of steps, measured alternately."""
     bare = Case("bare", None, every(1))
     with recorded(rule, bare) as without, recorded(rule, case) as probed:
         for step in (without, probed):
             timed(step, 2 * case.group, clock)
-        times = []
-        for i in range(rounds):
-            pair = [(0, without), (1, probed)]
-            found = {k: timed(step, case.group, clock) for k, step in (pair if i % 2 else pair[::-1])}
-            times.append(found[1] / found[0])
-    return times
+        return [_ratio(without, probed, case.group, clock) for _ in range(rounds)]
+
+
+def _ratio(without: Callable[[], None], probed: Callable[[], None], group: int, clock: Clock) -> float:
+    """Of one group of steps each."""
+    seconds = {without: 0.0, probed: 0.0}
+    for start in range(0, group, AT_ONCE):
+        for step in random.sample(list(seconds), 2):
+            seconds[step] += timed(step, min(AT_ONCE, group - start), clock)
+    return seconds[probed] / seconds[without]
 
 
 def peak(rule: str, case: Case) -> float:
@@ -161,16 +169,16 @@ def _held() -> int:
 
 def main() -> None:
     parser = measuring.options(__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="pairs of measurements a case")
+    parser.add_argument("--steps", type=int, default=2000, help="of each kind, a case")
     parser.add_argument("--rule", default="fa")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    random.seed(0)
     rows, against, clock = [], f"bare step of {options.rule}", measuring.CLOCKS[options.clock]
     for case in CASES:
         if options.only in case.what:
-            rounds = max(options.rounds // max(case.group // 4, 1), 12)
-            found = ratios(options.rule, case, rounds, clock)
+            found = ratios(options.rule, case, max(options.steps // case.group, 12), clock)
             rows.append(measuring.row(case.what, against, found, case.reach))
     bare = peak(options.rule, CASES[0])
     for case in MEMORY:
