@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import xarray as xr
 
+    from alignlab.store.record import Record
     from alignlab.training.workers import Executor
 
     Outcomes = npt.NDArray[np.float64]
@@ -89,7 +90,8 @@ class Bench:
     def final(self, spec: RunSpec) -> dict[str, float]:
         """The last evaluation of a run; of a diverged one, which counts as having learned nothing, that before training."""
         if spec not in self._final:
-            self._final[spec] = _final_values(self.dataset(spec))
+            fields = self._record(spec).fields
+            self._final[spec] = _final_values({name: field.data for name, field in fields.items()})
         return self._final[spec]
 
     def diverged(self, specs: Sequence[RunSpec]) -> int:
@@ -98,24 +100,28 @@ class Bench:
 
     def dataset(self, spec: RunSpec) -> xr.Dataset:
         """The recorded run of a spec."""
+        return self._record(spec).to_dataset()
+
+    def _record(self, spec: RunSpec) -> Record:
         segments, name = Segments(self.store), self._names[spec]
-        run = segments.read(name)
-        check_stored(spec, run.attrs.get("spec_hash"), segments.file(name))
-        return run
+        record = segments.read_record(name)
+        check_stored(spec, record.attrs.get("spec_hash"), segments.file(name))
+        return record
 
     def name(self, spec: RunSpec) -> str:
         """The run's name in the store."""
         return self._names[spec]
 
 
-def _final_values(run: xr.Dataset) -> dict[str, float]:
-    diverged = str(run["status"].values) == "diverged"
+def _final_values(run: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """Of a run's variables by name, NaN where a step has none."""
+    diverged = str(run["status"]) == "diverged"
     found = {"diverged": float(diverged)}
-    for name in run.data_vars:
-        if str(name).endswith(("_loss", "_accuracy")):
-            values = run[name].dropna("step").values
+    for name, column in run.items():
+        if name.endswith(("_loss", "_accuracy")):
+            values = column[~np.isnan(column)]
             first, last = float(values[0]), float(values[-1])
-            found[str(name)] = first if diverged or not np.isfinite(last) else last
+            found[name] = first if diverged or not np.isfinite(last) else last
     return found
 
 

@@ -34,9 +34,14 @@ def save(
             raise ValueError(f"cannot write a figure as {suffix!r}; choose from {', '.join(sorted(known))}")
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.with_name(f"{base.name}.{suffix}") for suffix in formats]
+    layout = figure.get_layout_engine()
     with matplotlib.rc_context(RC):
-        for path, suffix in zip(paths, formats, strict=True):
-            _write(figure, path, suffix)
+        try:
+            for path, suffix in zip(paths, formats, strict=True):
+                _write(figure, path, suffix)
+                figure.set_layout_engine("none")  # laid out once: as long as a drawing, and formats are alike
+        finally:
+            figure.set_layout_engine(layout)
     return paths
 
 

@@ -6,7 +6,6 @@ A step made of several micro-batches is one batch: their samples are put togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from alignlab import measures
 from alignlab.probes.geometry import as_matrix, blocks, flat
-from alignlab.probes.uses import Use, joined, rule_of
+from alignlab.probes.uses import Use, added, joined, known, rule_of
 from alignlab.rules.layers import FeedbackLayer
 
 
@@ -67,7 +66,7 @@ class LayerObservation:
     def deltas(self) -> tuple[Tensor, Tensor]:
         """``(delta_rule, delta_bp)``, one row a sample."""
         columns = zip(
-            *((u.samples(_some(u.delta_rule)), u.samples(_some(u.delta_bp))) for u in self.uses), strict=True
+            *((u.samples(known(u.delta_rule)), u.samples(known(u.delta_bp))) for u in self.uses), strict=True
         )
         rule, bp = (joined(list(column)) for column in columns)
         return rule, bp
@@ -76,10 +75,10 @@ class LayerObservation:
     def gradients(self) -> tuple[Tensor, Tensor]:
         """``(G_rule, G_bp)`` formed explicitly, in W's shape (convolutions; linear layers only if asked)."""
         if self.landed is not None:
-            bp = _added(use.gradient(_some(use.delta_bp)) for use in self.sharing)
+            bp = added(use.gradient(known(use.delta_bp)) for use in self.sharing)
             return self.landed.to(bp.dtype), bp
-        rule = _added(use.gradient(_some(use.delta_rule)) for use in self.sharing)
-        return rule, rule if self.same else _added(use.gradient(_some(use.delta_bp)) for use in self.sharing)
+        rule = added(use.gradient(known(use.delta_rule)) for use in self.sharing)
+        return rule, rule if self.same else added(use.gradient(known(use.delta_bp)) for use in self.sharing)
 
     @cached_property
     def same(self) -> bool:
@@ -103,7 +102,7 @@ class LayerObservation:
     @cached_property
     def update_product(self) -> Tensor:
         """⟨ΔW, G_bp⟩, float64."""
-        update = _some(self.update)
+        update = known(self.update)
         if self.is_linear:
             h, _, bp = self.batch
             return measures.update_products(update, bp, h)
@@ -160,7 +159,7 @@ class LayerObservation:
                 return None
             e = self.errors.to(W.dtype)  # autocast's are of half precision
             return e @ B.to(W.dtype), e @ W
-        used = [(u, _some(u.delta_rule)) for u in self.uses if u.reaches_input]
+        used = [(u, known(u.delta_rule)) for u in self.uses if u.reaches_input]
         by_w = joined([u.carried(d, self.weight) for u, d in used])
         if self.uses[-1].feedback is None:
             return by_w, by_w
@@ -184,13 +183,3 @@ class Observation:
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Of matrices."""
     return (a * b).sum((-2, -1), dtype=torch.float64 if a.device.type != "mps" else None)
-
-
-def _added(gradients: Iterable[Tensor]) -> Tensor:
-    first, *others = gradients
-    return sum(others, first)
-
-
-def _some(x: Tensor | None) -> Tensor:
-    assert x is not None
-    return x

@@ -154,6 +154,18 @@ def joined(parts: list[Tensor]) -> Tensor:
     return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts], -2)
 
 
+def added(gradients: Iterable[Tensor]) -> Tensor:
+    """The gradients of several uses of one weight together."""
+    first, *others = gradients
+    return sum(others, first)
+
+
+def known(signal: Tensor | None) -> Tensor:
+    """A signal that has arrived."""
+    assert signal is not None
+    return signal
+
+
 def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in one dtype, float32 at least: half precision is too coarse to measure in."""
     dtype = torch.float32

@@ -23,8 +23,10 @@ _RUNS = torch.zeros(())
 
 
 def remember(layer: FeedbackLayer) -> None:
-    """Make ``layer`` one that graphs can ask for its B."""
+    """Make ``layer`` one that graphs can ask for its B, or of a direct rule one that stays out of them."""
     _LAYERS[id(layer)] = layer
+    if layer.rule.direct:
+        _disable()
 
 
 def feedback_in_graph(layer: FeedbackLayer, used: bool) -> Tensor:
@@ -54,7 +56,14 @@ def _call(function: Any, *args: Any) -> Any:
     return function(*args)
 
 
-_outside: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    _call,
-    reason="direct rules read autograd's graph: call the model itself, or convert it to a layerwise rule",
-)
+_outside: Any = _call
+
+
+def _disable() -> None:
+    """Before a graph can be made; not on import, since it imports the compiler, which takes longer than all else."""
+    global _outside
+    if _outside is _call:
+        reason = (
+            "direct rules read autograd's graph: call the model itself, or convert it to a layerwise rule"
+        )
+        _outside = torch.compiler.disable(_call, reason=reason)  # type: ignore[no-untyped-call]

@@ -17,7 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-NEEDED = ["distributed.nanny", "alignlab.training.cells", "alignlab.training.population", "xarray", "h5py"]
+NEEDED = [
+    "torch._dynamo",
+    "distributed.nanny",
+    "alignlab.training.cells",
+    "alignlab.training.population",
+    "xarray",
+    "h5py",
+]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # glibc returns large tensors to the system, by dask's settings at once; new pages for each new one take a third of the time
 MEMORY = {

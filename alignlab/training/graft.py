@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alignlab import measures
 from alignlab.probes.capture import Capture
 from alignlab.probes.geometry import flat, summed
-from alignlab.probes.uses import Use
+from alignlab.probes.uses import Use, added, known
 from alignlab.rules import feedback_layers
 from alignlab.rules.runs import beside
 from alignlab.training.spec import Graft
@@ -35,7 +35,7 @@ class GradientGraft:
         self._by_bp, self._sized_by_bp, self._grafted = (
             torch.tensor(flags, device=like.device) for flags in _flags(graft)
         )
-        self._any_by_bp = bool(self._by_bp.any())
+        self._any_by_bp, self._all_by_bp = bool(self._by_bp.any()), bool(self._by_bp.all())
         self._capture = Capture(model, self._layers)
         self._capture.arm()
 
@@ -49,34 +49,37 @@ class GradientGraft:
         self._by_bp, self._sized_by_bp, self._grafted = (
             flags[rows] for flags in (self._by_bp, self._sized_by_bp, self._grafted)
         )
-        self._any_by_bp = bool(self._by_bp.any())
+        self._any_by_bp, self._all_by_bp = bool(self._by_bp.any()), bool(self._by_bp.all())
         self._capture.arm()
 
     @torch.no_grad()
     def apply(self) -> None:
         """Graft the gradients of the pass that has just ended."""
         for name, uses in self._capture.take().items():
-            layer = self._layers[name]
-            rule, bp = _norms(layer, uses, self._capture.landed.get(name))
-            size, length = torch.where(self._sized_by_bp, bp, rule), torch.where(self._by_bp, bp, rule)
-            factor = torch.where(self._grafted, _ratio(size, length), 1.0)
-            if self._any_by_bp:
-                self._set_backprop_gradient(layer, uses)
-            for parameter in layer.parameters(recurse=False):
-                if parameter.grad is not None:
-                    parameter.grad.mul_(beside(factor.to(parameter.grad.dtype), parameter))
+            same = all(use.delta_rule is use.delta_bp for use in uses) and name not in self._capture.landed
+            if not same:
+                self._graft(self._layers[name], uses)
 
-    def _set_backprop_gradient(self, layer: nn.Module, uses: list[Use]) -> None:
-        """Where it gives the direction."""
+    def _graft(self, layer: nn.Module, uses: list[Use]) -> None:
+        """A layer whose error is not backprop's."""
+        true = added(use.gradient(known(use.delta_bp)) for use in uses) if self._any_by_bp else None
+        rule = _norm(layer, _rule_gradient(layer, uses))
+        bp = _backprop_norm(layer, uses) if true is None else _norm(layer, true)
+        size, length = torch.where(self._sized_by_bp, bp, rule), torch.where(self._by_bp, bp, rule)
+        factor = torch.where(self._grafted, _ratio(size, length), 1.0)
         for name, parameter in layer.named_parameters(recurse=False):
-            if parameter.grad is None:
-                continue
-            if name in ("weight", "feedback"):  # a feedback that learns takes the steps of W
-                bp = _backprop_gradient(uses)
-            else:
-                deltas = [use.delta_bp for use in uses if use.delta_bp is not None]
-                bp = torch.stack([summed(layer, delta) for delta in deltas]).sum(0)
-            parameter.grad.copy_(torch.where(beside(self._by_bp, parameter), bp, parameter.grad))
+            if parameter.grad is not None:
+                own = beside(factor.to(parameter.grad.dtype), parameter)
+                direction = parameter.grad if true is None else self._direction(layer, uses, name, true)
+                parameter.grad = direction * own
+
+    def _direction(self, layer: nn.Module, uses: list[Use], name: str, true: Tensor) -> Tensor:
+        """Of the steps of the parameter ``name``: backprop's gradient in the runs where it gives the direction."""
+        own: Any = getattr(layer, name).grad
+        if name not in ("weight", "feedback"):  # a feedback that learns takes the steps of W
+            true = added(summed(layer, known(use.delta_bp)) for use in uses)
+        by_bp = beside(self._by_bp, own)
+        return true.to(own.dtype) if self._all_by_bp else torch.where(by_bp, true, own)
 
 
 def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, Any, Any]:
@@ -99,21 +102,21 @@ def _ratio(size: Tensor, length: Tensor) -> Tensor:
     return torch.where(size == length, 1.0, torch.where(length == 0, 0.0, size / length))
 
 
-def _norms(layer: nn.Module, uses: list[Use], landed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``(‖G_rule‖, ‖G_bp‖)`` of a layer, in each run; ``landed``: G_rule where it is no deltaᵀ h."""
-    if landed is not None:
-        return _norm(layer, landed), _norm(layer, _backprop_gradient(uses))
+def _rule_gradient(layer: nn.Module, uses: list[Use]) -> Tensor:
+    """G_rule: what has come to the weight, or of a weight that takes none deltaᵀ h."""
+    landed = layer.weight.grad
+    if isinstance(landed, Tensor):
+        return landed
+    return added(use.gradient(known(use.delta_rule)) for use in uses)
+
+
+def _backprop_norm(layer: nn.Module, uses: list[Use]) -> Tensor:
+    """‖G_bp‖ of a layer, in each run."""
     if len(uses) == 1 and uses[0].is_linear:
-        h, delta_rule, delta_bp = uses[0].rows()
-        rule, _, bp = measures.gradient_products(delta_rule, delta_bp, h)
-        return rule.sqrt(), bp.sqrt()
-    rule = torch.stack([use.gradient(use.delta_rule) for use in uses if use.delta_rule is not None]).sum(0)
-    return _norm(layer, rule), _norm(layer, _backprop_gradient(uses))
+        h, _, delta = uses[0].rows()
+        return measures.gradient_products(delta, delta, h)[0].sqrt()
+    return _norm(layer, added(use.gradient(known(use.delta_bp)) for use in uses))
 
 
 def _norm(layer: nn.Module, gradient: Tensor) -> Tensor:
     return measures.frobenius(flat(layer, gradient))
-
-
-def _backprop_gradient(uses: list[Use]) -> Tensor:
-    return torch.stack([use.gradient(use.delta_bp) for use in uses if use.delta_bp is not None]).sum(0)

@@ -169,7 +169,8 @@ class Population:
         for parameter in self.parameters:
             parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
-        losses = self._losses(self.train.inputs[batch], self.train.targets[batch])
+        inputs = self.train.inputs.index_select(0, batch.flatten())  # in half the time of [batch]
+        losses = self._losses(inputs.view(*batch.shape, *inputs.shape[1:]), self.train.targets[batch])
         if not math.isfinite(losses.detach().sum()):  # one number to read; large losses may sum to infinity
             bad = [k for k in self.here[~losses.isfinite()].tolist() if k not in self.ended]
             if bad:

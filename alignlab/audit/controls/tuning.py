@@ -48,6 +48,7 @@ class Tuning(Control):
         while any([search.extend() for search in searches]):
             for search in searches:  # equal budgets: what one arm gets, the other gets
                 search.rates = sorted({rate for s in searches for rate in s.rates})
+        bench.run("both, tuned", [spec for s in searches for spec in bench.specs(s.arm, lr=s.best)])
         best_t, best_b = (bench.outcomes(f"{s.arm.label}, tuned", s.arm, lr=s.best) for s in searches)
         finding = Finding(ControlSamples(self.name, tuple(best_t - best_b), tuple(treatment - best_b)))
         finding.checks = [search.edge_check() for search in searches]
