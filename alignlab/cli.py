@@ -5,6 +5,8 @@ On bad input one clear line and exit code 2.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
@@ -234,6 +236,9 @@ def main() -> None:
     """The entry point: turns every expected error into one line and exit code 2."""
     if sys.argv[1:] in ([], ["data"]):
         sys.argv.append("--help")
+    atexit.register(
+        gc.freeze
+    )  # Python looks for garbage as it ends, a second long, in what is thrown away whole
     try:
         code = app(standalone_mode=False)
     except typer.Exit as stop:

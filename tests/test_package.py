@@ -31,6 +31,15 @@ def test_import_loads_nothing_heavy():
     assert heavy & set(loaded) == set()
 
 
+def test_what_trains_nothing_does_not_import_the_compiler():
+    code = "import sys, alignlab.cli, alignlab.gallery, alignlab.figures, alignlab.rules; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "torch" in loaded
+    assert "torch._dynamo" not in loaded  # it takes as long as all of torch
+
+
 def test_every_public_name_is_there():
     assert [name for name in al.__all__ if not hasattr(al, name)] == []
     assert len(al.__all__) <= 30

@@ -67,17 +67,10 @@ class AuditResult:
 
     def select(self, *groups: str) -> xr.Dataset:
         """The runs of some groups, with the group's name as the coordinate ``arm``."""
-        import xarray as xr
-
-        ids = self.all_runs["run_id"].values
-        place = {name: i for i, name in enumerate(ids)}
-        parts = []
-        for group in groups:
-            part = self.all_runs.isel(run=[place[name] for name in self.runs[group]])
-            parts.append(
-                part.assign_coords(arm=("run", np.full(part.sizes["run"], group, dtype=object).astype(str)))
-            )
-        return xr.concat(parts, "run", data_vars="all", coords="minimal", compat="override", join="outer")
+        place = {name: i for i, name in enumerate(self.all_runs["run_id"].values)}
+        both = [(place[name], group) for group in groups for name in self.runs[group]]
+        chosen = self.all_runs.isel(run=[i for i, _ in both])
+        return chosen.assign_coords(arm=("run", np.array([group for _, group in both], dtype=str)))
 
     @property
     def tree(self) -> xr.DataTree:

@@ -92,7 +92,9 @@ def _fit(axes: list[Axes], every: list[Sweep], log: bool, ceiling: float) -> Non
     shown = means <= ceiling if (means <= ceiling).any() else np.isfinite(means)
     bottom, top = scales.limits(means[shown], np.concatenate([low[shown], high[shown]]), log)
     top = max(min(top, ceiling), means[shown].max())
+    lrs = np.unique(np.concatenate([sweep.lrs for sweep in every]))  # panels share both axes
     for ax in axes:
+        _lr_axis(ax, lrs)
         ax.set_yscale("log" if log else "linear")
         ax.set_ylim(bottom / (top / bottom) ** 0.15 if log else bottom - 0.15 * (top - bottom), top)
         if log:
@@ -111,7 +113,6 @@ def _draw_panel(
             **own._asdict(), markeredgecolor="white", markeredgewidth=0.5, elinewidth=1, capsize=2.5,
         )  # fmt: skip
         line.lines[0].set_label(style.level_text(sweep.level))
-    _lr_axis(axes, np.unique(np.concatenate([sweep.lrs for sweep in found])))
     _draw_optima(axes, found, look)
     _draw_diverged(axes, [sweep for sweep in found if sweep.diverged.any()], look)
 

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_sweep.py [--runs 400] [--rounds 5] [--json PATH]
 
-Of digits, 784-128-10, 100 steps: runs that are worth a second process. And of XOR, 2-8-2, 100 steps, probed: so small that all
-of them together take less time than processes take to start. Sides take turns, each time with a whole sweep of seeds of its
-own, of digits in a fourth of the ``--rounds``; every run is stored, as in any sweep. "sweep": with what it takes to start the
+Of digits, 784-128-64-10, 500 steps, probed and evaluated: the runs of ``alignlab audit sign_sync``, minutes. And of XOR,
+2-8-2, 100 steps, probed: so small that all of them together take less time than processes take to start. Sides take turns,
+each time with a whole sweep of seeds of its own, of digits in a fourth of the ``--rounds``; every run is stored, as in any
+sweep. "sweep": with what it takes to start the
 processes once; "workers started": without. "threads": one process with two threads against one with one, the other way to use
 two cores. Programs that others run on these cores take from the ratios; ``--clock cpu`` counts the processor time of all
 processes of a side and shares it out over its cores: what these would take if they were free.
@@ -29,7 +30,7 @@ from alignlab.training.workers import Workers
 
 REACH = 1.7
 BASE = RunSpec(task="xor", hidden=(8,), rule="fa", batch_size=4, steps=100, record_every=20, lr=0.1)
-DIGITS = RunSpec(task="mnist_small", hidden=(128,), rule="fa", steps=100, record_every=0, evaluations=2)
+DIGITS = RunSpec(task="mnist_small", hidden=(128, 64), rule="fa", steps=500, lr=0.002)
 
 
 def processor_time() -> float:

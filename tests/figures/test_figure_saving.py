@@ -29,6 +29,22 @@ def test_the_same_figure_gives_the_same_bytes(figure, tmp_path):
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
+def test_all_formats_of_a_figure_have_one_layout(tmp_path, monkeypatch):
+    from alignlab.testing.synthetic import synthetic_run
+
+    drawn, places = figures.gains(synthetic_run(steps=20, layers=2)), []
+    real, layout = drawn.savefig, drawn.get_layout_engine()
+
+    def saved(*args, **settings):
+        real(*args, **settings)
+        places.append([axes.get_position().bounds for axes in drawn.axes])
+
+    monkeypatch.setattr(drawn, "savefig", saved)
+    figures.save(drawn, tmp_path / "gains", ["png", "svg", "pdf"])
+    assert places[0] == places[1] == places[2]
+    assert drawn.get_layout_engine() is layout
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(figure, tmp_path, monkeypatch):
     (tmp_path / "curves.png").write_bytes(b"old")
 

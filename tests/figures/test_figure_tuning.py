@@ -113,6 +113,17 @@ def test_tasks_get_panels_but_rates_do_not(sweep):
     assert [axes.get_title(loc="left") for axes in panels(figure)] == ["mnist_small", "xor"]
 
 
+def test_no_panel_cuts_off_the_rates_of_another(sweep):
+    """They share the axis, and an audit's grafts run at one rate alone."""
+    kept = (sweep.seed.values > 0) | (sweep.lr.values == np.unique(sweep.lr.values)[2])
+    tasks = np.where(sweep.seed.values == 0, "xor", "mnist_small")
+    split = sweep.assign_coords(task=("run", tasks)).isel(run=kept)
+    for axes in panels(figures.loss_against_lr(split)):
+        low, high = axes.get_xlim()
+        assert low < sweep.lr.values.min()
+        assert high > sweep.lr.values.max()
+
+
 def test_nothing_to_compare_is_an_error(sweep):
     lost = sweep.assign_coords(status=("run", ["diverged"] * sweep.sizes["run"]))
     with pytest.raises(ValueError, match="no run finished with a final 'validation_loss'"):
