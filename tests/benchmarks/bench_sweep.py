@@ -5,10 +5,10 @@
 Of digits, 784-128-64-10, 500 steps, probed and evaluated: the runs of ``alignlab audit sign_sync``, minutes. And of XOR,
 2-8-2, 100 steps, probed: so small that all of them together take less time than processes take to start. Sides take turns,
 each time with a whole sweep of seeds of its own, of digits in a fourth of the ``--rounds``; every run is stored, as in any
-sweep. "sweep": with what it takes to start the
-processes once; "workers started": without. "threads": one process with two threads against one with one, the other way to use
-two cores. Programs that others run on these cores take from the ratios; ``--clock cpu`` counts the processor time of all
-processes of a side and shares it out over its cores: what these would take if they were free.
+sweep. "sweep": with what it takes to start the processes once; "workers started": without. "threads": one process with two
+threads against one with one, the other way to use two cores. Programs that others run on these cores take from the ratios;
+``--clock cpu`` counts the processor time of all processes of a side and shares it out over its cores: what these would take if
+they were free.
 """
 
 from __future__ import annotations
