@@ -84,10 +84,10 @@ class StackedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _update_all(self) -> None:
-        for p in self.param_groups[0]["params"]:
+        for p, pieces in zip(self.param_groups[0]["params"], self.pieces, strict=True):
             if p.grad is None:
                 continue
-            rates, state, pieces = beside(self.param_groups[0]["lr"], p), self.state[p], _pieces(p)
+            rates, state = beside(self.param_groups[0]["lr"], p), self.state[p]
             if len(pieces) == 1:
                 self._update(p, p.grad, state.setdefault(0, {}), pieces[0], rates)
                 continue
@@ -100,13 +100,14 @@ class StackedOptimizer(torch.optim.Optimizer):
         olds, group["params"], group["lr"] = group["params"], list(parameters), group["lr"][rows]
         self._set(self.decay[rows], self.momentum[rows], self.nesterov[rows])
         self.state = defaultdict(dict)
-        for old, new in zip(olds, group["params"], strict=True):
+        for old, new, pieces in zip(olds, group["params"], self.pieces, strict=True):
             if old in before:
-                self.state[new] = _state_of(list(before[old].values()), rows, _pieces(new))
+                self.state[new] = _state_of(list(before[old].values()), rows, pieces)
 
     def _set(self, decay: Tensor, momentum: Tensor, nesterov: Tensor) -> None:
         self.decay, self.momentum, self.nesterov = decay, momentum, nesterov
         self.decays, self.pushes = bool(decay.any()), bool(momentum.any())
+        self.pieces = [_pieces(p) for p in self.param_groups[0]["params"]]
         # as any optimizer notes it: rules may ask
         self.param_groups[0]["weight_decay"] = tuple(decay.tolist())
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable
@@ -147,18 +148,26 @@ def _ratio(without: Callable[[], None], probed: Callable[[], None], group: int, 
 
 
 def peak(rule: str, case: Case) -> float:
-    """The most bytes that torch held during one step, after some: those of the model and its batch, and the step's own."""
+    """The most bytes that torch held during one step, after some: those of the model and its batch, and the step's own.
+
+    Of what was there before it the profiler does not know the size, so it looks on for some steps, and the sum is taken back
+    from their end.
+    """
     with recorded(rule, case, batches=1) as step:
         timed(step, 10, time.perf_counter)
-        held = _held()
         with torch.profiler.profile(profile_memory=True) as profile:
-            step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = highest = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
+            timed(step, 2, time.perf_counter)
+            with torch.profiler.record_function("last"):
+                step()
+        gc.collect()
+        held = _held()
+    events = profile.profiler.kineto_results.events()
+    last = next(e.start_ns() for e in events if e.name() == "last")
+    now, highest = 0, -math.inf
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         now += event.nbytes()
-        highest = max(highest, now)
-    return held + highest
+        highest = max(highest, now) if event.start_ns() >= last else highest
+    return held + highest - now
 
 
 def _held() -> int:
