@@ -58,6 +58,8 @@ def tied(a: Tensor, b: Tensor, lift: Lift = lambda x: x, size: Array | None = No
 
     ``lift``: applies a symmetric metric, so that ‖a‖² is ⟨a, lift(a)⟩; ``size``: (R,), the largest entry on its diagonal.
     """
+    if a.dim() == 2 and (found := _tied_of_one(a, b, lift, size)) is not None:
+        return np.array([found]), np.array([True])
     lifted = lift(a)
     n11 = _sums(lifted, a)
     if a is b:
@@ -72,6 +74,28 @@ def tied(a: Tensor, b: Tensor, lift: Lift = lambda x: x, size: Array | None = No
     if coarse.any():
         c, n22 = _by_residual(a, b, lift, np.where(coarse, n12 / n11, 0.0), n22)
     return np.array((n11, n12, c, n22)).T, safe
+
+
+def _tied_of_one(
+    a: Tensor, b: Tensor, lift: Lift, size: Array | None
+) -> tuple[float, float, float, float] | None:
+    """``tied`` of two matrices (n, m) in Python's numbers, ten times faster than arrays of one; None where it is not safe."""
+    lifted = lift(a)
+    n11 = _sum(lifted, a)
+    largest = n11 if size is None else float(size[0])
+    if a is b:
+        return (n11, n11, 1.0, 0.0) if _all_safe(n11, largest) else None
+    n12, n22 = _sum(lifted, b), _sum(lift(b), b)
+    if not _all_safe(n11, n22, largest):
+        return None
+    coarse = n12 * n12 > PARALLEL * n11 * n22
+    if size is not None and not coarse:
+        coarse = n11 < CANCELLED * largest * _sum(a, a) or n22 < CANCELLED * largest * _sum(b, b)
+    if not coarse:
+        return n11, n12, 0.0, n22
+    c = float(a.numpy().dtype.type(n12 / n11))  # as it is applied
+    residual = torch.add(b, a, alpha=-c)
+    return n11, n12, c, n22 if c == 0 else _sum(lift(residual), residual)
 
 
 def _by_residual(a: Tensor, b: Tensor, lift: Lift, c: Array, n22: Array) -> tuple[Array, Array]:
@@ -110,6 +134,15 @@ def _sums(a: Tensor, b: Tensor) -> Array:
     found = np.vecdot(a.numpy(), b.numpy())
     summed: Array = np.add.reduce(found.reshape(-1, found.shape[-1]), -1, float)
     return summed
+
+
+def _sum(a: Tensor, b: Tensor) -> float:
+    """Σ a∘b of matrices (n, m): the rows in their dtype, their sum in float64."""
+    return float(np.vecdot(a.numpy(), b.numpy()).sum(dtype=float))
+
+
+def _all_safe(*squares: float) -> bool:
+    return all(1 / SAFE < square < SAFE for square in squares)
 
 
 def _safe(*squares: Array) -> Mask:

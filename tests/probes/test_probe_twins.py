@@ -212,14 +212,17 @@ def test_every_value_equals_a_plain_twins(rule: str | None, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "positions"])
-def test_angles_hold_in_single_precision(name: str) -> None:
+def test_angles_and_norms_hold_in_single_precision(name: str) -> None:
     run, expected = recorded_and_expected("fa", name, torch.float32)
     for step, layers in enumerate(expected):
         for layer, values in layers.items():
-            for variable in ("gradient_angle", "delta_angle", "local_angle", "update_angle"):
+            for variable in ("gradient_angle", "delta_angle", "local_angle", "update_angle", "weight_angle"):
                 got, value = float(run[variable].sel(step=step, layer=layer)), values.get(variable, math.nan)
                 cosines = np.cos(np.radians([got, value]))
                 assert cosines[0] == pytest.approx(cosines[1], abs=1e-5, nan_ok=True), (variable, layer, step)
+            for variable in ("gradient_norm", "feedback_norm", "weight_norm", "update_norm"):
+                got, value = float(run[variable].sel(step=step, layer=layer)), values.get(variable, math.nan)
+                assert got == pytest.approx(value, rel=1e-5, nan_ok=True), (variable, layer, step)
 
 
 def test_the_spectrum_of_a_grouped_convolution_is_that_of_its_blocks() -> None:
