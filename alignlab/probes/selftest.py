@@ -137,8 +137,14 @@ def _elsewhere(uses: Sequence[Use], landed: Tensor, weight: Tensor) -> float:
     noise = sum(
         _rounding(delta) * float(delta.float().norm() * use.h.float().norm()) for use, delta in signals
     )
-    rest = max(0.0, _beyond_decay(landed - seen, weight) - noise) / max(float(landed.float().norm()), 1e-38)
-    return rest if rest > max((_tolerance(delta) for _, delta in signals), default=0.0) else 0.0
+    allowed = max((_tolerance(delta) for _, delta in signals), default=0.0)
+    size, rest = max(float(landed.float().norm()), 1e-38), landed - seen
+    if (
+        not float(rest.float().norm()) - noise > allowed * size
+    ):  # nearly always; to look for decay costs several times as much
+        return 0.0
+    found = max(0.0, _beyond_decay(rest, weight) - noise) / size
+    return found if found > allowed else 0.0
 
 
 def _hooked(weight: Tensor) -> bool:

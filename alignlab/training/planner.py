@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -21,7 +22,7 @@ import torch
 from alignlab.measures.iterative import one_thread
 from alignlab.training import models, stacking, tasks
 from alignlab.training.population import Population, alone
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 
 SIZES = (4, 16, 64, 256, 1024)
 TIMED = 4  # steps of a population, after as many to warm up
@@ -32,41 +33,64 @@ SHARE = 0.5  # of the free memory
 COPIES = 8  # of a run's weights: gradient, optimizer state, B, an update's temporaries
 
 
-def packs(specs: Sequence[RunSpec], workers: int = 1) -> list[list[RunSpec]]:
-    """The specs as populations, at least ``workers`` of each shape where there are runs enough; those that must be trained
-    alone, alone."""
+class Question(NamedTuple):
+    """How many of so many runs like ``spec`` to train together, where so many ``workers`` share them and the memory."""
+
+    spec: RunSpec
+    number: int
+    workers: int
+
+
+def best_size(question: Question) -> int:
+    """The answer, measured on the machine that is asked."""
+    spec, number, workers = question
+    share = math.ceil(number / workers)
+    try:
+        room = min(share, fitting(spec, workers))
+        return min(room, _best_size(spec, number, room))
+    except Exception:  # what is wrong with them the runs themselves will say
+        return share
+
+
+def _answers(questions: Sequence[Question]) -> list[int]:
+    return [best_size(question) for question in questions]
+
+
+def packs(
+    specs: Sequence[RunSpec],
+    workers: int = 1,
+    ask: Callable[[Sequence[Question]], Sequence[int]] = _answers,
+) -> list[list[RunSpec]]:
+    """The specs as populations, as many of each shape for every one of the ``workers``; those that must be alone, alone.
+
+    ``ask``: has the questions answered, on the machines that will do the work.
+    """
     alike: dict[object, list[RunSpec]] = {}
     for spec in specs:
         key: object = (
             spec if alone(spec) else (stacking.shared(spec), stacking.family(spec), spec.graft is None)
         )
         alike.setdefault(key, []).append(spec)
-    return [pack for own in alike.values() for pack in _cut(sorted(own, key=stacking.lane), workers)]
+    groups = [sorted(own, key=stacking.lane) for own in alike.values()]
+    questions = {i: Question(own[0], len(own), workers) for i, own in enumerate(groups) if len(own) > workers}
+    sizes = dict(zip(questions, ask(list(questions.values())), strict=True))
+    return [pack for i, own in enumerate(groups) for pack in _cut(own, sizes.get(i, 1), workers)]
 
 
-def _cut(specs: list[RunSpec], workers: int) -> Iterator[list[RunSpec]]:
-    """Pieces of about one size; runs of one rule stay together."""
-    share = math.ceil(len(specs) / workers)
-    size = share if share == 1 else _size(specs, share, workers)
-    pieces = math.ceil(len(specs) / size)
+def _cut(specs: list[RunSpec], size: int, workers: int) -> Iterator[list[RunSpec]]:
+    """Pieces of about one size, that or a little less, as many for each worker; runs of one rule stay together."""
+    rounds = math.ceil(len(specs) / size / workers)
+    pieces = min(len(specs), rounds * workers)
     edges = [round(i * len(specs) / pieces) for i in range(pieces + 1)]
     return (specs[a:b] for a, b in pairwise(edges))
 
 
-def _size(specs: Sequence[RunSpec], share: int, workers: int) -> int:
-    try:
-        room = min(share, fitting(specs[0], workers))
-        return min(room, _best_size(specs, room))
-    except SpecError:  # there is no such network: the runs themselves will say so
-        return share
-
-
-def _best_size(specs: Sequence[RunSpec], largest: int) -> int:
-    shape = stacking.shared(specs[0])
+def _best_size(spec: RunSpec, number: int, largest: int) -> int:
+    shape = stacking.shared(spec)
     dense = shape.model == "mlp"
-    if shape.steps * len(specs) < (WORTH if dense else WORTH_OF_MAPS):
+    if shape.steps * number < (WORTH if dense else WORTH_OF_MAPS):
         return largest if dense else min(SIZES[0], largest)
-    rule = {"rule": specs[0].rule, "rule_args": specs[0].rule_args}
+    rule = {"rule": spec.rule, "rule_args": spec.rule_args}
     found, price = 1, math.inf
     sizes = SIZES if dense else (1, *SIZES)  # convolutions may cost a run no less beside others
     for size in (*(size for size in sizes if size < largest), largest):

@@ -19,7 +19,7 @@ from alignlab.store.claims import Claims
 from alignlab.training.cells import Job, Outcome, run_job
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
-from alignlab.training.planner import packs
+from alignlab.training.planner import Question, best_size, packs
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.workers import Lost, Workers, opened
 
@@ -74,7 +74,7 @@ class Sweep:
         mark = f"sweep-{uuid.uuid4().hex}"
         with opened(executor) as workers, Claims(self.store) as claims:
             claims.take(mark)
-            jobs = self._jobs(missing, mark, workers.count())
+            jobs = self._jobs(missing, mark, workers)
             while jobs:
                 jobs = self._round(jobs, workers, progress)
                 time.sleep(PATIENCE if jobs else 0)
@@ -93,8 +93,15 @@ class Sweep:
                 "spec.changed(...) makes another"
             )
 
-    def _jobs(self, specs: Sequence[RunSpec], mark: str, workers: int) -> list[Job]:
-        groups = packs(specs, workers) if self.lockstep else [[spec] for spec in specs]
+    def _jobs(self, specs: Sequence[RunSpec], mark: str, workers: Workers) -> list[Job]:
+        def ask(questions: Sequence[Question]) -> list[int]:
+            """The workers: what they train at once is a matter of their speed and memory."""
+            workers.start()
+            with closing(workers.each(best_size, questions)) as found:
+                answers = dict(found)
+            return [1 if isinstance(answers[asked], Lost) else answers[asked] for asked in questions]
+
+        groups = packs(specs, workers.count(), ask) if self.lockstep else [[spec] for spec in specs]
         return [self._job(group, mark) for group in groups]
 
     def _job(self, specs: Sequence[RunSpec], mark: str) -> Job:

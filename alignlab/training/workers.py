@@ -70,6 +70,11 @@ class Workers:
             return self.where
         return max(1, len(self._started().scheduler_info()["workers"]))
 
+    def start(self) -> None:
+        """Have the processes there for the next jobs, however few: they will be needed."""
+        if self.where != 1:
+            self._started()
+
     def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
         """``(job, function(job))`` as each is done, or ``(job, Lost(why))``. Close the iterator to drop what waits.
 
