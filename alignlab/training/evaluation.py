@@ -18,6 +18,7 @@ from alignlab.training.tasks import Loss, Task, absolute_error, half_squared_err
 if TYPE_CHECKING:
     import xarray as xr
 
+FEW = 16  # classes: below it, torch's softmax is several times faster along another dimension than the last
 Evaluations = Mapping[int, Mapping[str, float]]  # step → name → value
 
 
@@ -49,8 +50,7 @@ def sample_losses(loss: Loss, output: Tensor, targets: Tensor, runs: bool = Fals
     if loss in (half_squared_error, absolute_error):
         return loss(output.unsqueeze(leading), targets.unsqueeze(leading))
     if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == leading:
-        flat = cross_entropy(output.flatten(0, leading - 1), targets.flatten(), reduction="none")
-        return flat.view(targets.shape)
+        return _cross_entropies(output, targets)
 
     def alone(o: Tensor, t: Tensor) -> Tensor:
         return loss(o[None], t[None])
@@ -68,9 +68,27 @@ def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     if loss in (half_squared_error, absolute_error):
         return loss(output, targets)
     if loss is cross_entropy and not targets.is_floating_point():
-        each = cross_entropy(output.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-        return each.view(targets.shape).mean(1)
+        return _cross_entropies(output, targets).mean(1)
     found: Tensor = torch.func.vmap(loss)(output, targets)
+    return found
+
+
+def _cross_entropies(output: Tensor, targets: Tensor) -> Tensor:
+    """Of each sample, (N,) or (K, N), from outputs (..., C)."""
+    if output.dim() == 3 and output.shape[-1] < FEW:
+        return cross_entropy(output.mT, targets, reduction="none")
+    last = targets.dim() - 1
+    flat = cross_entropy(output.flatten(0, last), targets.flatten(0, last), reduction="none")
+    return flat.view(targets.shape)
+
+
+def scores_of_runs(task: Task, loss: Loss, split: str, output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """``scores`` of each of K runs, (K,), from outputs (K, N, …) and the targets (N, …) of all."""
+    targets = targets.expand(len(output), *targets.shape)
+    found = {f"{split}_loss": losses_of_runs(loss, output, targets)}
+    if task.has_accuracy:
+        rate = torch.func.vmap(accuracy, in_dims=(0, 0, None))
+        found[f"{split}_accuracy"] = rate(output, targets, task.threshold)
     return found
 
 

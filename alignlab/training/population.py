@@ -26,7 +26,14 @@ from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.training import stacking, tasks
 from alignlab.training.apart import Apart
 from alignlab.training.batches import blocks
-from alignlab.training.evaluation import due, loss_of, losses_of_runs, sample_losses, scores, tabulated
+from alignlab.training.evaluation import (
+    due,
+    loss_of,
+    losses_of_runs,
+    sample_losses,
+    scores_of_runs,
+    tabulated,
+)
 from alignlab.training.graft import GradientGraft
 from alignlab.training.loop import (
     EVALUATED_AT_ONCE,
@@ -202,7 +209,6 @@ class Population:
 
     @torch.no_grad()
     def _evaluate(self, members: Sequence[int], step: int) -> None:
-        everyone = torch.func.vmap(scores, in_dims=(None, None, None, 0, None))
         found: dict[str, Tensor] = {}
         maps = self.spec.model != "mlp"  # so large that a few runs' leave the cache
         at_once = max(SMALLEST, EVALUATED_AT_ONCE // len(self.here)) if maps else EVALUATED_AT_ONCE
@@ -210,7 +216,7 @@ class Population:
             pieces = [
                 self.model(x.expand(len(self.here), *x.shape)) for x in torch.split(split.inputs, at_once)
             ]
-            found |= everyone(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
+            found |= scores_of_runs(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
         values = {name: column.tolist() for name, column in found.items()}
         place = {k: i for i, k in enumerate(self.here.tolist())}
         for k in members:
