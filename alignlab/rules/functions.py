@@ -52,7 +52,9 @@ class LinearFunction(RuleFunction):
         chain: Chain,
     ) -> Tensor:
         if weight.dim() == 3:
-            return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+            return (
+                torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+            )
         return _owned(F.linear(x, weight, bias))
 
     @staticmethod
@@ -73,7 +75,7 @@ class LinearFunction(RuleFunction):
         x, weight, feedback = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         if of_x and (true or chain is True):
-            d_x = delta @ (weight if true or feedback is None else feedback)
+            d_x = _product(delta, weight if true or feedback is None else feedback)
         if not true and of_weight:
             d_weight = _outer(_rows(delta, weight), _rows(x, weight))
         if not true and of_bias:
@@ -174,7 +176,12 @@ def _owned(z: Tensor) -> Tensor:
 
 def _outer(delta: Tensor, x: Tensor) -> Tensor:
     """``deltaᵀ x``; of one sample there is nothing to sum, and many small products are faster entry by entry."""
-    return delta.mT * x if x.shape[-2] == 1 else delta.mT @ x
+    return delta.mT * x if x.shape[-2] == 1 else _product(delta.mT, x)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, which asks four more questions before it multiplies the matrices of several small runs."""
+    return torch.bmm(a, b) if b.dim() == 3 else a @ b
 
 
 def _rows(x: Tensor, weight: Tensor) -> Tensor:

@@ -84,10 +84,13 @@ class StackedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _update_all(self) -> None:
+        by_dimensions: dict[int, Tensor] = {}
         for p, pieces in zip(self.param_groups[0]["params"], self.pieces, strict=True):
             if p.grad is None:
                 continue
-            rates, state = beside(self.param_groups[0]["lr"], p), self.state[p]
+            if (rates := by_dimensions.get(p.dim())) is None:
+                rates = by_dimensions[p.dim()] = beside(self.param_groups[0]["lr"], p)
+            state = self.state[p]
             if len(pieces) == 1:
                 self._update(p, p.grad, state.setdefault(0, {}), pieces[0], rates)
                 continue

@@ -176,8 +176,7 @@ class Population:
         for parameter in self.parameters:
             parameter.grad = None
         self.optimizer.param_groups[0]["lr"] = self.rates[step]
-        inputs = self.train.inputs.index_select(0, batch.flatten())  # in half the time of [batch]
-        losses = self._losses(inputs.view(*batch.shape, *inputs.shape[1:]), self.train.targets[batch])
+        losses = self._losses(_at(self.train.inputs, batch), _at(self.train.targets, batch))
         if not math.isfinite(losses.detach().sum()):  # one number to read; large losses may sum to infinity
             bad = [k for k in self.here[~losses.isfinite()].tolist() if k not in self.ended]
             if bad:
@@ -229,6 +228,11 @@ class Population:
         finite = all(map(math.isfinite, self.evaluations[k][last_step].values()))
         end = {"status": status if finite else "diverged", "last_step": last_step}
         return recorded.run(k, last_step, tabulated(self.evaluations[k], clipped), coords | end, attrs)
+
+
+def _at(x: Tensor, batch: Tensor) -> Tensor:
+    """``x[batch]``, in half the time."""
+    return x.index_select(0, batch.flatten()).view(*batch.shape, *x.shape[1:])
 
 
 def _described(
