@@ -78,8 +78,7 @@ class GradientGraft:
         own: Any = getattr(layer, name).grad
         if name not in ("weight", "feedback"):  # a feedback that learns takes the steps of W
             true = added(summed(layer, known(use.delta_bp)) for use in uses)
-        by_bp = beside(self._by_bp, own)
-        return true.to(own.dtype) if self._all_by_bp else torch.where(by_bp, true, own)
+        return true.to(own.dtype) if self._all_by_bp else torch.where(beside(self._by_bp, own), true, own)
 
 
 def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, Any, Any]:

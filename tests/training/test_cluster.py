@@ -18,7 +18,7 @@ from worker_jobs import alive, gone
 import alignlab
 from alignlab import cli
 from alignlab.store import Segments, StoreError
-from alignlab.training import RunSpec, sweep, workers
+from alignlab.training import RunSpec, planner, sweep, workers
 from alignlab.training.errors import SweepError
 from alignlab.training.sweep import Sweep
 from alignlab.training.workers import Workers
@@ -116,6 +116,23 @@ def test_one_worker_and_two_give_the_numbers_of_one_process(
         assert Sweep(LONG, tmp_path / "two").run(both) == len(LONG)
     same(tmp_path / "two", alone, LONG)
     assert Sweep([*CELLS, IMPOSSIBLE], tmp_path / "one").missing() == [IMPOSSIBLE]
+
+
+def test_how_many_train_together_is_measured_where_they_train(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: list[RunSpec] = []
+    decide = planner._best_size
+
+    def heard(spec: RunSpec, number: int, largest: int) -> int:
+        here.append(spec)
+        return decide(spec, number, largest)
+
+    monkeypatch.setattr(planner, "_best_size", heard)
+    assert Sweep(CELLS, tmp_path / "there").run(cluster.address) == len(CELLS)
+    assert here == []
+    assert Sweep(CELLS, tmp_path / "here").run() == len(CELLS)
+    assert here
 
 
 def test_two_sweeps_at_once_share_the_cells(cluster: Cluster, alone: Path, tmp_path: Path) -> None:

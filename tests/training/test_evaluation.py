@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, l1_loss
 
-from alignlab.training.evaluation import losses_of_runs, sample_losses
+from alignlab.training import Task, tasks
+from alignlab.training.evaluation import FEW, losses_of_runs, sample_losses, scores, scores_of_runs
 from alignlab.training.tasks import Loss, absolute_error, half_squared_error
 
 
@@ -18,13 +19,15 @@ def two_thirds(output: Tensor, target: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("loss", [cross_entropy, half_squared_error, absolute_error, two_thirds])
 @pytest.mark.parametrize("n", [1, 5])
-def test_losses_of_runs_and_samples_and_their_derivatives_are_those_of_each(loss: Loss, n: int) -> None:
+@pytest.mark.parametrize("width", [4, FEW])
+def test_losses_of_runs_and_samples_and_their_derivatives_are_those_of_each(
+    loss: Loss, n: int, width: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    output = torch.randn(3, n, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    classes = torch.randint(4, (3, n), generator=generator)
-    targets = (
-        classes if loss is cross_entropy else torch.randn(3, n, 4, generator=generator, dtype=torch.float64)
-    )
+    output = torch.randn(3, n, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    classes = torch.randint(width, (3, n), generator=generator)
+    values = torch.randn(3, n, width, generator=generator, dtype=torch.float64)
+    targets = classes if loss is cross_entropy else values
     each = sample_losses(loss, output, targets, runs=True)
     torch.testing.assert_close(each[1], sample_losses(loss, output[1], targets[1]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(each[2, -1], loss(output[2, -1:], targets[2, -1:]), rtol=1e-12, atol=1e-12)
@@ -36,3 +39,18 @@ def test_losses_of_runs_and_samples_and_their_derivatives_are_those_of_each(loss
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     derivatives = [torch.autograd.grad(values @ weights, output)[0] for values in (together, alone)]
     torch.testing.assert_close(*derivatives, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "task", [tasks.load("xor"), tasks.load("xor_bits"), tasks.load("linear_toy")], ids=lambda t: t.name
+)
+def test_scores_of_runs_are_those_of_each(task: Task) -> None:
+    targets = task.validation.targets
+    generator = torch.Generator().manual_seed(0)
+    output = torch.rand(5, len(targets), task.n_out, generator=generator)
+    together = scores_of_runs(task, task.loss, "test", output, targets)
+    assert set(together) == {"test_loss"} | ({"test_accuracy"} if task.has_accuracy else set())
+    for name, column in together.items():
+        alone = torch.stack([scores(task, task.loss, "test", o, targets)[name] for o in output])
+        torch.testing.assert_close(column, alone)
+        assert column.unique().numel() > 1

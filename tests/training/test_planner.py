@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,6 +52,39 @@ def test_packs_grow_as_long_as_a_run_gets_cheaper(prices: Any, size: int, monkey
     monkeypatch.setattr(planner, "WORTH", 0)
     assert max(map(len, packs(specs(40)))) in (size, -(-40 // -(-40 // size)))
     assert len(packs(specs(40))) == -(-40 // size)
+
+
+@pytest.mark.parametrize(
+    ("n", "workers", "sizes"),
+    [(72, 2, {12}), (72, 1, {14, 15}), (7, 3, {2, 3}), (33, 2, {8, 9}), (2, 4, {1})],
+)
+def test_every_worker_gets_as_many_packs(n: int, workers: int, sizes: set[int], monkeypatch: Any) -> None:
+    monkeypatch.setattr(planner, "_best_size", lambda spec, number, largest: 16)
+    found = [len(pack) for pack in packs(specs(n), workers)]
+    assert set(found) == sizes
+    assert sum(found) == n
+    assert len(found) % workers == 0 or len(found) == n
+
+
+def test_what_fails_to_be_measured_is_left_to_fail_by_itself(monkeypatch: Any) -> None:
+    def fails(shape: RunSpec, size: int) -> float:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(planner, "price_of", fails)
+    monkeypatch.setattr(planner, "WORTH", 0)
+    assert [len(pack) for pack in packs(specs(9), 2)] == [4, 5]
+
+
+def test_whoever_is_asked_decides_how_many_train_together() -> None:
+    asked: list[planner.Question] = []
+
+    def ask(questions: Sequence[planner.Question]) -> list[int]:
+        asked.extend(questions)
+        return [2 * (i + 1) for i in range(len(questions))]
+
+    found = packs([*specs(8), *specs(8, hidden=(7,)), *specs(2, hidden=(9,))], 2, ask)
+    assert [(question.number, question.workers) for question in asked] == [(8, 2), (8, 2)]
+    assert [len(pack) for pack in found] == [2] * 4 + [4] * 2 + [1] * 2
 
 
 def test_prices_are_measured_on_the_shape_itself() -> None:

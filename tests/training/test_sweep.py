@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from alignlab.training import sweep as sweeping
 from alignlab.training.cells import run_cell
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name
+from alignlab.training.planner import best_size
 from alignlab.training.population import train_population
+from alignlab.training.workers import Lost, Workers
 
 BASE = RunSpec(
     task="xor", hidden=(3,), rule="fa", batch_size=2, steps=4, evaluations=2, record_every=2, lr=0.1
@@ -79,6 +83,30 @@ def test_unless_told_otherwise_runs_of_one_shape_train_together(tmp_path: Path) 
     for spec, run in zip([specs[4], *CELLS], together, strict=True):
         stored = Segments(tmp_path).read(sweep.names[spec])
         np.testing.assert_array_equal(stored["train_loss"], run["train_loss"])
+
+
+class Dying(Workers):
+    """Two workers that die of the planner's questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packs: list[int] = []
+
+    def count(self) -> int:
+        return 2
+
+    def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
+        if function is best_size:
+            yield from ((job, Lost("died")) for job in jobs)
+        else:
+            self.packs += [len(job.specs) for job in jobs]
+            yield from super().each(function, jobs)
+
+
+def test_runs_that_nobody_could_plan_are_trained_one_by_one(tmp_path: Path) -> None:
+    workers = Dying()
+    assert sweeping.Sweep(CELLS, tmp_path).run(workers) == 3
+    assert workers.packs == [1, 1, 1]
 
 
 def test_equal_specs_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
