@@ -71,7 +71,7 @@ class Capture:
         self._credits: list[Credit] = []
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
-        self._is_backprop = self._is_direct = self._is_explicit = self._is_estimate = False
+        self._is_noted = self._is_backprop = self._is_direct = self._is_explicit = self._is_estimate = False
         self.landed: dict[str, Tensor] = {}  # by layer, of what was last taken
         self._landing: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
 
@@ -82,18 +82,7 @@ class Capture:
             return
         hold_eager()
         self._release = weakref.finalize(self, release_eager)  # also where nobody disarms it
-        rules = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
-        self._buffers = [  # feedback is replaced, never changed in place
-            b
-            for m in self.model.modules()
-            if not isinstance(m, FeedbackLayer)
-            for b in m.buffers(recurse=False)
-        ]
-        self._credits = list({id(m.credit): m.credit for m in rules}.values())
-        self._is_backprop = not any(m.rule.uses_feedback or m.rule.whole for m in rules)
-        self._is_direct = any(m.rule.direct for m in rules)
-        self._is_explicit = any(m.rule.explicit for m in rules)
-        self._is_estimate = any(m.rule.closure for m in rules)
+        self._note_rules()
         for name, layer in self.layers.items():
             hook = Hook(partial(self._on_layer, name))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
@@ -106,6 +95,21 @@ class Capture:
         if self._follows:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
+
+    def _note_rules(self) -> None:
+        """What the model's rules are like, which they stay (``Ruled``): noted once. Buffers may be replaced at any time."""
+        if not self._is_noted:
+            rules = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
+            self._credits = list({id(m.credit): m.credit for m in rules}.values())
+            self._is_backprop = not any(m.rule.uses_feedback or m.rule.whole for m in rules)
+            self._is_direct = any(m.rule.direct for m in rules)
+            self._is_explicit = any(m.rule.explicit for m in rules)
+            self._is_estimate = any(m.rule.closure for m in rules)
+            self._is_noted = True
+        if self._follows:
+            plain = (m for m in self.model.modules() if not isinstance(m, FeedbackLayer))
+            # feedback is replaced, never changed in place
+            self._buffers = [buffer for m in plain for buffer in m._buffers.values() if buffer is not None]
 
     def disarm(self) -> None:
         """Stop listening and drop what was not taken."""
