@@ -79,7 +79,8 @@ def tied(a: Tensor, b: Tensor, lift: Lift = lambda x: x, size: Array | None = No
 def _tied_of_one(
     a: Tensor, b: Tensor, lift: Lift, size: Array | None
 ) -> tuple[float, float, float, float] | None:
-    """``tied`` of two matrices (n, m) in Python's numbers, ten times faster than arrays of one; None where it is not safe."""
+    """``tied`` of two matrices (n, m) in Python's numbers, whose arithmetic takes less than that of arrays of one; None where
+    it is not safe."""
     lifted = lift(a)
     n11 = _sum(lifted, a)
     largest = n11 if size is None else float(size[0])

@@ -97,7 +97,8 @@ class Capture:
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
 
     def _note_rules(self) -> None:
-        """What the model's rules are like, which they stay (``Ruled``): noted once. Buffers may be replaced at any time."""
+        """What the model's rules are like: noted once, since layers keep their rule while they are recorded, in a smaller
+        population too. Buffers may be replaced at any time."""
         if not self._is_noted:
             rules = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
             self._credits = list({id(m.credit): m.credit for m in rules}.values())

@@ -139,9 +139,8 @@ def _elsewhere(uses: Sequence[Use], landed: Tensor, weight: Tensor) -> float:
     )
     allowed = max((_tolerance(delta) for _, delta in signals), default=0.0)
     size, rest = max(float(landed.float().norm()), 1e-38), landed - seen
-    if (
-        not float(rest.float().norm()) - noise > allowed * size
-    ):  # nearly always; to look for decay costs several times as much
+    # as nearly always; to look for decay costs several times as much. NaN shows elsewhere
+    if not float(rest.float().norm()) - noise > allowed * size:
         return 0.0
     found = max(0.0, _beyond_decay(rest, weight) - noise) / size
     return found if found > allowed else 0.0

@@ -180,7 +180,7 @@ def _outer(delta: Tensor, x: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, which asks four more questions before it multiplies the matrices of several small runs."""
+    """``a @ b``; of several runs, (K, …) both, without the questions that it asks before it multiplies small matrices."""
     return torch.bmm(a, b) if b.dim() == 3 else a @ b
 
 

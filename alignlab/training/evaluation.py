@@ -18,7 +18,7 @@ from alignlab.training.tasks import Loss, Task, absolute_error, half_squared_err
 if TYPE_CHECKING:
     import xarray as xr
 
-FEW = 16  # classes: below it, torch's softmax is several times faster along another dimension than the last
+FEW = 16  # classes: below it, softmaxes of many samples are several times faster along another dimension than the last
 Evaluations = Mapping[int, Mapping[str, float]]  # step → name → value
 
 
@@ -67,7 +67,7 @@ def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     """
     if loss in (half_squared_error, absolute_error):
         return loss(output, targets)
-    if loss is cross_entropy and not targets.is_floating_point():
+    if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == 2:
         return _cross_entropies(output, targets).mean(1)
     found: Tensor = torch.func.vmap(loss)(output, targets)
     return found
@@ -77,8 +77,7 @@ def _cross_entropies(output: Tensor, targets: Tensor) -> Tensor:
     """Of each sample, (N,) or (K, N), from outputs (..., C)."""
     if output.dim() == 3 and output.shape[-1] < FEW:
         return cross_entropy(output.mT, targets, reduction="none")
-    last = targets.dim() - 1
-    flat = cross_entropy(output.flatten(0, last), targets.flatten(0, last), reduction="none")
+    flat = cross_entropy(output.flatten(0, -2), targets.flatten(), reduction="none")
     return flat.view(targets.shape)
 
 

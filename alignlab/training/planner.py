@@ -44,12 +44,14 @@ class Question(NamedTuple):
 def best_size(question: Question) -> int:
     """The answer, measured on the machine that is asked."""
     spec, number, workers = question
-    share = math.ceil(number / workers)
+    room = math.ceil(number / workers)
     try:
-        room = min(share, fitting(spec, workers))
+        room = min(room, fitting(spec, workers))
         return min(room, _best_size(spec, number, room))
-    except Exception:  # what is wrong with them the runs themselves will say
-        return share
+    except (
+        Exception
+    ):  # no such network, no memory to try, a rule that raises: the runs themselves will say so
+        return room
 
 
 def _answers(questions: Sequence[Question]) -> list[int]:
@@ -61,9 +63,10 @@ def packs(
     workers: int = 1,
     ask: Callable[[Sequence[Question]], Sequence[int]] = _answers,
 ) -> list[list[RunSpec]]:
-    """The specs as populations, as many of each shape for every one of the ``workers``; those that must be alone, alone.
+    """The specs as populations; those that must be trained alone, alone.
 
-    ``ask``: has the questions answered, on the machines that will do the work.
+    Of each shape, every one of the ``workers`` gets as many populations, where there are runs enough. ``ask``: has questions
+    answered, on the machines that will do the work; it is not called without any.
     """
     alike: dict[object, list[RunSpec]] = {}
     for spec in specs:
@@ -73,12 +76,13 @@ def packs(
         alike.setdefault(key, []).append(spec)
     groups = [sorted(own, key=stacking.lane) for own in alike.values()]
     questions = {i: Question(own[0], len(own), workers) for i, own in enumerate(groups) if len(own) > workers}
-    sizes = dict(zip(questions, ask(list(questions.values())), strict=True))
+    answers = ask(list(questions.values())) if questions else []
+    sizes = dict(zip(questions, answers, strict=True))
     return [pack for i, own in enumerate(groups) for pack in _cut(own, sizes.get(i, 1), workers)]
 
 
 def _cut(specs: list[RunSpec], size: int, workers: int) -> Iterator[list[RunSpec]]:
-    """Pieces of about one size, that or a little less, as many for each worker; runs of one rule stay together."""
+    """Pieces of about one size, at most ``size``, as many for each worker; runs of one rule stay together."""
     rounds = math.ceil(len(specs) / size / workers)
     pieces = min(len(specs), rounds * workers)
     edges = [round(i * len(specs) / pieces) for i in range(pieces + 1)]

@@ -373,6 +373,28 @@ def test_no_bit_of_a_run_depends_on_the_runs_beside_it(what):
         assert measure(*plain)[others].equal(measure(*beside)[others])
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e9, 1e30])
+@pytest.mark.parametrize("of_metric", [1e-12, 1.0, 1e21])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_run_in_plain_numbers_is_judged_as_it_is_among_others(monkeypatch, dtype, of_metric, scale):
+    generator = torch.Generator().manual_seed(0)
+    a, other, x = (torch.randn(6, 5, generator=generator, dtype=dtype) for _ in range(3))
+    metric = of_metric * x @ x.mT
+    size = metric.diagonal().max().reshape(1).double().numpy()
+    pairs = [scale * b for b in (other, a + 0.1 * other, a + 1e-5 * other, -a, 0 * a, a / 0 * 0)]
+    for b in (*pairs, scale * a):
+        for way in ({}, {"lift": lambda delta: metric @ delta, "size": size}):
+            first = b if b.equal(scale * a) else scale * a
+            one = _host.tied(first, b, **way)
+            with monkeypatch.context() as patched:
+                patched.setattr(_host, "_tied_of_one", lambda *given: None)
+                among = _host.tied(first, b, **way)
+            assert (one[1] == among[1]).all()
+            if one[1].all():
+                assert one[0][0, :3] == pytest.approx(among[0][0, :3], rel=1e-6)
+                assert one[0][0, 3] == pytest.approx(among[0][0, 3], rel=1e-3, abs=1e-12 * one[0][0, 0])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_gradients_whose_samples_cancel_have_no_angle_of_rounding(seed):
     rule, bp, h = signals((8, 30, 20), seed)

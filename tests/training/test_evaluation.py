@@ -54,3 +54,11 @@ def test_scores_of_runs_are_those_of_each(task: Task) -> None:
         alone = torch.stack([scores(task, task.loss, "test", o, targets)[name] for o in output])
         torch.testing.assert_close(column, alone)
         assert column.unique().numel() > 1
+
+
+def test_outputs_with_positions_are_those_of_each_run_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(2, 4, 3, 3, generator=generator)  # as many positions as classes
+    targets = torch.randint(3, (2, 4, 3), generator=generator)
+    alone = torch.stack([cross_entropy(o, t) for o, t in zip(output, targets, strict=True)])
+    torch.testing.assert_close(losses_of_runs(cross_entropy, output, targets), alone)

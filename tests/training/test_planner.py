@@ -66,13 +66,15 @@ def test_every_worker_gets_as_many_packs(n: int, workers: int, sizes: set[int], 
     assert len(found) % workers == 0 or len(found) == n
 
 
-def test_what_fails_to_be_measured_is_left_to_fail_by_itself(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("room", [100, 3])
+def test_what_fails_to_be_measured_takes_the_room_that_there_is(room: int, monkeypatch: Any) -> None:
     def fails(shape: RunSpec, size: int) -> float:
-        raise RuntimeError("no such thing")
+        raise RuntimeError("can't allocate memory")
 
+    monkeypatch.setattr(planner, "fitting", lambda spec, workers: room)
     monkeypatch.setattr(planner, "price_of", fails)
     monkeypatch.setattr(planner, "WORTH", 0)
-    assert [len(pack) for pack in packs(specs(9), 2)] == [4, 5]
+    assert planner.best_size(planner.Question(specs(1)[0], 20, 2)) == min(room, 10)
 
 
 def test_whoever_is_asked_decides_how_many_train_together() -> None:

@@ -109,6 +109,19 @@ def test_runs_that_nobody_could_plan_are_trained_one_by_one(tmp_path: Path) -> N
     assert workers.packs == [1, 1, 1]
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_no_process_is_started_for_what_one_can_do(
+    missing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeping.Sweep(CELLS[missing:], tmp_path).run()
+
+    def started(self: Workers) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr(Workers, "_connected", started)
+    assert sweeping.Sweep(CELLS, tmp_path).run(2) == missing
+
+
 def test_equal_specs_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(monkeypatch)
     sweep = Sweep([CELLS[0], CELLS[1], BASE.changed(seed=0), CELLS[0]], tmp_path)
