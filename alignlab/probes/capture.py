@@ -40,7 +40,6 @@ from alignlab.probes.hooks import (
 from alignlab.probes.ruled import Ruled
 from alignlab.probes.truth import asking, errors_at, somebody_asks
 from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback
-from alignlab.rules.credit import Credit
 from alignlab.rules.functions import gate_of
 from alignlab.rules.layers import FeedbackLayer
 
@@ -68,10 +67,8 @@ class Capture:
         self._count = 0
         self._test = selftest.GradientTest()
         self._handles: list[Any] = []
-        self._credits: list[Credit] = []
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
-        self._is_noted = self._is_backprop = self._is_direct = self._is_explicit = self._is_estimate = False
         self.landed: dict[str, Tensor] = {}  # by layer, of what was last taken
         self._landing: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
 
@@ -82,7 +79,9 @@ class Capture:
             return
         hold_eager()
         self._release = weakref.finalize(self, release_eager)  # also where nobody disarms it
-        self._note_rules()
+        plain = (m for m in self.model.modules() if not isinstance(m, FeedbackLayer))
+        # feedback is replaced, never changed in place
+        self._buffers = [buffer for m in plain for buffer in m._buffers.values() if buffer is not None]
         for name, layer in self.layers.items():
             hook = Hook(partial(self._on_layer, name))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
@@ -95,22 +94,6 @@ class Capture:
         if self._follows:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
-
-    def _note_rules(self) -> None:
-        """What the model's rules are like: noted once, since layers keep their rule while they are recorded, in a smaller
-        population too. Buffers may be replaced at any time."""
-        if not self._is_noted:
-            rules = [m for m in self.model.modules() if isinstance(m, FeedbackLayer)]
-            self._credits = list({id(m.credit): m.credit for m in rules}.values())
-            self._is_backprop = not any(m.rule.uses_feedback or m.rule.whole for m in rules)
-            self._is_direct = any(m.rule.direct for m in rules)
-            self._is_explicit = any(m.rule.explicit for m in rules)
-            self._is_estimate = any(m.rule.closure for m in rules)
-            self._is_noted = True
-        if self._follows:
-            plain = (m for m in self.model.modules() if not isinstance(m, FeedbackLayer))
-            # feedback is replaced, never changed in place
-            self._buffers = [buffer for m in plain for buffer in m._buffers.values() if buffer is not None]
 
     def disarm(self) -> None:
         """Stop listening and drop what was not taken."""
@@ -137,19 +120,19 @@ class Capture:
         self._check_seen(taken, learnt)
         if taken:
             selftest.check_paths(taken)
-            if not self._is_explicit:
+            if not self._ruled.is_explicit:
                 self._test.check(taken, self.layers, self.passes)
         return taken
 
     @property
     def _asks(self) -> bool:
         """Whether to ask for the true errors; under a rule that sends none to the units, they are all that there is."""
-        return self._truth or self._is_explicit
+        return self._truth or self._ruled.is_explicit
 
     @property
     def _follows(self) -> bool:
         """Whether the model's output is listened to: for the true errors, and for the errors that a direct rule sends."""
-        return not self._is_backprop and (self._asks or self._is_direct)
+        return not self._ruled.is_backprop and (self._asks or self._ruled.is_direct)
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -169,7 +152,7 @@ class Capture:
                 f"the input of layer {name!r} was overwritten in place after it was used, so its gradient cannot be "
                 "measured. Give each micro-batch a tensor of its own"
             )
-        if self._is_backprop or use.is_taught_by_backprop():
+        if self._ruled.is_backprop or use.is_taught_by_backprop():
             use.delta_bp = use.delta_rule
         elif use.delta_bp is None and self._asks:
             raise ProbeError(
@@ -190,10 +173,10 @@ class Capture:
     def _on_gradient(self, name: str, gradient: Tensor | None) -> None:
         if gradient is None:
             return  # a direct rule sends nothing below its own layers
-        if somebody_asks(self._credits):
+        if somebody_asks(self._ruled.credits):
             return
         self.arrivals.land(name)
-        if self._is_explicit:
+        if self._ruled.is_explicit:
             by_pass, task = self._landing.setdefault(name, {}), torch._C._current_graph_task_id()
             by_pass[task] = by_pass.get(task, 0) + gradient.detach().clone()  # .grad takes its memory
         else:
@@ -205,7 +188,7 @@ class Capture:
     def _on_layer(self, name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.arrivals.closed or not isinstance(output, Tensor) or not output.requires_grad:
             return
-        if not self._is_backprop and torch._C._current_graph_task_id() != -1:
+        if not self._ruled.is_backprop and torch._C._current_graph_task_id() != -1:
             return  # a checkpoint computes the layer again; its first call was seen
         x = args[0] if args else kwargs["input"]
         edge = signal_edge(output, owned=self._follows)
@@ -215,7 +198,7 @@ class Capture:
         self._count += 1
         self._listen(name, use, edge)
         if self._follows:
-            if self._is_direct:
+            if self._ruled.is_direct:
                 earlier = {edge.node: other for other, edge in self._fresh}
                 use.below = [earlier[node] for node in frontier(nodes_of(x), earlier) if node in earlier]
             self._fresh.append((use, edge))
@@ -224,7 +207,7 @@ class Capture:
         node, slot = edge.node, edge.output_nr
 
         def reached(error: Tensor) -> None:
-            if not somebody_asks(self._credits) and self.arrivals.counts():
+            if not somebody_asks(self._ruled.credits) and self.arrivals.counts():
                 self.arrivals.reach(name, use, error.detach().reshape(use.shape))
 
         def arrived(grads: Sequence[Tensor | None]) -> None:
@@ -233,11 +216,13 @@ class Capture:
 
         def stray(grads: Sequence[Tensor | None]) -> None:
             error = grads[slot]
-            if error is not None and not somebody_asks(self._credits) and bool(error.any()):
+            if error is not None and not somebody_asks(self._ruled.credits) and bool(error.any()):
                 raise ProbeError(_BESIDE.format(name=name))
 
         def beside(grads: Sequence[Tensor | None]) -> None:
-            asked = somebody_asks(self._credits) or any(credit.delivering for credit in self._credits)
+            asked = somebody_asks(self._ruled.credits) or any(
+                credit.delivering for credit in self._ruled.credits
+            )
             extra = grads[slot]
             # a full backward hook of the loop's own turns nothing into zeros
             if extra is not None and not asked and bool(extra.any()) and self.arrivals.counts():
@@ -268,7 +253,7 @@ class Capture:
         signal = passed[0]
         if signal is None or signal.shape != use.h.shape or signal.element_size() < 4:
             return  # into padding, or too coarse
-        if not somebody_asks(self._credits) and self.arrivals.counts():
+        if not somebody_asks(self._ruled.credits) and self.arrivals.counts():
             use.note("handed", self.arrivals.current, signal.detach())
 
     def _on_output(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -284,7 +269,7 @@ class Capture:
         last = frontier(nodes_of(output), ends)
         for use in (ends[node] for node in topmost(last) if node in ends):
             use.feeds_output, use.feeds_alone = True, len(last) == 1
-        if self._is_direct:
+        if self._ruled.is_direct:
             self._listen_to_broadcast(output, fresh)
         return tapped(output, self, partial(self._on_error, fresh))
 
@@ -292,7 +277,7 @@ class Capture:
         uses = [use for use, _ in fresh]
 
         def arrived(grads: Sequence[Tensor | None]) -> None:
-            if grads[0] is not None and not somebody_asks(self._credits) and self.arrivals.counts():
+            if grads[0] is not None and not somebody_asks(self._ruled.credits) and self.arrivals.counts():
                 for use in uses:
                     use.note("error", self.arrivals.current, grads[0].detach())
 
@@ -303,24 +288,29 @@ class Capture:
 
     def _on_error(self, fresh: Placed, below: GradientEdge, error: Tensor) -> None:
         """The output's error has arrived: ask for the true errors of the layers, before their own arrive."""
-        if not fresh or not self._asks or somebody_asks(self._credits) or not self.arrivals.counts():
+        if not fresh or not self._asks or somebody_asks(self._ruled.credits) or not self.arrivals.counts():
             return
         self._asked.append(fresh)
-        with asking(self._credits, true=True) as switch:
+        with asking(self._ruled.credits, true=True) as switch:
             asked = self._ask("delta_bp", fresh, below, error)
         if not switch.seen and _some_lie_deeper([use for use, _ in asked], fresh, below):
             raise ProbeError(
                 "the layers' backward pass did not look at the switch to the true weights, so that every angle would be a "
                 "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"
             )
-        if any(credit.session is not None and credit.session.beside for credit in self._credits):
+        if any(credit.session is not None and credit.session.beside for credit in self._ruled.credits):
             raise ProbeError(_BESIDE.format(name=next(iter(self.layers))))
-        if self._is_explicit:
+        if self._ruled.is_explicit:
             names = {layer: name for name, layer in self.layers.items()}
             for use, signal in asked:
                 self.arrivals.reach(names[use.layer], use, signal)
-        if not self._is_direct and not self._is_explicit and not self._is_estimate and self._test.due:
-            with asking(self._credits, true=False):
+        if (
+            not self._ruled.is_direct
+            and not self._ruled.is_explicit
+            and not self._ruled.is_estimate
+            and self._test.due
+        ):
+            with asking(self._ruled.credits, true=False):
                 self._ask("expected", fresh, below, error)
 
     def _ask(self, kind: str, fresh: Placed, below: GradientEdge, error: Tensor) -> list[tuple[Use, Tensor]]:

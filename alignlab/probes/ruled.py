@@ -10,10 +10,12 @@ from alignlab.rules.layers import FeedbackLayer
 
 
 class Ruled:
-    """The converted layers of a model, as they were when :meth:`check` was first called."""
+    """The converted layers of a model, and what their rules are like, as they were when :meth:`check` was first called."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.credits: list[Credit] = []
+        self.is_backprop = self.is_direct = self.is_explicit = self.is_estimate = False
         self._first: dict[str, Credit] | None = None
 
     def check(self) -> None:
@@ -23,12 +25,20 @@ class Ruled:
         if self._first is None:
             self._refuse_part(list(now.values()))
             self._first = now
+            self._note([m for m in self.model.modules() if isinstance(m, FeedbackLayer)])
         changed = [name for name in {**self._first, **now} if self._first.get(name) is not now.get(name)]
         if changed:
             raise ProbeError(
                 f"layer {changed[0] or 'root'!r} was converted or reverted while recording, so that the angles and the "
                 "run's coordinate 'rule' would be false: end this recorder before, and start another after"
             )
+
+    def _note(self, layers: list[FeedbackLayer]) -> None:
+        self.credits = list({id(layer.credit): layer.credit for layer in layers}.values())
+        self.is_backprop = not any(layer.rule.uses_feedback or layer.rule.whole for layer in layers)
+        self.is_direct = any(layer.rule.direct for layer in layers)
+        self.is_explicit = any(layer.rule.explicit for layer in layers)
+        self.is_estimate = any(layer.rule.closure for layer in layers)
 
     def _refuse_part(self, shared: list[Credit]) -> None:
         if any(sum(credit is other for other in shared) < len(credit.layers) for credit in shared):

@@ -48,9 +48,8 @@ def best_size(question: Question) -> int:
     try:
         room = min(room, fitting(spec, workers))
         return min(room, _best_size(spec, number, room))
-    except (
-        Exception
-    ):  # no such network, no memory to try, a rule that raises: the runs themselves will say so
+    except Exception:
+        # no such network, no memory to try, a rule that raises: the runs themselves will say so
         return room
 
 

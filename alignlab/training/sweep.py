@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,14 +95,11 @@ class Sweep:
             )
 
     def _jobs(self, specs: Sequence[RunSpec], mark: str, workers: Workers) -> list[Job]:
-        def ask(questions: Sequence[Question]) -> list[int]:
-            """The workers: what they train at once is a matter of their speed and memory."""
-            workers.start()
-            with closing(workers.each(best_size, questions)) as found:
-                answers = dict(found)
-            return [1 if isinstance(answers[asked], Lost) else answers[asked] for asked in questions]
-
-        groups = packs(specs, workers.count(), ask) if self.lockstep else [[spec] for spec in specs]
+        groups = (
+            packs(specs, workers.count(), partial(_asked, workers))
+            if self.lockstep
+            else [[spec] for spec in specs]
+        )
         return [self._job(group, mark) for group in groups]
 
     def _job(self, specs: Sequence[RunSpec], mark: str) -> Job:
@@ -123,6 +121,14 @@ class Sweep:
             return result
         there, lost = Outcome("computed"), Outcome("failed", result)
         return [there if Segments(self.store).has(name) else lost for name in job.names]
+
+
+def _asked(workers: Workers, questions: Sequence[Question]) -> list[int]:
+    """The planner's questions, answered by the workers: what they train at once is a matter of their speed and memory."""
+    workers.start()
+    with closing(workers.each(best_size, questions)) as found:
+        answers = dict(found)
+    return [1 if isinstance(answers[asked], Lost) else answers[asked] for asked in questions]
 
 
 class _Progress:
