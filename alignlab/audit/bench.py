@@ -120,7 +120,9 @@ def _final_values(run: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     for name, column in run.items():
         if name.endswith(("_loss", "_accuracy")):
             values = column[~np.isnan(column)]
-            first, last = float(values[0]), float(values[-1])
+            first, last = (
+                float(str(end)) for end in values[[0, -1]]
+            )  # as written: 0.91, not float32's 0.91000003
             found[name] = first if diverged or not np.isfinite(last) else last
     return found
 

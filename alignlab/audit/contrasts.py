@@ -55,7 +55,7 @@ def as_dataset(
     """
     import xarray as xr
 
-    numbers = [one.to_dict() if isinstance(one, Interval) else one for *_, one in rows]
+    numbers = [vars(one) if isinstance(one, Interval) else one for *_, one in rows]
     names = ("estimate", "low", "high", "n", "alpha")
     columns = {name: ("contrast", np.array([float(own[name]) for own in numbers])) for name in names}
     coords = {

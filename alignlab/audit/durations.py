@@ -60,8 +60,8 @@ def duration_ratio(
     durations count as ``budget``; where only one method has such, the true ratio lies on one side of what that gives, and so
     does the end of the interval that is kept. Raises ``ValueError`` for durations that are not positive or beyond the budget.
 
-    >>> print(duration_ratio([200, 400, 300], [100, 200, 150], budget=1000))
-    2.00 [2.00, 2.00]
+    >>> print(duration_ratio([200, 400, 330], [100, 200, 150], budget=1000))
+    2.06 [1.80, 2.37]
     >>> print(duration_ratio([200, np.inf, 300], [100, 200, 150], budget=1000))
     ≥2.71 [0.73, inf]
     """

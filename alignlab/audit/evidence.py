@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from alignlab.audit.multiplicity import holm, stepdown_levels
-from alignlab.audit.statistics import Interval, paired, seeds_needed, tost
+from alignlab.audit.resampling import all_equal
+from alignlab.audit.statistics import Interval, paired, plain, seeds_needed, tost
 
 __all__ = ["Check", "ControlEvidence", "ControlSamples", "Evidence", "explains", "gather"]
 
@@ -101,7 +102,7 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings, fit for JSON."""
-        data = asdict(self)
+        data = asdict(self, dict_factory=plain)
         return data | {key: list(data[key]) for key in ("controls", "checks", "caveats")}
 
     @classmethod
@@ -144,16 +145,12 @@ def gather(
     T stands at alpha: only a claim that passes it has its controls read. The controls' intervals are
     Holm-corrected, stepping down on "k explains the effect" (see `multiplicity`): at alpha / K each until
     some control explains it, so the chance that any wrong control is named is at most alpha. `seeds_needed`
-    comes from the widest contrast.
+    comes from the widest contrast, and from those whose differences are all equal.
     """
     if not (smallest_effect > 0 and math.isfinite(smallest_effect)):
         raise ValueError(f"smallest_effect is {smallest_effect}: say which effect > 0 would matter")
     levels = stepdown_levels([_explaining_at(samples, smallest_effect) for samples in controls], alpha)
-    samples_of = [s for c in controls for s in (c.necessity, c.sufficiency) if s is not None]
-    needed = None
-    if samples_of:
-        widest = max(samples_of, key=lambda d: float(np.std(d, ddof=1)))
-        needed = seeds_needed(widest, smallest_effect, alpha / len(controls), max_n=max_seeds)
+    needed = _needed(controls, smallest_effect, alpha, max_seeds) if controls else None
     return Evidence(
         total=paired(total, alpha),
         equivalent=tost(total, smallest_effect, alpha).equivalent,
@@ -163,6 +160,16 @@ def gather(
         caveats=tuple(caveats),
         seeds_needed=needed,
     )
+
+
+def _needed(controls: Sequence[ControlSamples], m: float, alpha: float, max_seeds: int) -> int | None:
+    """The seeds that the most demanding contrast of a control asks for."""
+    samples = [s for c in controls for s in (c.necessity, c.sufficiency) if s is not None]
+    asking = [max(samples, key=lambda d: float(np.std(d, ddof=1)))]
+    asking += [d for d in samples if all_equal(np.asarray(d, float))][:1]
+    found = [seeds_needed(d, m, alpha / len(controls), max_n=max_seeds) for d in asking]
+    known = [n for n in found if n is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def explains(necessity: Interval, sufficiency: Interval | None, smallest_effect: float) -> bool:

@@ -6,11 +6,14 @@ effect that was observed: power at the observed effect only repeats the p-value 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alignlab.audit.resampling import all_equal
 
 __all__ = ["seeds_needed"]
 
@@ -31,7 +34,8 @@ def seeds_needed(
 
     4000 seeded experiments of n paired differences with mean `target` and the observed spread (normal;
     resampled residuals from 20 differences on), each read by its t interval at 1 − alpha. By shifting, the
-    same n tells an effect of 0 from `target`. None where even `max_n` seeds do not suffice.
+    same n tells an effect of 0 from `target`. Differences that are all equal show no spread to simulate; then
+    it is the n at which sign flips can tell anything, 2^(1−n) ≤ alpha. None where even `max_n` do not suffice.
 
     >>> seeds_needed([0.9, 1.2, 0.7, 1.1, 1.1], target=0.2)
     10
@@ -43,6 +47,9 @@ def seeds_needed(
         raise ValueError(
             f"{target=}, {alpha=}, {power=}, {max_n=}: wanted target > 0, 0 < alpha, power < 1, max_n ≥ 2"
         )
+    if all_equal(d):
+        enough = 1 + math.ceil(-math.log2(alpha))
+        return enough if enough <= max_n else None
     high = 2
     while _power(d, target, alpha, high, seed) < power:
         if high == max_n:

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EXACT_FLIPS", "bootstrap_interval", "sign_flip_p"]
+__all__ = ["EXACT_FLIPS", "all_equal", "bootstrap_pivots", "pivot_interval", "pivot_p", "sign_flip_p"]
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +24,11 @@ EXACT_FLIPS = 19
 
 _RESAMPLES = 10_000
 _CHUNK = 2_000_000  # numbers held at once
+
+
+def all_equal(differences: Floats) -> bool:
+    """Whether differences (n,) differ by no more than the rounding of numbers about as large."""
+    return bool(np.ptp(differences) <= 1e-12 * np.abs(differences).max())
 
 
 def sign_flip_p(differences: Floats, seed: int = 0) -> float:
@@ -48,26 +53,40 @@ def sign_flip_p(differences: Floats, seed: int = 0) -> float:
     return (1 + hits) / (1 + _RESAMPLES)
 
 
-def bootstrap_interval(differences: Floats, alpha: float, seed: int = 0) -> tuple[float, float] | None:
-    """Studentised bootstrap interval of the mean of (n,) paired differences at 1 − alpha.
+def bootstrap_pivots(differences: Floats, seed: int = 0) -> Floats | None:
+    """Where the studentised bootstrap puts the mean of (n,) paired differences: x̄ − t* se, in rising order.
 
-    With t* = (x̄* − x̄) / se* over 10,000 resamples of whole pairs: [x̄ − t*₁₋ₐ/₂ se, x̄ − t*ₐ/₂ se]. Every
-    resample comes with its reflection (the i-th smallest difference replaced by the i-th largest), so that
-    the interval of −d is the mirror image of that of d. None where so many differences tie that constant
-    resamples reach the quantiles.
+    With t* = (x̄* − x̄) / se* over 10,000 resamples of whole pairs. Every resample comes with its reflection (the
+    i-th smallest difference replaced by the i-th largest), so that the pivots of −d mirror those of d. None where
+    so many differences tie that a resample is constant, which no t* can be made of.
     """
     ordered = np.sort(differences)
     mean, se = float(ordered.mean()), float(ordered.std(ddof=1)) / math.sqrt(len(ordered))
     t_star = _studentised(ordered, mean, seed)
-    left = float(np.quantile(t_star, alpha / 2, method="lower"))
-    right = float(np.quantile(t_star, 1 - alpha / 2, method="higher"))
-    if not (math.isfinite(left) and math.isfinite(right)):
-        return None
-    return mean - right * se, mean - left * se
+    return np.sort(mean - se * t_star) if np.isfinite(t_star).all() else None
+
+
+def pivot_interval(pivots: Floats, alpha: float) -> tuple[float, float]:
+    """Interval at 1 − alpha from sorted pivots (N,): the ⌊alpha (N + 1) / 2⌋-th of either end.
+
+    It excludes 0 iff :func:`pivot_p` ≤ alpha. Unbounded where alpha is less than N resamples can show.
+    """
+    place = math.floor(alpha * (len(pivots) + 1) / 2)
+    return (float(pivots[place - 1]), float(pivots[-place])) if place else (-math.inf, math.inf)
+
+
+def pivot_p(pivots: Floats) -> float:
+    """Two-sided p-value of a mean of 0, from sorted pivots (N,): 2 (1 + those beyond 0) / (N + 1), at most 1.
+
+    >>> pivot_p(np.arange(0.5, 99.0))  # none of 99 at or below 0
+    0.02
+    """
+    beyond = min(int(np.count_nonzero(pivots <= 0)), int(np.count_nonzero(pivots >= 0)))
+    return min(1.0, 2 * (1 + beyond) / (len(pivots) + 1))
 
 
 def _studentised(ordered: Floats, mean: float, seed: int) -> Floats:
-    """t* of every resample and its reflection; a constant resample gives ±inf, or 0 without offset."""
+    """t* of every resample and its reflection; a constant resample gives ±inf or NaN."""
     rng = np.random.default_rng(seed)
     n = len(ordered)
     parts = []
@@ -77,7 +96,7 @@ def _studentised(ordered: Floats, mean: float, seed: int) -> Floats:
             offset, spread = picked.mean(axis=1) - mean, picked.std(axis=1, ddof=1) / math.sqrt(n)
             spread[np.ptp(picked, axis=1) == 0] = 0.0  # rounding leaves a constant resample a spread of 1e-17
             with np.errstate(divide="ignore", invalid="ignore"):
-                parts.append(np.nan_to_num(offset / spread, nan=0.0, posinf=np.inf, neginf=-np.inf))
+                parts.append(offset / spread)
     return np.concatenate(parts)
 
 

@@ -4,8 +4,9 @@ their mean.
 Pairing by seed takes out what both arms share (initial weights, data order). Below 20 seeds the interval is
 Student's: percentile bootstraps of five runs cover .835 where .95 was promised, and an exact sign-flip
 p-value stands beside it for whoever distrusts the normal distribution. From 20 on it is the studentised
-bootstrap of whole runs. "No difference" is never concluded from a large p, only from equivalence tests
-(Schuirmann 1987). The probability of improvement follows Agarwal et al. 2021, but paired.
+bootstrap of whole runs. Differences that are all equal have no spread to go by: of them sign flips alone can
+tell, and too few of them tell nothing. "No difference" is never concluded from a large p, only from
+equivalence tests (Schuirmann 1987). The probability of improvement follows Agarwal et al. 2021, but paired.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from numpy.typing import NDArray
 
 from alignlab.audit.multiplicity import check_level, holm, holm_levels
 from alignlab.audit.power import seeds_needed
-from alignlab.audit.resampling import EXACT_FLIPS, bootstrap_interval, sign_flip_p
+from alignlab.audit.resampling import (
+    EXACT_FLIPS,
+    all_equal,
+    bootstrap_pivots,
+    pivot_interval,
+    pivot_p,
+    sign_flip_p,
+)
 from alignlab.audit.shares import wilson
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "holm",
     "holm_levels",
     "paired",
+    "plain",
     "probability_of_improvement",
     "seeds_needed",
     "share",
@@ -42,9 +51,10 @@ _SHARE_NEEDS = 4.0  # standard errors by which a total must differ from 0 before
 class Interval:
     """An estimate with its two-sided interval at 1 − alpha, from n seeds.
 
-    `p_value` tests "no effect" in the way that `method` says: "t", "degenerate" (all differences equal) or
-    "wilson" have a p-value that belongs to the interval's own distribution; "bootstrap-t" has the sign-flip
-    one. `p_sign_flip` assumes nothing but symmetry, and cannot fall below 2^(1−n).
+    `p_value` tests "no effect" by the `method` of the interval: "t", "bootstrap-t", "degenerate" (all
+    differences equal) or "wilson"; but for the last, p ≤ alpha iff the interval excludes 0. Both ends are
+    infinite where so few seeds exclude nothing. `p_sign_flip` assumes nothing but symmetry, and cannot fall
+    below 2^(1−n).
     """
 
     estimate: float
@@ -60,12 +70,27 @@ class Interval:
     def __post_init__(self) -> None:
         """Refuse what no comparison could read: a NaN would silently answer every question with no."""
         check_level(self.alpha)
-        if not all(map(math.isfinite, (self.estimate, self.low, self.high, self.se, self.p_value))):
+        ends = () if self.unbounded else (self.low, self.high)
+        if not all(map(math.isfinite, (self.estimate, *ends, self.se, self.p_value))):
             raise ValueError(
                 f"not a finite interval: {asdict(self)}; check the outcomes that it was made from"
             )
         if self.low > self.high:
             raise ValueError(f"an interval from {self.low} to {self.high} is upside down: low must be ≤ high")
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether it excludes nothing: from minus to plus infinity."""
+        return (self.low, self.high) == (-math.inf, math.inf)
+
+    @property
+    def tied(self) -> bool:
+        """Whether all differences behind it are equal."""
+        return self.method == "degenerate"
+
+    def within(self, margin: float) -> bool:
+        """Whether it lies wholly inside ±margin, ends included."""
+        return -margin <= self.low and self.high <= margin
 
     def __format__(self, spec: str) -> str:
         """Estimate and ends in the format of numbers that ``spec`` is: ``+0.25 [+0.11, +0.39]`` for ``+.2f``."""
@@ -74,31 +99,45 @@ class Interval:
         return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, fit for JSON."""
-        return asdict(self)
+        """Plain numbers and strings, fit for JSON, which has no infinity: an open end is None."""
+        return asdict(self, dict_factory=plain)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Interval:
         """The inverse of `to_dict`."""
-        return cls(**data)
+        ends: dict[str, Any] = {"low": -math.inf, "high": math.inf}
+        return cls(**{key: ends[key] if key in ends and v is None else v for key, v in data.items()})
+
+
+def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict factory for `dataclasses.asdict` that makes infinite numbers None."""
+    return {key: None if isinstance(v, float) and math.isinf(v) else v for key, v in fields}
 
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Outcome of a test that an effect lies within ±margin; `equivalent` where p_value ≤ the test's alpha."""
+    """Outcome of a test that an effect lies within ±margin; `equivalent` where p_value ≤ the test's alpha.
+
+    `interval`: that at 1 − 2 alpha, which lies within ±margin iff the test says so.
+    """
 
     p_value: float
     equivalent: bool
     margin: float
+    interval: Interval
 
 
 def paired(differences: Sequence[float] | NDArray[Any], alpha: float = 0.05) -> Interval:
     """Mean of seed-paired differences (n,) with its interval at 1 − alpha.
 
-    n < 20: x̄ ± t₍ₙ₋₁₎ s/√n, `p_value` of the t-test (so p ≤ alpha iff the interval excludes 0), with the
-    exact sign-flip p-value as `p_sign_flip`. n ≥ 20: studentised bootstrap of whole runs, `p_value` from sign
-    flips; if the differences tie too much for a bootstrap, the t interval. All differences equal: low = high
-    = estimate, method "degenerate", p_value 0 or 1; `p_sign_flip` then tells how little n seeds can show.
+    n < 20: x̄ ± t₍ₙ₋₁₎ s/√n, `p_value` of the t-test, with the exact sign-flip p-value as `p_sign_flip`.
+    n ≥ 20: studentised bootstrap of whole runs, `p_value` of the same; if the differences tie too much for a
+    bootstrap, the t interval. p ≤ alpha iff the interval excludes 0, whichever it is.
+
+    All differences equal to v (but for rounding): method "degenerate", by exact sign flips, which reject every
+    mean but v at p = 2^(1−n). The interval is [v, v] where that is at most alpha, else unbounded: two equal
+    differences tell nothing. `p_value` is 2^(1−n), or 1 where v = 0: nothing speaks for an effect then, and
+    against one speak only as many seeds as give the interval ends.
 
     Errors: ValueError for fewer than 2 differences, or for one that is not finite (the pair is named).
 
@@ -109,42 +148,59 @@ def paired(differences: Sequence[float] | NDArray[Any], alpha: float = 0.05) -> 
     0.0625
     """
     d = _differences(differences)
-    flip = sign_flip_p(d)
-    mean, se = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
-    if np.ptp(d) == 0:
-        value, p = float(d[0]), float(d[0] == 0)
-        return Interval(value, value, value, 0.0, len(d), p, "degenerate", check_level(alpha), flip)
-    bounds = bootstrap_interval(d, check_level(alpha)) if len(d) > EXACT_FLIPS else None
-    if bounds is not None:
-        return Interval(mean, *bounds, se, len(d), flip, "bootstrap-t", alpha, flip)
-    from scipy import special
-
-    half = float(special.stdtrit(len(d) - 1, 1 - alpha / 2)) * se
-    p = 2 * float(special.stdtr(len(d) - 1, -abs(mean) / se))
-    return Interval(mean, mean - half, mean + half, se, len(d), p, "t", alpha, flip)
+    check_level(alpha)
+    if all_equal(d):
+        return _by_flips(float(d[0]), len(d), alpha)
+    pivots = bootstrap_pivots(d) if len(d) > EXACT_FLIPS else None
+    return _by_t(d, alpha) if pivots is None else _by_bootstrap(d, pivots, alpha)
 
 
 def tost(differences: Sequence[float] | NDArray[Any], margin: float, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided t-tests that the mean of (n,) paired differences lies within ±margin (Schuirmann 1987).
+    """Two one-sided tests that the mean of (n,) paired differences lies within ±margin (Schuirmann 1987).
 
-    p = max(P(mean ≤ −margin), P(mean ≥ +margin)); equivalent iff p ≤ alpha, that is iff the t interval at 1 −
-    2 alpha lies within ±margin. Failing is no proof of a difference. Units: those of the differences.
+    p = max(P(mean ≤ −margin), P(mean ≥ +margin)) by the method of `paired`, below 20 seeds the t-test;
+    equivalent iff the interval of `paired` at 1 − 2 alpha lies within ±margin, that is iff p ≤ alpha. Failing
+    is no proof of a difference. Differences that are all equal, all 0 too, have p = 2^(−n) inside ±margin: four
+    of them show no equivalence at 0.05, five do. Units: those of the differences. Errors: ValueError for a
+    margin that is not positive, and for alpha ≥ ½.
 
     >>> tost([0.01, -0.02, 0.0, 0.015, -0.01], margin=0.1).equivalent
     True
     """
-    from scipy import special
-
-    check_level(alpha)
     if not (margin > 0 and math.isfinite(margin)):
         raise ValueError(f"the equivalence margin is {margin}: it must be a positive number")
-    d = _differences(differences)
-    room = margin - abs(float(d.mean()))
-    if np.ptp(d) == 0:
-        p = float(room <= 0)
-    else:
-        p = float(special.stdtr(len(d) - 1, -room / (float(d.std(ddof=1)) / math.sqrt(len(d)))))
-    return Equivalence(p_value=p, equivalent=p <= alpha, margin=float(margin))
+    d, interval = _differences(differences), paired(differences, 2 * check_level(alpha))
+    p = max(_not_above_zero(d + margin), _not_above_zero(margin - d))
+    return Equivalence(p, interval.within(margin), float(margin), interval)
+
+
+def _by_flips(value: float, n: int, alpha: float) -> Interval:
+    """Of n differences that all are `value`."""
+    least = 2.0 ** (1 - n)
+    low, high = (value, value) if least <= alpha else (-math.inf, math.inf)
+    p = least if value else 1.0
+    return Interval(value, low, high, 0.0, n, p, "degenerate", alpha, p)
+
+
+def _by_t(d: NDArray[np.float64], alpha: float) -> Interval:
+    from scipy import special
+
+    n, mean, se = len(d), float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * se
+    p = 2 * float(special.stdtr(n - 1, -abs(mean) / se))
+    return Interval(mean, mean - half, mean + half, se, n, p, "t", alpha, sign_flip_p(d))
+
+
+def _by_bootstrap(d: NDArray[np.float64], pivots: NDArray[np.float64], alpha: float) -> Interval:
+    mean, se = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
+    low, high = pivot_interval(pivots, alpha)
+    return Interval(mean, low, high, se, len(d), pivot_p(pivots), "bootstrap-t", alpha, sign_flip_p(d))
+
+
+def _not_above_zero(d: NDArray[np.float64]) -> float:
+    """One-sided p-value of the hypothesis that the mean is not above 0."""
+    found = paired(d)
+    return found.p_value / 2 if found.estimate > 0 else 1 - found.p_value / 2
 
 
 def probability_of_improvement(

@@ -150,7 +150,7 @@ def _caveats(e: Evidence) -> tuple[str, ...]:
     own = [*e.caveats]
     if not e.checks:
         own.append("No validity check was run: nothing shows that this audit would notice its own failure.")
-    if any(interval.method == "degenerate" for interval in e.intervals()):
+    if any(interval.tied for interval in e.intervals()):
         own.append(
             "In some contrast all seeds gave exactly the same difference: check that they reach the runs."
         )

@@ -139,6 +139,8 @@ def _given(c: ControlEvidence) -> str:
 
 
 def _span(i: Interval) -> str:
+    if i.tied and i.unbounded:
+        return f"{i.estimate:+.3g} (all {i.n} differences are equal, and so few seeds cannot tell)"
     return f"{i:+.3g}"
 
 

@@ -82,7 +82,8 @@ def _line(ax: Axes, found: list[LevelRatio], look: dict[str, Any], label: str, b
         np.array([getattr(r.ratio, name) for r in found]) for name in ("estimate", "low", "high")
     )
     shown = np.where(exact, middle, np.nan)
-    ax.fill_between(levels, np.where(exact, low, np.nan), np.where(exact, high, np.nan),
+    band = exact & np.isfinite(high)
+    ax.fill_between(levels, np.where(band, low, np.nan), np.where(band, high, np.nan),
                     color=look["color"], alpha=0.25 if bold else 0.1, linewidth=0, zorder=order - 1)  # fmt: skip
     ax.plot(levels, shown, **look, markeredgecolor="white", markeredgewidth=0.5, label=label, zorder=order)
     for sign, marker in BOUNDS.items():
@@ -103,6 +104,7 @@ def _fit(
 
     middles = np.array([r.ratio.estimate for r in found if r.ratio.sign != "?"] + [1.0, *references])
     ends = np.array([end for r in found if r.ratio.sign == "=" for end in (r.ratio.low, r.ratio.high)])
+    ends = ends[(ends > 0) & np.isfinite(ends)]  # of too few equal ratios the interval is unbounded
     bottom, top = scales.limits(middles, ends, log=True)
     for ax in axes:
         ax.axhline(1, color=style.REFERENCE, linewidth=1, zorder=1.2)

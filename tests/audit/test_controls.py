@@ -11,6 +11,7 @@ from alignlab.audit.bench import _final_values
 from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.evidence import gather
+from alignlab.audit.statistics import paired
 from alignlab.training.spec import RunSpec, SpecError
 
 
@@ -120,7 +121,7 @@ def test_tuning_seeds_are_not_the_claims():
 
 def test_placebo_passes_on_noise_and_fails_on_an_effect():
     quiet = KnownBench(CLAIM, lambda spec: 0.3 * np.sin(10 * spec.seed + spec.order))
-    shifted = KnownBench(CLAIM, lambda spec: noise(spec) + 1.0 * spec.order)
+    shifted = KnownBench(CLAIM, lambda spec: noise(spec) + (1.0 + 0.1 * np.cos(spec.seed)) * spec.order)
     assert Placebo().apply(quiet, *claimed(quiet)).checks[0].passed
     assert not Placebo().apply(shifted, *claimed(shifted)).checks[0].passed
 
@@ -135,6 +136,15 @@ def test_a_diverged_run_counts_as_untrained():
     diverged, finished = (losses | {"status": np.array(status)} for status in ("diverged", "finished"))
     assert _final_values(diverged) == {"diverged": 1.0, "train_loss": 2.3}
     assert _final_values(finished)["train_loss"] == np.float64(1e30)
+
+
+def test_equal_differences_of_accuracies_are_equal_although_float32_rounds_them():
+    def ends(first, last):
+        table = {"test_accuracy": np.array([first, last], np.float32), "status": np.array("finished")}
+        return _final_values(table)["test_accuracy"]
+
+    assert np.ptp([np.float32(a) - np.float64(np.float32(b)) for a, b in ((0.91, 0.66), (0.26, 0.01))]) > 1e-9
+    assert paired([ends(0, 0.91) - ends(0, 0.66), ends(0, 0.26) - ends(0, 0.01)]).tied
 
 
 def test_controls_are_listed_under_the_names_that_claims_use():

@@ -13,7 +13,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from alignlab.audit.resampling import bootstrap_interval, sign_flip_p
+from alignlab.audit.resampling import bootstrap_pivots, pivot_interval, sign_flip_p
 from alignlab.audit.statistics import (
     Interval,
     paired,
@@ -53,12 +53,21 @@ def test_below_twenty_seeds_the_interval_is_students(d, alpha):
     )
 
 
-@pytest.mark.parametrize("d", SAMPLES, ids=len)
-def test_t_p_value_and_interval_agree_on_zero(d):
+SKEWED = [np.random.default_rng(n).gamma(1.0, size=n) - 0.6 for n in (20, 25, 30)]
+
+
+@pytest.mark.parametrize("d", [*SAMPLES, *SKEWED, np.ones(4)], ids=len)
+def test_the_p_value_and_the_interval_agree_on_zero_at_every_level(d):
     p = paired(d).p_value
     for alpha in (p * 0.999, min(p * 1.001, 0.999)):
         result = paired(d, alpha)
         assert (p <= alpha) == (result.low > 0 or result.high < 0)
+
+
+def test_a_level_beyond_what_resamples_can_show_leaves_the_interval_open():
+    d = np.random.default_rng(0).normal(5.0, 1.0, 30)
+    assert paired(d, 1e-3).low > 0
+    assert paired(d, 1e-5).unbounded
 
 
 def test_from_twenty_seeds_on_whole_runs_are_bootstrapped():
@@ -66,9 +75,13 @@ def test_from_twenty_seeds_on_whole_runs_are_bootstrapped():
     assert paired(d[:19]).method == "t"
     result = paired(d)
     assert result.method == "bootstrap-t"
-    assert result.p_value == result.p_sign_flip
+    assert result.p_value != result.p_sign_flip
     t = scipy.stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
     np.testing.assert_allclose([result.low, result.high], [t.low, t.high], atol=0.25 * (t.high - t.low))
+
+
+def bootstrap_interval(d, alpha):
+    return pivot_interval(bootstrap_pivots(np.asarray(d)), alpha)
 
 
 def test_bootstrap_equals_its_naive_twin():
@@ -95,7 +108,7 @@ def test_too_many_ties_for_a_bootstrap_give_the_t_interval(tied):
     d = np.full(30, tied)
     d[0] = 1.0
     result, expected = paired(d), scipy.stats.ttest_1samp(d, 0.0)
-    assert bootstrap_interval(d, 0.05) is None
+    assert bootstrap_pivots(d) is None
     assert result.method == "t"
     assert result.p_value == pytest.approx(expected.pvalue)
     assert result.low == pytest.approx(expected.confidence_interval(0.95).low)
@@ -117,14 +130,23 @@ def test_a_stricter_level_gives_an_interval_that_contains_the_laxer_one(n):
     assert all(a.low > b.low and a.high < b.high for a, b in itertools.pairwise(nested))
 
 
-@pytest.mark.parametrize(("value", "p"), [(0.25, 0.0), (-1.0, 0.0), (0.0, 1.0)])
-@pytest.mark.parametrize("n", [2, 5, 30])
-def test_equal_differences_give_a_degenerate_interval(value, p, n):
-    result = paired([value] * n)
-    assert (result.low, result.estimate, result.high, result.se) == (value, value, value, 0.0)
-    assert (result.method, result.p_value) == ("degenerate", p)
-    if value and n < 20:
-        assert result.p_sign_flip == 2.0 ** (1 - n)
+@pytest.mark.parametrize("value", [0.25, -1.0, 0.0])
+@pytest.mark.parametrize("n", [2, 5, 6, 30])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_equal_differences_tell_what_sign_flips_tell_and_few_of_them_nothing(value, n, alpha):
+    result, least = paired([value] * n, alpha), 2.0 ** (1 - n)
+    assert (result.estimate, result.method) == (value, "degenerate")
+    assert result.p_value == result.p_sign_flip == (least if value else 1.0)
+    assert result.unbounded == (least > alpha)
+    if not result.unbounded:
+        assert (result.low, result.high) == (value, value)
+
+
+def test_differences_that_rounding_alone_sets_apart_are_equal():
+    d = np.array([0.9, 0.8, 0.7, 0.6]) - np.array([0.65, 0.55, 0.45, 0.35])
+    assert np.ptp(d) > 0
+    assert paired(d).unbounded
+    assert paired(d + 1e-9 * np.arange(4)).method == "t"
 
 
 @pytest.mark.parametrize("seeds", [0, 1])
@@ -237,10 +259,11 @@ def test_drawn_sign_flips_never_claim_p_zero():
 def test_an_interval_survives_json():
     for result in (
         paired([0.1, 0.3, 0.2]),
+        paired([0.1, 0.1]),
         paired(np.arange(25.0)),
         probability_of_improvement([1.0], [2.0]),
     ):
-        assert Interval.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+        assert Interval.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
 
 
 @pytest.mark.parametrize("bounds", [(math.nan, 0.0, 1.0), (0.5, -math.inf, 1.0), (0.5, 1.0, 0.0)])
@@ -270,10 +293,27 @@ def test_equivalent_means_the_ninety_percent_interval_lies_within_the_margin(shi
     assert not tost(d, edge * 0.9999).equivalent
 
 
-def test_equal_differences_are_equivalent_iff_inside_the_margin():
-    assert tost([0.1] * 4, 0.2).equivalent
-    assert not tost([0.1] * 4, 0.1).equivalent
-    assert not tost([-0.3] * 4, 0.2).equivalent
+def test_equal_differences_are_equivalent_iff_inside_the_margin_and_enough():
+    assert tost([0.1] * 5, 0.2).equivalent
+    assert not tost([0.1] * 5, 0.05).equivalent
+    assert not tost([-0.3] * 5, 0.2).equivalent
+    assert [tost([0.0] * n, 0.2).equivalent for n in (2, 4, 5)] == [False, False, True]
+    assert tost([0.0] * 4, 0.2).p_value == 2.0**-4
+
+
+@given(st.integers(2, 30), st.floats(0.01, 2.0), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_equivalence_its_p_and_its_interval_agree(n, margin, seed):
+    result = tost(np.random.default_rng(seed).normal(0, 0.8, n), margin)
+    assert result.equivalent == (result.p_value <= 0.05)
+    assert result.equivalent == (-margin <= result.interval.low and result.interval.high <= margin)
+    assert result.interval.alpha == 0.1
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.7])
+def test_equivalence_at_a_level_that_leaves_no_interval_is_refused(alpha):
+    with pytest.raises(ValueError, match="alpha"):
+        tost([0.1, 0.2, 0.3], 1.0, alpha)
 
 
 def test_a_margin_must_be_positive():
@@ -357,8 +397,12 @@ def test_seeds_needed_gives_up_beyond_its_limit_and_not_before():
     assert seeds_needed(d, 0.5, max_n=needed - 1) is None
 
 
-def test_no_spread_needs_the_two_seeds_that_an_interval_needs():
-    assert seeds_needed([0.1, 0.1, 0.1], 0.01) == 2
+@pytest.mark.parametrize("alpha", [0.05, 0.025, 0.25])
+def test_no_spread_needs_the_seeds_at_which_equal_differences_tell_anything(alpha):
+    needed = seeds_needed([0.1, 0.1], 0.01, alpha)
+    assert paired([0.1] * (needed - 1), alpha).unbounded
+    assert not paired([0.1] * needed, alpha).unbounded
+    assert seeds_needed([0.1, 0.1], 0.01, alpha, max_n=needed - 1) is None
 
 
 @pytest.mark.parametrize("changes", [{"target": 0.0}, {"power": 1.0}, {"alpha": 0.0}, {"max_n": 1}])

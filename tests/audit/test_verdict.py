@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignlab.audit.evidence import ControlSamples, gather
 from alignlab.audit.statistics import Interval
 from alignlab.audit.verdict import Check, ControlEvidence, Evidence, Verdict, decide
 
@@ -256,6 +257,22 @@ def test_an_audit_without_checks_or_spread_says_so():
         control(), removed=Interval(1.0, 1.0, 1.0, 0.0, 5, 0.0, "degenerate", 0.05)
     )
     assert "exactly the same difference" in decide(evidence(constant)).caveats[0]
+
+
+def test_two_equal_differences_decide_nothing_and_the_verdict_says_why():
+    table = gather([0.25] * 2, [ControlSamples("magnitude", [0.25] * 2, [0.25] * 2)], 0.02)
+    verdict = decide(table)
+    assert verdict.kind == "not_reproduced"
+    assert "T = +0.25 (all 2 differences are equal, and so few seeds cannot tell)" in verdict.text
+    assert "leave it open" in verdict.text
+    assert Evidence.from_dict(json.loads(json.dumps(table.to_dict(), allow_nan=False))) == table
+
+
+def test_ties_of_a_control_ask_for_the_seeds_at_which_they_would_tell():
+    table = gather([0.5, 0.75, 0.5, 0.7], [ControlSamples("magnitude", [0.0] * 4, [0.0] * 4)], 1.0)
+    assert table.seeds_needed == 6
+    verdict = decide(dataclasses.replace(table, smallest_effect=0.1, equivalent=False))
+    assert "all 4 differences are equal" in verdict.text
 
 
 @pytest.mark.parametrize("table", [table for *_, table in EVERY_VERDICT])
