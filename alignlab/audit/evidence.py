@@ -24,11 +24,19 @@ __all__ = ["Check", "ControlEvidence", "ControlSamples", "Evidence", "explains",
 
 @dataclass(frozen=True)
 class Check:
-    """A validity check (placebo, spike-in, manipulation, grid edge, missing runs, budgets): how it went."""
+    """A validity check (placebo, spike-in, manipulation, grid edge, missing runs, budgets): how it went.
+
+    `passed` is None where the check could not have failed: then it shows nothing either way.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was applied and did not pass."""
+        return self.passed is not None and not self.passed
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+_MARKS = {True: "✓", False: "✗", None: "–"}
+
+
 @dataclass(frozen=True, eq=False)
 class AuditResult:
     """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group. ``outcomes``: final values of the
@@ -45,9 +48,7 @@ class AuditResult:
         head = f"{'contrast':<34}{'estimate':>10}  {'interval':<22}{'p (Holm)':>9}{'n':>4}  reading"
         lines = [head, "-" * len(head)]
         lines += [_line(self.claim, row) for row in rows]
-        lines += [
-            f"{'✓' if check.passed else '✗'} {check.name}: {check.detail}" for check in self.evidence.checks
-        ]
+        lines += [f"{_MARKS[check.passed]} {check.name}: {check.detail}" for check in self.evidence.checks]
         return "\n".join(lines)
 
     def contrast_dataset(self) -> xr.Dataset:

@@ -83,7 +83,7 @@ def decide(evidence: Evidence) -> Verdict:
 
 
 def _invalid(e: Evidence) -> Verdict | None:
-    failed = [check for check in e.checks if not check.passed]
+    failed = [check for check in e.checks if check.failed]
     if not failed:
         return None
     names = tuple(check.name for check in failed)
@@ -148,7 +148,7 @@ def _naming(
 def _caveats(e: Evidence) -> tuple[str, ...]:
     """The audit's own caveats, and those that the table itself gives reason for."""
     own = [*e.caveats]
-    if not e.checks:
+    if all(check.passed is None for check in e.checks):
         own.append("No validity check was run: nothing shows that this audit would notice its own failure.")
     if any(interval.tied for interval in e.intervals()):
         own.append(

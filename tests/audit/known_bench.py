@@ -12,7 +12,7 @@ CLAIM = al.Claim(
     task="xor",
     smallest_effect=0.1,
     seeds=range(5),
-    setup={"lr": 0.1, "steps": 10},
+    setup={"lr": 0.1, "steps": 10, "batch_size": 2},
     learning_rates=(0.01, 0.1, 1.0),
     tuning_seeds=2,
 )

@@ -68,12 +68,18 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
 def test_table_and_json_carry_the_evidence(result):
     table = result.table()
     assert "as claimed" in table
-    assert "✓ placebo" in table or "✗ placebo" in table
+    assert "– placebo: not applicable, each batch is the whole data set" in table
     assert json.loads(json.dumps(result.to_dict()))["claim_hash"] == CLAIM.digest()
 
 
 def test_caveats_name_the_controls_left_out(result):
     assert any("tuning" in caveat for caveat in result.verdict.caveats)
+
+
+def test_a_placebo_that_could_not_fail_is_no_passed_check(result):
+    (placebo,) = [check for check in result.evidence.checks if check.name == "placebo"]
+    assert placebo.passed is None
+    assert "the placebo could show nothing here: each batch is the whole data set" in result.verdict.caveats
 
 
 def test_a_claim_of_nothing_is_not_reproduced(tmp_path):

@@ -138,6 +138,30 @@ def test_a_diverged_run_counts_as_untrained():
     assert _final_values(finished)["train_loss"] == np.float64(1e30)
 
 
+@pytest.mark.parametrize(
+    ("setup", "applies"),
+    [
+        ({"batch_size": 4}, False),
+        ({"batch_size": 64}, False),
+        ({"batch_size": 3}, True),
+        ({"batch_size": 4, "sampling": "replacement"}, True),
+    ],
+)
+def test_the_placebo_does_not_apply_where_no_order_can_matter(setup, applies):
+    claim = CLAIM.model_copy(update={"setup": setup})
+    quiet = KnownBench(claim, lambda spec: 1e-8 * np.sin(10 * spec.seed + spec.order))
+    found = Placebo().apply(quiet, *claimed(quiet))
+    assert found.checks[0].passed is (True if applies else None)
+    assert bool(found.caveats) is not applies
+    wild = KnownBench(claim, lambda spec: noise(spec) + (1 + 0.1 * np.cos(spec.seed)) * spec.order)
+    assert Placebo().apply(wild, *claimed(wild)).checks[0].failed  # and yet it did: something is wrong
+
+
+def test_a_placebo_of_nothing_but_equal_outcomes_shows_nothing():
+    bench = KnownBench(CLAIM, noise)
+    assert Placebo().apply(bench, *claimed(bench)).checks[0].passed is None
+
+
 def test_equal_differences_of_accuracies_are_equal_although_float32_rounds_them():
     def ends(first, last):
         table = {"test_accuracy": np.array([first, last], np.float32), "status": np.array("finished")}

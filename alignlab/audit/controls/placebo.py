@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from alignlab.audit.bench import Bench
+from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.evidence import Check
 from alignlab.audit.statistics import paired, tost
+from alignlab.training import tasks
 from alignlab.training.spec import RunSpec
 
 ORDER = 1  # another than the claim's own, 0
 
 
 class Placebo(Control):
-    """The check fails where the placebo's interval excludes 0 and it is not equivalent to 0 within ±m."""
+    """The check fails where the placebo's interval excludes 0 and it is not equivalent to 0 within ±m.
+
+    It cannot pass where it could not have failed: where another order changes nothing, because each batch is the
+    whole data set or because every run ended exactly as it did before. Then it is not applicable, and a caveat says so.
+    """
 
     name = "placebo"
 
@@ -28,8 +35,19 @@ class Placebo(Control):
         interval = paired(difference, claim.alpha)
         nothing = interval.low <= 0 <= interval.high
         negligible = tost(difference, claim.smallest_effect, claim.alpha).equivalent
-        detail = f"{interval.estimate:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
-        check = Check(
-            "placebo", nothing or negligible, f"the baseline on another data order differs by {detail}"
+        detail = f"the baseline on another data order differs by {interval:+.3g}"
+        why = _powerless(claim, difference) if nothing or negligible else ""
+        passed = None if why else nothing or negligible
+        return Finding(
+            checks=[Check("placebo", passed, f"not applicable, {why}; {detail}" if why else detail)],
+            contrasts=[Contrast("placebo", "validity", difference)],
+            caveats=[f"the placebo could show nothing here: {why}"] if why else [],
         )
-        return Finding(checks=[check], contrasts=[Contrast("placebo", "validity", difference)])
+
+
+def _powerless(claim: Claim, difference: Sequence[float]) -> str:
+    """Why another data order could make no difference; empty where it could."""
+    spec = claim.spec(claim.baseline, claim.seeds[0])
+    if spec.sampling == "epochs" and spec.batch_size >= len(tasks.load(spec.task).train):
+        return "each batch is the whole data set"
+    return "" if any(difference) else "every run ended as it did on the other data order"
