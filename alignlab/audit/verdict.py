@@ -9,7 +9,7 @@ those of the intervals.
 2. not_reproduced     T's interval is not above 0, or T is equivalent to 0 within ±m
 3. explained_by       upper(N_k) ≤ m and upper(S_k) ≤ m
 4. reversed_under     upper(N_k) < −m (but S_k does not hold)
-5. partly_explained   lower(T − N_k) > m and upper(N_k) > m
+5. partly_explained   lower(T − N_k) > m (whatever is left: k may remove all, and yet not explain it alone)
 6. supported          lower(N_k) > 0 for every k, and there is at least one k
 7. inconclusive       otherwise
 """
@@ -107,8 +107,7 @@ def _reversed_under(e: Evidence) -> Verdict | None:
 
 
 def _partly_explained(e: Evidence) -> Verdict | None:
-    m = e.smallest_effect
-    found = [c for c in e.controls if c.removed.low > m and c.necessity.high > m]
+    found = [c for c in e.controls if c.removed.low > e.smallest_effect]
     return _naming("partly_explained", found, wording.partly_explained, e, rule=5)
 
 

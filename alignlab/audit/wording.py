@@ -79,15 +79,10 @@ def reversed_under(e: Evidence, found: Sequence[ControlEvidence]) -> str:
 
 
 def partly_explained(e: Evidence, found: Sequence[ControlEvidence]) -> str:
-    """Rule 5: how much k takes away, and what may be left."""
+    """Rule 5: how much k takes away, and what may be left; or why k does not explain it though nothing is."""
     m = e.smallest_effect
     parts = [f"{c.name} accounts for T − N = {_span(c.removed)} (lower bound above m = {m:g})" for c in found]
-    rest = [
-        f"{_without(c)} N = {_span(c.necessity)} is left"
-        if c.necessity.low > 0
-        else f"{_without(c)} N = {_span(c.necessity)} may be left, and is not told from 0"
-        for c in found
-    ]
+    rest = [_rest(c, m) for c in found]
     return f"Of the advantage T = {_span(e.total)}, {_and(parts)}. {_sentence('; '.join(rest))}."
 
 
@@ -104,7 +99,7 @@ def inconclusive(e: Evidence, more_seeds: int | None) -> str:
     """Rule 7: which controls are undecided, and whether seeds would settle it."""
     m, total = e.smallest_effect, f"T = {_span(e.total)}"
     if not e.controls:
-        return f"The advantage {total} is reproduced, but no control was run, so its source is unknown."
+        return f"The advantage {total} is reproduced, but no intervention questioned it, so its source is unknown."
     undecided = [_why_undecided(c, m) for c in e.controls if c.necessity.low <= 0]
     text = f"The advantage {total} is reproduced, but its source is open: {'; '.join(undecided)}."
     if more_seeds is None:
@@ -112,6 +107,15 @@ def inconclusive(e: Evidence, more_seeds: int | None) -> str:
     return (
         f"{text} At the observed spread {more_seeds} more seeds would tell an effect of m = {m:g} from none."
     )
+
+
+def _rest(c: ControlEvidence, m: float) -> str:
+    left = f"{_without(c)} N = {_span(c.necessity)}"
+    if c.necessity.high <= m:
+        return f"{left} is no more than m, but {_why_not_sufficient(c, m)}"
+    if c.necessity.low > 0:
+        return f"{left} is left"
+    return f"{left} may be left, and is not told from 0"
 
 
 def _why_not_sufficient(c: ControlEvidence, m: float) -> str:
