@@ -63,7 +63,7 @@ class Claim(BaseModel):
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     tuning_seeds: int = Field(default=3, ge=1)
     controls: tuple[str, ...] = CONTROLS
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
     source: str = ""
 
     @field_validator("seeds", mode="before")

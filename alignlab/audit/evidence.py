@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from alignlab.audit.multiplicity import holm, stepdown_levels
+from alignlab.audit.multiplicity import adjusted, stepdown_levels
 from alignlab.audit.resampling import all_equal
 from alignlab.audit.statistics import Interval, paired, plain, seeds_needed, tost
 
-__all__ = ["Check", "ControlEvidence", "ControlSamples", "Evidence", "explains", "gather"]
+__all__ = ["NOTHING", "Check", "ControlEvidence", "ControlSamples", "Evidence", "explains", "gather"]
+
+
+NOTHING = "no difference that matters"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class ControlEvidence:
 class Evidence:
     """Everything the verdict is a function of. `controls` starts with the claim's primary control.
 
-    `equivalent`: TOST finds the total effect within ±smallest_effect. `seeds_needed`: the seeds, all told
+    `equivalent`: TOST finds the total effect within ±smallest_effect, that is `equivalence`, the interval at
+    1 − 2 alpha, lies there. `seeds_needed`: the seeds, all told
     (not the additional ones), at which an effect of `smallest_effect` would be told from 0; None if unknown
     or out of reach.
     """
@@ -71,6 +75,7 @@ class Evidence:
     checks: tuple[Check, ...] = ()
     caveats: tuple[str, ...] = ()
     seeds_needed: int | None = None
+    equivalence: Interval | None = None
 
     def __post_init__(self) -> None:
         """Refuse a table that no rule could be applied to."""
@@ -88,25 +93,30 @@ class Evidence:
         return (self.total, *(i for row in of_controls for i in row if i is not None))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: one flat dict a contrast, with keys name, contrast, estimate, low, high, p, p_holm, n,
+        """The table: one flat dict a contrast, with keys name, contrast, estimate, low, high, p, p_adjusted, n,
         alpha, reading.
 
-        `p_holm` is adjusted over the controls, for each kind of contrast by itself.
+        `alpha` is the level of the interval, that of the step-down over the controls; `p_adjusted` is p times the
+        claim's alpha over it, so that p_adjusted ≤ the claim's alpha iff the interval excludes 0.
         """
-        families: list[tuple[str, list[tuple[str, Interval]], Callable[[Interval, float], str]]] = [
-            ("total", [("total", self.total)], _read),
-            ("without", [(c.name, c.necessity) for c in self.controls], _read),
-            ("given", [(c.name, c.sufficiency) for c in self.controls if c.sufficiency is not None], _read),
-            ("removed", [(c.name, c.removed) for c in self.controls], _read_removed),
-        ]
-        rows = []
-        for contrast, members, read in families:
-            adjusted = holm([interval.p_value for _, interval in members])
-            for (name, interval), p_holm in zip(members, adjusted, strict=True):
-                reading = read(interval, self.smallest_effect)
-                rows.append(_row(name, contrast, interval, p_holm, reading))
-        place = {"total": -1} | {c.name: k for k, c in enumerate(self.controls)}
-        return sorted(rows, key=lambda row: -1 if row["contrast"] == "total" else place[row["name"]])
+        found = [_row("total", "total", self.total, self.total.alpha, self._read_total())]
+        for c in self.controls:
+            for contrast, interval, read in (
+                ("without", c.necessity, _read),
+                ("given", c.sufficiency, _read),
+                ("removed", c.removed, _read_removed),
+            ):
+                if interval is not None:
+                    reading = read(interval, self.smallest_effect)
+                    found.append(_row(c.name, contrast, interval, self.total.alpha, reading))
+        return found
+
+    def _read_total(self) -> str:
+        """As any interval, but for an equivalence that only the shorter one of the test shows."""
+        own = _read(self.total, self.smallest_effect)
+        if not self.equivalent or own == NOTHING:
+            return own
+        return f"{NOTHING} (two one-sided tests)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings, fit for JSON."""
@@ -121,7 +131,12 @@ class Evidence:
             "checks": tuple(Check(**check) for check in data["checks"]),
             "caveats": tuple(data["caveats"]),
         }
-        return cls(**(data | lists | {"total": Interval.from_dict(data["total"])}))
+        equivalence = data.get("equivalence")
+        intervals = {
+            "total": Interval.from_dict(data["total"]),
+            "equivalence": equivalence and Interval.from_dict(equivalence),
+        }
+        return cls(**(data | lists | intervals))
 
 
 @dataclass(frozen=True)
@@ -159,9 +174,11 @@ def gather(
         raise ValueError(f"smallest_effect is {smallest_effect}: say which effect > 0 would matter")
     levels = stepdown_levels([_explaining_at(samples, smallest_effect) for samples in controls], alpha)
     needed = _needed(controls, smallest_effect, alpha, max_seeds) if controls else None
+    same = tost(total, smallest_effect, alpha)
     return Evidence(
         total=paired(total, alpha),
-        equivalent=tost(total, smallest_effect, alpha).equivalent,
+        equivalent=same.equivalent,
+        equivalence=same.interval,
         smallest_effect=float(smallest_effect),
         controls=tuple(_at_level(c, total, level) for c, level in zip(controls, levels, strict=True)),
         checks=tuple(checks),
@@ -207,7 +224,7 @@ def _at_level(samples: ControlSamples, total: Sequence[float], level: float) -> 
     return ControlEvidence(samples.name, necessity, given, paired(removed, level), samples.detail)
 
 
-def _row(name: str, contrast: str, interval: Interval, p_holm: float, reading: str) -> dict[str, Any]:
+def _row(name: str, contrast: str, interval: Interval, alpha: float, reading: str) -> dict[str, Any]:
     return {
         "name": name,
         "contrast": contrast,
@@ -215,7 +232,7 @@ def _row(name: str, contrast: str, interval: Interval, p_holm: float, reading: s
         "low": interval.low,
         "high": interval.high,
         "p": interval.p_value,
-        "p_holm": p_holm,
+        "p_adjusted": adjusted(interval.p_value, interval.alpha, alpha),
         "n": interval.n,
         "alpha": interval.alpha,
         "reading": reading,
@@ -227,7 +244,7 @@ def _read(interval: Interval, m: float) -> str:
     statements = [
         (interval.high < -m, "worse by more than m"),
         (interval.low > m, "better by more than m"),
-        (interval.low >= -m and interval.high <= m, "no difference that matters"),
+        (interval.within(m), NOTHING),
         (interval.high < 0, "worse"),
         (interval.low > 0, "better"),
         (interval.high <= m, "not better by more than m"),

@@ -17,7 +17,7 @@ from operator import le
 
 import numpy as np
 
-__all__ = ["check_level", "holm", "holm_levels", "stepdown_levels"]
+__all__ = ["adjusted", "check_level", "holm", "holm_levels", "stepdown_levels"]
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -68,6 +68,17 @@ def stepdown_levels(rejects: Sequence[Callable[[float], bool]], alpha: float = 0
             break
         standing -= fallen
     return tuple(levels)
+
+
+def adjusted(p: float, level: float, alpha: float = 0.05) -> float:
+    """min(1, p · alpha / level): at most alpha iff p is at most the level that a step-down gave its test.
+
+    So that a p value says the same as the interval at that level, whichever hypothesis was stepped down on.
+
+    >>> adjusted(0.02, level=0.025, alpha=0.05)
+    0.04
+    """
+    return min(1.0, p * alpha / level)
 
 
 def check_level(alpha: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,11 +44,15 @@ class AuditResult:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better)."""
+        """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better).
+
+        Below it, at which level each interval stands, and p with it; then the checks.
+        """
         rows = self.evidence.rows()
-        head = f"{'contrast':<34}{'estimate':>10}  {'interval':<22}{'p (Holm)':>9}{'n':>4}  reading"
+        head = f"{'contrast':<34}{'estimate':>10}  {'interval':<22}{'p (adj.)':>9}{'n':>4}  reading"
         lines = [head, "-" * len(head)]
         lines += [_line(self.claim, row) for row in rows]
+        lines.append(_caption(rows))
         lines += [f"{_MARKS[check.passed]} {check.name}: {check.detail}" for check in self.evidence.checks]
         return "\n".join(lines)
 
@@ -118,8 +123,14 @@ class AuditResult:
 def _line(claim: Claim, row: dict[str, Any]) -> str:
     name = _contrast_name(claim, row["name"], row["contrast"])
     span = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
-    numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_holm']:>9.2g}{row['n']:>4}"
+    numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_adjusted']:>9.2g}{row['n']:>4}"
     return f"{name:<34}{numbers}  {row['reading']}"
+
+
+def _caption(rows: Sequence[dict[str, Any]]) -> str:
+    levels = {"as claimed" if row["contrast"] == "total" else row["name"]: row["alpha"] for row in rows}
+    told = ", ".join(f"{name} {100 * (1 - alpha):.3g} %" for name, alpha in levels.items())
+    return f"intervals at: {told} (Holm's step-down over the controls); p is adjusted to these levels"
 
 
 def _contrast_name(claim: Claim, name: str, contrast: str) -> str:

@@ -37,12 +37,13 @@ def invalid(failed: Sequence[Check]) -> str:
 def not_reproduced(e: Evidence) -> str:
     """Rule 2: worse, too small to matter, absent, or not told from 0."""
     total, m = f"T = {_span(e.total)}", e.smallest_effect
+    less = f", but by less than the m = {m:g} that matters{_tested(e)}" if e.equivalent else ""
     if e.total.high < 0:
-        return f"Not reproduced: as claimed, the treatment does worse than the baseline, {total}."
+        return f"Not reproduced: as claimed, the treatment does worse than the baseline, {total}{less}."
     if e.equivalent and e.total.low > 0:
-        return f"Not reproduced: the advantage {total} is real, but less than the m = {m:g} that matters."
+        return f"Not reproduced: the treatment does better, {total}{less}."
     if e.equivalent:
-        return f"Not reproduced: treatment and baseline are equivalent within m = {m:g}, {total}."
+        return f"Not reproduced: {total}, and treatment and baseline are equivalent within m = {m:g}{_tested(e)}."
     text = f"Not reproduced: the advantage {total} is not told from 0."
     if e.total.high > m:
         return f"{text} Nor is one above m = {m:g} excluded: {e.total.n} seeds leave it open."
@@ -107,6 +108,14 @@ def inconclusive(e: Evidence, more_seeds: int | None) -> str:
     return (
         f"{text} At the observed spread {more_seeds} more seeds would tell an effect of m = {m:g} from none."
     )
+
+
+def _tested(e: Evidence) -> str:
+    """By which test they are equivalent, and on which interval, which is shorter than that of T."""
+    i = e.equivalence
+    if i is None:
+        return ""
+    return f" (two one-sided tests: the {100 * (1 - i.alpha):.3g} % interval [{i.low:+.3g}, {i.high:+.3g}] lies within ±m)"
 
 
 def _rest(c: ControlEvidence, m: float) -> str:

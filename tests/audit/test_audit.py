@@ -68,6 +68,7 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
 def test_table_and_json_carry_the_evidence(result):
     table = result.table()
     assert "as claimed" in table
+    assert "intervals at: as claimed 95 %, magnitude 95 % (Holm's step-down" in table
     assert "– placebo: not applicable, each batch is the whole data set" in table
     assert json.loads(json.dumps(result.to_dict()))["claim_hash"] == CLAIM.digest()
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alignlab.audit.evidence import Check, ControlSamples, Evidence, gather
-from alignlab.audit.multiplicity import holm
 from alignlab.audit.statistics import paired, seeds_needed, tost
 from alignlab.audit.verdict import decide
 
@@ -145,11 +146,51 @@ def test_rows_name_every_contrast_with_the_primary_control_first():
         assert tuple(row[key] for key in ("estimate", "low", "high", "p", "n", "alpha")) == values
 
 
-def test_rows_adjust_p_over_controls_for_each_contrast():
-    rows = table().rows()
-    for contrast in ("without", "given", "removed", "total"):
-        family = [row for row in rows if row["contrast"] == contrast]
-        assert tuple(row["p_holm"] for row in family) == holm([row["p"] for row in family])
+@st.composite
+def samples(draw):
+    n, rng = draw(st.integers(2, 30)), np.random.default_rng(draw(st.integers(0, 10**6)))
+    spread = draw(st.sampled_from([0.0, 0.02, 0.1, 0.3]))
+
+    def some():
+        return draw(st.sampled_from([-0.3, -0.05, 0.0, 0.05, 0.1, 0.15, 0.3])) + spread * rng.normal(size=n)
+
+    controls = [ControlSamples(str(k), some(), some()) for k in range(draw(st.integers(0, 4)))]
+    return gather(some(), controls, M, max_seeds=2)
+
+
+@given(samples())
+@settings(max_examples=200, deadline=None)
+def test_p_interval_and_reading_of_a_row_agree_whatever_the_data(evidence):
+    for row in evidence.rows():
+        excluded = row["low"] > 0 or row["high"] < 0
+        assert excluded == (row["p_adjusted"] <= 0.05)
+        told = row["reading"].startswith(
+            ("better", "worse", "accounts for something", "hides", "accounts for more")
+        )
+        assert excluded or not told
+        small = (row["low"] >= -M and row["high"] <= M) or (row["name"] == "total" and evidence.equivalent)
+        assert told or small or not excluded
+
+
+def test_rows_adjust_p_to_the_level_of_their_interval():
+    one, two, three = (gather(seeds(1.0), controls, M).rows()[1] for controls in (
+        [control("a", 0.5, 0.5)],
+        [control("a", 0.5, 0.5), control("b", 0.6, 0.6)],
+        [control("a", 0.5, 0.5), control("b", 0.0, 0.0), control("c", 0.0, 0.0)],
+    ))  # fmt: skip
+    assert one["p_adjusted"] == one["p"] == three["p_adjusted"]  # the others have left
+    assert two["p_adjusted"] == pytest.approx(2 * one["p"])
+
+
+def test_an_equivalence_that_the_shorter_interval_alone_shows_is_read_as_such_in_table_and_text():
+    total = seeds(0.09, spread=0.0125)  # 95 %: up to 0.1004
+    evidence = gather(total, [], M)
+    assert evidence.total.high > M > evidence.equivalence.high
+    assert evidence.rows()[0]["reading"] == "no difference that matters (two one-sided tests)"
+    low, high = evidence.equivalence.low, evidence.equivalence.high
+    text = decide(evidence).text
+    assert f"(two one-sided tests: the 90 % interval [{low:+.3g}, {high:+.3g}] lies within ±m)" in text
+    assert f"+{evidence.total.high:.3g}]" in text
 
 
 def test_a_control_called_total_keeps_its_place():

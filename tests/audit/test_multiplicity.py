@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from alignlab.audit.multiplicity import holm, holm_levels, stepdown_levels
+from alignlab.audit.multiplicity import adjusted, holm, holm_levels, stepdown_levels
 
 P_VALUES = st.lists(
     st.floats(0.0, 1.0) | st.sampled_from([0.01, 0.0125, 0.025, 0.05]), min_size=1, max_size=7
@@ -36,6 +36,15 @@ def test_levels_lie_between_bonferroni_and_alpha_and_never_fall_as_p_rises(p_val
     assert max(levels) <= 0.05
     ordered = [level for _, level in sorted(zip(p_values, levels, strict=True))]
     assert ordered == sorted(ordered)
+
+
+@given(P_VALUES)
+@settings(max_examples=100, deadline=None)
+def test_a_p_adjusted_to_its_level_rejects_what_holm_rejects(p_values):
+    levels = holm_levels(p_values, 0.05)
+    found = [adjusted(p, level, 0.05) for p, level in zip(p_values, levels, strict=True)]
+    assert [p <= 0.05 * (1 + 1e-12) for p in found] == [p <= 0.05 * (1 + 1e-12) for p in holm(p_values)]
+    assert max(found) <= 1
 
 
 def test_after_the_first_that_stands_no_level_rises():

@@ -186,7 +186,8 @@ def test_explained_by_says_where_the_treatment_is_worse():
     ("total", "equivalent", "says"),
     [
         ((-0.5, -0.3), False, "does worse"),
-        ((0.01, 0.05), True, "real, but less than the m = 0.1"),
+        ((0.01, 0.05), True, "does better, T = +0.03 [+0.01, +0.05], but by less than the m = 0.1"),
+        ((-0.05, -0.01), True, "does worse than the baseline, T = -0.03 [-0.05, -0.01], but by less than"),
         ((-0.05, 0.05), True, "equivalent within m = 0.1"),
         ((-0.05, 0.5), False, "Nor is one above m = 0.1 excluded: 5 seeds leave it open"),
         ((-0.5, 0.1), False, "One above m = 0.1 is excluded"),
