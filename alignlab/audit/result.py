@@ -64,7 +64,10 @@ class AuditResult:
         rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
-        return as_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
+        roles = [_role(row, self.evidence) for row in self.evidence.rows()]
+        roles += ["" if c.compares else "part" for c in self.contrasts]
+        dataset = as_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
+        return dataset.assign_coords(role=("contrast", np.array(roles)))
 
     @cached_property
     def all_runs(self) -> xr.Dataset:
@@ -140,6 +143,13 @@ def _contrast_name(claim: Claim, name: str, contrast: str) -> str:
         "given": f"{name}: baseline given it",
         "removed": f"{name}: what it accounts for",
     }[contrast]
+
+
+def _role(row: dict[str, Any], evidence: Evidence) -> str:
+    """How figures.forest is to read a row, where its interval does not say it."""
+    if row["contrast"] == "removed":
+        return "part"
+    return "equivalent" if row["contrast"] == "total" and evidence.equivalent else ""
 
 
 def _group(row: dict[str, Any]) -> str:

@@ -34,6 +34,8 @@ TREATMENT = Side("#0173b2", "o", "favours the treatment")
 BASELINE = Side("#d55e00", "s", "favours the baseline")
 NONE = Side("0.3", "D", "no difference that matters")
 OPEN = Side("0.55", "v", "undecided")
+PART = Side("#7d6a96", "P", "no comparison of the two")
+ROLES = {"equivalent": NONE, "part": PART}
 
 
 def forest(contrasts: xr.Dataset, smallest_effect: float | None = None, title: str | None = None) -> Figure:
@@ -45,7 +47,9 @@ def forest(contrasts: xr.Dataset, smallest_effect: float | None = None, title: s
         smallest_effect: m ≥ 0 of the claim, drawn as the band ±m; by default the attr `smallest_effect`, if any.
         title: what the claim states; by default the attr `statement`, if any.
 
-    A contrast's colour and marker say where its interval lies: above 0, below 0, around 0 but within ±m, or undecided.
+    A contrast's colour and marker say where its interval lies: within ±m, else above 0, below 0, or undecided. An optional
+    coordinate `role` says otherwise: "equivalent" was shown to lie within ±m by a test of its own, and a "part" compares
+    other things than treatment and baseline, so that neither is favoured.
     One without an interval (fewer than two pairs) is undecided and its point stands alone; an infinite end is an arrow.
 
     Raises:
@@ -74,12 +78,12 @@ def forest(contrasts: xr.Dataset, smallest_effect: float | None = None, title: s
 
 def side(low: float, high: float, smallest_effect: float | None) -> Side:
     """Which way an interval decides."""
+    m = smallest_effect or 0.0
+    if -m <= low and high <= m:
+        return NONE
     if low > 0:
         return TREATMENT
-    if high < 0:
-        return BASELINE
-    m = smallest_effect or 0.0
-    return NONE if -m <= low and high <= m else OPEN
+    return BASELINE if high < 0 else OPEN
 
 
 def _check(contrasts: xr.Dataset) -> None:
@@ -126,7 +130,8 @@ def _prepare(ax: Axes, contrasts: xr.Dataset, rows: list[str | int], m: float | 
 def _draw_row(ax: Axes, contrast: xr.Dataset, y: int, m: float | None, digits: int) -> Side:
     """The point, its interval up to the frame, an arrow where that goes on, and the numbers at the right."""
     estimate, low, high = (float(contrast[name]) for name in ("estimate", "low", "high"))
-    own, (left, right) = side(low, high, m), ax.get_xlim()
+    role = str(contrast["role"].values) if "role" in contrast.coords else ""
+    own, (left, right) = ROLES.get(role) or side(low, high, m), ax.get_xlim()
     if np.isfinite(estimate):
         ax.plot(estimate, y, own.marker, color=own.color, markersize=6, zorder=3, label="_estimate")
     if not (np.isnan(low) or np.isnan(high)):
@@ -177,7 +182,7 @@ def _legend(sides: list[Side], m: float | None) -> dict[str, Artist]:
 
     entries: dict[str, Artist] = {
         own.text: Line2D([], [], color=own.color, marker=own.marker, markersize=6)
-        for own in (TREATMENT, BASELINE, NONE, OPEN)
+        for own in (TREATMENT, BASELINE, NONE, OPEN, PART)
         if own in sides
     }
     return entries | ({f"too small to matter: ±{m:g}": Patch(color=style.SHADE)} if m else {})

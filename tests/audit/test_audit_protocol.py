@@ -106,6 +106,11 @@ def test_the_audits_figures_draw_its_own_numbers(tmp_path):
     rows = result.evidence.rows()
     spans = [list(line.get_xdata()) for line in axes.lines if line.get_label() == "_interval"]
     assert spans[: len(rows)] == [[row["low"], row["high"]] for row in rows]
+    contrasts = result.contrast_dataset()
+    roles = dict(zip(contrasts["label"].values.tolist(), contrasts["role"].values.tolist(), strict=True))
+    assert [name for name, role in roles.items() if role == "part"] == [
+        "magnitude: what it accounts for", "tuning: what it accounts for", "interaction"
+    ]  # fmt: skip
     names = [label.get_text().strip() for label in axes.get_yticklabels()]
     assert names.index("magnitude: without it") < names.index("magnitude: baseline given it")
     assert any("±0.1" in text.get_text() for text in drawn["forest"].legends[0].get_texts())

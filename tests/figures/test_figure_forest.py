@@ -5,7 +5,7 @@ import pytest
 from figure_reading import legend, marks, panels
 
 from alignlab import figures
-from alignlab.figures.evidence import BASELINE, NONE, OPEN, TREATMENT, side
+from alignlab.figures.evidence import BASELINE, NONE, OPEN, PART, TREATMENT, side
 from alignlab.testing.synthetic import synthetic_audit
 
 
@@ -62,8 +62,11 @@ def test_the_axis_says_what_is_measured_and_whom_each_side_favours(audit):
 @pytest.mark.parametrize(
     ("low", "high", "m", "expected"),
     [
-        (0.01, 0.02, 0.5, TREATMENT),
-        (-0.02, -0.01, 0.5, BASELINE),
+        (0.01, 0.02, None, TREATMENT),
+        (0.01, 0.6, 0.5, TREATMENT),
+        (-0.6, -0.01, 0.5, BASELINE),
+        (0.01, 0.02, 0.5, NONE),
+        (-0.02, -0.01, 0.5, NONE),
         (-0.01, 0.02, 0.02, NONE),
         (-0.01, 0.03, 0.02, OPEN),
         (-0.03, 0.01, 0.02, OPEN),
@@ -78,8 +81,18 @@ def test_a_side_is_where_the_interval_lies(low, high, m, expected):
 def test_each_side_has_its_own_marker(audit):
     (axes,) = panels(figures.forest(audit))
     markers = [point.get_marker() for point in marks(axes, "_estimate")]
-    assert markers == ["o", "s", "o", "v", "s", "s", "s", "s", "D"]
+    assert markers == ["o", "s", "o", "v", "s", "s", "D", "s", "D"]
     assert legend(figures.forest(audit))[:4] == [s.text for s in (TREATMENT, BASELINE, NONE, OPEN)]
+
+
+def test_what_compares_neither_arm_has_a_look_and_a_legend_entry_of_its_own(audit):
+    roles = np.array(["equivalent", "part", *[""] * (audit.sizes["contrast"] - 2)])
+    figure = figures.forest(audit.assign_coords(role=("contrast", roles)))
+    (axes,) = panels(figure)
+    looks = [(point.get_marker(), point.get_color()) for point in marks(axes, "_estimate")]
+    assert looks[:3] == [(s.marker, s.color) for s in (NONE, PART, TREATMENT)]
+    assert PART.text in legend(figure)
+    assert PART.text not in legend(figures.forest(audit))
 
 
 def test_open_ends_become_arrows_and_no_interval_is_said(audit):

@@ -13,11 +13,15 @@ from alignlab.training.spec import RunSpec
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row of the forest plot: seed-paired differences, > 0 where the first-named side is better."""
+    """A row of the forest plot: seed-paired differences, > 0 where the first-named side is better.
+
+    ``compares``: whether it sets the treatment against the baseline; else it favours neither.
+    """
 
     label: str
     group: str
     differences: tuple[float, ...]
+    compares: bool = True
 
 
 @dataclass

@@ -79,7 +79,10 @@ def _effects(tt: Any, bb: Any, tb: Any, bt: Any) -> list[Contrast]:
         "magnitude": ((tt - tb) + (bt - bb)) / 2,
         "interaction": tt - tb - bt + bb,
     }
-    return [Contrast(label, "decomposition", tuple(values)) for label, values in effects.items()]
+    return [
+        Contrast(label, "decomposition", tuple(values), compares=label != "interaction")
+        for label, values in effects.items()
+    ]
 
 
 def _grafted(claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:

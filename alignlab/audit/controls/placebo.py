@@ -40,7 +40,7 @@ class Placebo(Control):
         passed = None if why else nothing or negligible
         return Finding(
             checks=[Check("placebo", passed, f"not applicable, {why}; {detail}" if why else detail)],
-            contrasts=[Contrast("placebo", "validity", difference)],
+            contrasts=[Contrast("placebo", "validity", difference, compares=False)],
             caveats=[f"the placebo could show nothing here: {why}"] if why else [],
         )
 
