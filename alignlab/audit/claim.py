@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alignlab.measures.quantities import QUANTITIES
-from alignlab.training.spec import RunSpec, checked, parse, read_yaml
+from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
 
 OUTCOMES = tuple(
     f"{split}_{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")
@@ -23,10 +23,8 @@ OUTCOMES = tuple(
 CONTROLS = ("magnitude", "tuning", "placebo")
 
 
-class Arm(BaseModel):
+class Arm(SpecModel):
     """One side of a comparison: a rule with its arguments, and its learning rate where it has one of its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rule: str
     rule_args: dict[str, Any] = Field(default_factory=dict)
@@ -39,7 +37,7 @@ class Arm(BaseModel):
         return self.name or self.rule
 
 
-class Claim(BaseModel):
+class Claim(SpecModel):
     """``treatment`` beats ``baseline`` on ``outcome``.
 
     ``direction``: whether lower or higher outcomes are better. ``smallest_effect``: the difference in units of the outcome
@@ -48,8 +46,6 @@ class Claim(BaseModel):
     ``tuning_seeds``: how many seeds, apart from ``seeds``, choose from it. ``controls``: the rival explanations to
     intervene on, the primary one first. ``source``: who claims it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     statement: str
     treatment: Arm
@@ -72,6 +68,15 @@ class Claim(BaseModel):
         if isinstance(seeds, int) and not isinstance(seeds, bool):
             return tuple(range(seeds))
         return tuple(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str | bytes) else seeds
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_seeds(cls, seeds: Sequence[int]) -> Sequence[int]:
+        if len(set(seeds)) < len(seeds) or len(seeds) < 2:
+            raise ValueError("expected at least two, all different")
+        if not all(0 <= seed < 2**63 for seed in seeds):
+            raise ValueError("every seed must be at least 0 and below 2^63")
+        return seeds
 
     @field_validator("outcome")
     @classmethod
@@ -101,8 +106,6 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _is_testable(self) -> Claim:
-        if len(set(self.seeds)) < len(self.seeds) or len(self.seeds) < 2:
-            raise ValueError(f"seeds are {self.seeds}: expected at least two, all different")
         if {"task", "rule", "rule_args", "seed", "graft", "order", "splits"} & set(self.setup):
             raise ValueError("setup: task, rule, seed, graft, order and splits are set by the claim itself")
         if self.outcome.endswith("loss") != (self.direction == "lower"):

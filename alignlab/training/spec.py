@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import yaml
@@ -38,9 +38,10 @@ class SpecError(ValueError):
 
 
 class SpecModel(BaseModel):
-    """A frozen model that complains with a :class:`SpecError`."""
+    """A frozen model that complains with a :class:`SpecError`. ``_truths``: its fields that are true or false."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _truths: ClassVar[tuple[str, ...]] = ()
 
     if not TYPE_CHECKING:  # a type checker keeps the signature that it makes from the fields
 
@@ -49,6 +50,15 @@ class SpecModel(BaseModel):
                 super().__init__(**fields)
             except ValidationError as error:
                 raise SpecError(_complaints(type(self), error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name not in cls._truths and any(
+            isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])
+        ):
+            raise ValueError("expected a number or a name, not true or false")
+        return value
 
 
 class Graft(SpecModel):
@@ -78,6 +88,8 @@ class RunSpec(SpecModel):
     ``spectra_every``-th of them (0: none). ``order`` shifts the stream of batches alone: the same seed on another data order.
     ``graft`` replaces step sizes layer by layer. Raises :class:`SpecError`, one line that names every field at fault.
     """
+
+    _truths: ClassVar[tuple[str, ...]] = ("bias", "nesterov")
 
     task: str = "mnist_small"
     model: Literal["mlp", "lenet", "convnet", "untied"] = "mlp"
@@ -110,15 +122,6 @@ class RunSpec(SpecModel):
     graft: Graft | None = None
     order: int = Field(default=0, ge=0, lt=2**63)
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name not in ("bias", "nesterov") and any(
-            isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])
-        ):
-            raise ValueError("expected a number or a name, not true or false")
-        return value
 
     @field_validator("rule", mode="before")
     @classmethod

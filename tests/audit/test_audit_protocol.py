@@ -141,6 +141,7 @@ def test_one_layer_that_was_not_grafted_fails_the_manipulation_check():
     [
         ({"setup": {"lr": 0.1, "steps": 10, "record_every": 0}}, "record_every"),
         ({"setup": {"lr": 0.1, "steps": 10, "momentum": 0.9}}, "momentum"),
+        ({"setup": {"lr": 0.1, "steps": 10, "clip": 1.0}}, "no clip"),
         ({"baseline": al.Arm(rule="fa")}, "'sign_sync' and 'fa'"),
         ({"baseline": al.Arm(rule="bp", lr=0.2)}, "one learning rate"),
         ({"task": "linear_toy", "outcome": "train_accuracy", "direction": "higher"}, "has no classes"),

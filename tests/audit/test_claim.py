@@ -61,6 +61,11 @@ BAD = [
     ({"outcome": "test_accuracy"}, "higher is better"),
     ({"seeds": [1]}, "at least two"),
     ({"seeds": [1, 1]}, "all different"),
+    ({"seeds": [0, -1]}, "seeds is [0, -1]: every seed"),
+    ({"seeds": [0, 2**64]}, "seeds"),
+    ({"seeds": [True, False]}, "seeds is (True, False): expected a number"),
+    ({"smallest_effect": True}, "smallest_effect is True: expected a number"),
+    ({"alpha": 0.5}, "alpha"),
     ({"task": "minst"}, "mnist"),
     ({"treatment": {"rule": "fab"}}, "'fa'"),
     ({"treatment": {"rule": "sign_sync", "rule_args": {"period": 0}}}, "period"),
@@ -78,3 +83,19 @@ def test_a_bad_claim_is_one_clear_line(changes, named, tmp_path):
         al.Claim.from_yaml(written(tmp_path, **changes))
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("changes", "named"), BAD, ids=lambda value: str(value)[:30])
+def test_python_complains_in_the_same_line_as_yaml(changes, named, tmp_path):
+    with pytest.raises(SpecError) as error:
+        al.Claim(**{**FIELDS, **changes})
+    with pytest.raises(SpecError) as of_yaml:
+        al.Claim.from_yaml(written(tmp_path, **changes))
+    assert str(of_yaml.value).endswith(str(error.value))
+
+
+def test_an_arm_complains_in_one_line_too():
+    with pytest.raises(SpecError, match=r"^lr is -1: .*$"):
+        al.Arm(rule="bp", lr=-1)
+    with pytest.raises(SpecError, match="did you mean 'rule_args'"):
+        al.Arm(rule="bp", rule_arg={})

@@ -30,10 +30,10 @@ class Magnitude(Control):
         arm, _ = _rule_arm(claim)
         lr = _common_rate(claim)
         spec = claim.spec(arm, claim.seeds[0], lr=lr, graft={"direction": "rule", "magnitude": "bp"})
-        if spec.momentum or spec.weight_decay or not spec.record_every:
+        if spec.momentum or spec.weight_decay or spec.clip or not spec.record_every:
             raise SpecError(
                 "control 'magnitude' checks each step's size against the gradient's: set momentum and weight_decay "
-                "to 0 and record_every above 0, or leave the control out"
+                "to 0, record_every above 0 and no clip, or leave the control out"
             )
 
     def foreseen(self, bench: Bench) -> list[RunSpec]:
