@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from alignlab.training.workers import Executor
 
     Outcomes = npt.NDArray[np.float64]
+
+Kind = Literal["compared", "search", "check"]
+
+
+class Group(NamedTuple):
+    """Runs of one arm under one name in the result. ``kind``: whether the verdict compares them, a search for a learning
+    rate tries them, or they check the audit itself. ``arm``: the arm's label."""
+
+    specs: tuple[RunSpec, ...]
+    arm: str
+    kind: Kind = "compared"
+
 
 Phase = Callable[[str, int], Any]  # (what, how many runs) → a context manager that yields notify(n)
 
@@ -44,7 +56,7 @@ class Bench:
         self._open = ExitStack()
         self.workers = self._open.enter_context(opened(workers))
         self.computed = 0
-        self.groups: dict[str, tuple[RunSpec, ...]] = {}
+        self.groups: dict[str, Group] = {}
         self._phase = phase or _silent
         self._final: dict[RunSpec, dict[str, float]] = {}
         self._names: dict[RunSpec, str] = {}
@@ -69,12 +81,13 @@ class Bench:
         *,
         seeds: Sequence[int] | None = None,
         metric: str | None = None,
+        kind: Kind = "compared",
         **changes: Any,
     ) -> Outcomes:
-        """The final outcome of an arm for each seed, oriented. ``group`` names these runs in the result."""
+        """The final outcome of an arm for each seed, oriented. ``group`` names these runs in the result, see :class:`Group`."""
         specs = self.specs(arm, seeds, **changes)
         self.run(group, specs)
-        self.groups[group] = tuple(specs)
+        self.groups[group] = Group(tuple(specs), arm.label, kind)
         return self.values(specs, metric)
 
     def specs(self, arm: Arm, seeds: Sequence[int] | None = None, **changes: Any) -> list[RunSpec]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignlab.audit.bench import Kind
 from alignlab.audit.claim import Claim
 from alignlab.audit.contrasts import as_dataset
 from alignlab.audit.controls import Contrast
@@ -29,7 +30,8 @@ _MARKS = {True: "✓", False: "✗", None: "–"}
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:
-    """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group. ``outcomes``: final values of the
+    """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group; ``kinds`` and ``arms``: what each
+    group is for, and which arm it is of (:class:`alignlab.audit.bench.Group`). ``outcomes``: final values of the
     claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute."""
 
     claim: Claim
@@ -38,6 +40,8 @@ class AuditResult:
     contrasts: tuple[Contrast, ...]
     outcomes: dict[str, list[float]]
     runs: dict[str, list[str]]
+    kinds: dict[str, Kind]
+    arms: dict[str, str]
     details: dict[str, Any]
     store: Path
     computed: int
@@ -118,6 +122,8 @@ class AuditResult:
             "contrasts": [vars(contrast) for contrast in self.contrasts],
             "outcomes": self.outcomes,
             "runs": self.runs,
+            "kinds": self.kinds,
+            "arms": self.arms,
             "details": self.details,
             "provenance": self.provenance,
         }

@@ -73,10 +73,12 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         evidence=evidence,
         contrasts=tuple(contrast for finding in findings for contrast in finding.contrasts),
         outcomes={
-            group: [float(v) for v in claim.sign * bench.values(specs)]
-            for group, specs in bench.groups.items()
+            name: [float(v) for v in claim.sign * bench.values(group.specs)]
+            for name, group in bench.groups.items()
         },
-        runs={group: [bench.name(spec) for spec in specs] for group, specs in bench.groups.items()},
+        runs={name: [bench.name(spec) for spec in group.specs] for name, group in bench.groups.items()},
+        kinds={name: group.kind for name, group in bench.groups.items()},
+        arms={name: group.arm for name, group in bench.groups.items()},
         details={
             control.name: finding.details
             for control, finding in zip(controls, findings, strict=True)
@@ -91,10 +93,10 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
 def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
     """What a reader must know: diverged runs, missing controls, the scale of the evidence."""
     claim, notes = bench.claim, []
-    for group, specs in bench.groups.items():
-        diverged = bench.diverged(specs)
-        if diverged and ", lr " not in group:  # that grids reach into divergence is what they are for
-            notes.append(f"{diverged} of {len(specs)} runs of '{group}' diverged and count as untrained")
+    for name, group in bench.groups.items():
+        diverged = bench.diverged(group.specs)
+        if diverged and group.kind != "search":  # that grids reach into divergence is what they are for
+            notes.append(f"{diverged} of {len(group.specs)} runs of '{name}' diverged and count as untrained")
     left_out = [name for name in ALL if name not in {control.name for control in controls}]
     if left_out:
         notes.append(f"not controlled for: {', '.join(left_out)}")

@@ -28,7 +28,7 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
         ),
         "learning_curves": learning_curves(_labelled(result), claim.outcome, hue="arm"),
     }
-    grids = [group for group in result.runs if ", lr " in group]
+    grids = _of(result, "search")
     if grids and "tuning" in result.details:
         chosen = {label: search["best_lr"] for label, search in result.details["tuning"].items()}
         drawn["loss_against_lr"] = loss_against_lr(
@@ -67,10 +67,14 @@ def _there(runs: xr.Dataset, *names: str) -> bool:
     return all(name in runs and bool(runs[name].notnull().any()) for name in names)
 
 
+def _of(result: AuditResult, kind: str) -> list[str]:
+    """The groups of runs that are for this."""
+    return [group for group, own in result.kinds.items() if own == kind]
+
+
 def _labelled(result: AuditResult) -> xr.Dataset:
     """The runs that the verdict compares, each arm under the name that a reader knows it by."""
-    groups = [group for group in result.runs if ", lr " not in group and "data order" not in group]
-    runs = result.select(*groups)
+    runs = result.select(*_of(result, "compared"))
     claim = result.claim
     names = {
         "treatment": f"{claim.treatment.label}, as claimed",
@@ -81,4 +85,4 @@ def _labelled(result: AuditResult) -> xr.Dataset:
 
 def _by_arm(result: AuditResult, grids: list[str]) -> xr.Dataset:
     runs = result.select(*grids)
-    return runs.assign_coords(arm=("run", [arm.split(", lr ")[0] for arm in runs["arm"].values.tolist()]))
+    return runs.assign_coords(arm=("run", [result.arms[group] for group in runs["arm"].values.tolist()]))

@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 
 import alignlab as al
+from alignlab.audit.bench import Group
 
 CLAIM = al.Claim(
     statement="sign_sync beats bp",
@@ -35,9 +36,9 @@ class KnownBench:
         self.asked.add(metric)
         return np.array([self.value(spec) for spec in specs])
 
-    def outcomes(self, group, arm, *, seeds=None, metric=None, **changes):
-        self.groups[group] = tuple(self.specs(arm, seeds, **changes))
-        return self.values(self.groups[group])
+    def outcomes(self, group, arm, *, seeds=None, metric=None, kind="compared", **changes):
+        self.groups[group] = Group(tuple(self.specs(arm, seeds, **changes)), arm.label, kind)
+        return self.values(self.groups[group].specs)
 
     def dataset(self, spec):
         table = {"feedback_gain": 7.0, "applied_gain": self._applied(spec)}

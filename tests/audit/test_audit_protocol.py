@@ -8,10 +8,11 @@ import xarray as xr
 from known_bench import CLAIM, KnownBench
 
 import alignlab as al
-from alignlab.audit.bench import Bench
+from alignlab.audit.bench import Bench, Group
 from alignlab.audit.controls import Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.controls.tuning import _budget_check
+from alignlab.audit.running import _caveats
 from alignlab.audit.statistics import paired
 from alignlab.training.spec import SpecError
 
@@ -94,6 +95,49 @@ def test_alpha_and_orientation_and_divergence_reach_the_result(tmp_path):
     assert float(placebo["low"]) == pytest.approx(paired(result.contrasts[0].differences, 0.2).low)
     assert result.probability_of_improvement().estimate == np.mean(d > 0)
     assert any("3 of 3 runs of 'treatment' diverged" in c for c in result.verdict.caveats)
+
+
+@pytest.mark.parametrize("label", ["sync, lr high", "sync, other data order"])
+def test_divergence_and_curves_of_an_arm_show_whatever_its_name(label, tmp_path):
+    claim = al.Claim(
+        statement="s",
+        treatment=al.Arm(name=label, rule="bp", lr=100.0),
+        baseline=al.Arm(rule="fa", lr=0.01),
+        task="linear_toy",
+        smallest_effect=0.1,
+        seeds=range(2),
+        setup={"hidden": (5,), "activation": "linear", "steps": 60, "record_every": 20},
+        learning_rates=(0.01, 0.03, 0.1),
+        tuning_seeds=1,
+    )
+    result = al.audit(claim, [Tuning(), Placebo()], store=tmp_path)
+    assert any("2 of 2 runs of 'treatment' diverged" in c for c in result.verdict.caveats)
+    assert result.kinds[f"{label}, tuned"] == "compared"
+    assert {g for g, kind in result.kinds.items() if kind == "check"} == {"fa, other data order"}
+    drawn = al.figures.audit_figures(result)
+    curves = {line.get_label() for line in drawn["learning_curves"].axes[0].lines}
+    for name in (f"{label}, tuned", "fa, tuned"):
+        assert any(name in curve for curve in curves), curves
+    hues = {line.get_label() for line in drawn["loss_against_lr"].axes[0].lines}
+    for name in (label, "fa"):
+        assert any(name in hue for hue in hues), hues
+
+
+def test_a_search_that_diverges_needs_no_caveat_but_an_arm_named_like_one_does():
+    groups = {
+        "bp, lr 10": Group((None,), "bp", "search"),
+        "sync, lr high, tuned": Group((None, None), "sync, lr high"),
+    }
+    bench = SimpleNamespace(claim=CLAIM, groups=groups, diverged=len)
+    assert [c for c in _caveats(bench, []) if "diverged" in c] == [
+        "2 of 2 runs of 'sync, lr high, tuned' diverged and count as untrained"
+    ]
+
+
+def test_how_the_rates_were_chosen_travels_with_the_result():
+    bench = KnownBench(CLAIM, peak(0.1, 1.0))
+    (caveat,) = Tuning().apply(bench, np.arange(5.0), np.zeros(5)).caveats
+    assert "chosen once, on 2 tuning seeds; the intervals leave out" in caveat
 
 
 def test_the_audits_figures_draw_its_own_numbers(tmp_path):

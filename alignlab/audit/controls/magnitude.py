@@ -48,7 +48,7 @@ class Magnitude(Control):
         without, with_it = _grafted(claim)
         y_tb, y_bt = bench.outcomes(kept, rule_arm, **without), bench.outcomes(given, rule_arm, **with_it)
         samples = ControlSamples(self.name, tuple(y_tb - baseline), tuple(treatment - y_bt))
-        runs = [*bench.groups[kept], *bench.groups[given]]
+        runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
         return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
 
 

@@ -30,7 +30,8 @@ class Placebo(Control):
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
-        again = bench.outcomes(f"{claim.baseline.label}, other data order", claim.baseline, order=ORDER)
+        group = f"{claim.baseline.label}, other data order"
+        again = bench.outcomes(group, claim.baseline, kind="check", order=ORDER)
         difference = tuple(again - baseline)
         interval = paired(difference, claim.alpha)
         nothing = interval.low <= 0 <= interval.high

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alignlab.audit.bench import Bench
+from alignlab.audit.bench import Bench, Group
 from alignlab.audit.budget import budget_curve
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Control, Finding
@@ -53,6 +53,10 @@ class Tuning(Control):
         finding = Finding(ControlSamples(self.name, tuple(best_t - best_b), tuple(treatment - best_b)))
         finding.checks = [search.edge_check() for search in searches]
         finding.checks.append(_budget_check(searches))
+        finding.caveats = [
+            f"learning rates were chosen once, on {claim.tuning_seeds} tuning seeds; the intervals leave out what another "
+            "choice would give"
+        ]
         finding.details = {search.arm.label: search.summary() for search in searches}
         return finding
 
@@ -75,7 +79,8 @@ class _Search:
         )
         for rate, specs in grids.items():
             self.scores[rate] = self.bench.values(specs, self.metric)
-            self.bench.groups[f"{self.arm.label}, lr {rate:g}"] = tuple(specs)
+            group = f"{self.arm.label}, lr {rate:g}"
+            self.bench.groups[group] = Group(tuple(specs), self.arm.label, "search")
 
     @property
     def best(self) -> float:
