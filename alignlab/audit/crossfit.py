@@ -2,6 +2,10 @@
 
 A rate that is chosen and judged by the same runs flatters whoever has more rates to choose from. Here each seed is reported
 at the rate that the *other* seeds favour (leave-one-out cross-fitting): every run serves both purposes, none for itself.
+
+The choices of different seeds share data, though, so that what is reported is not independent from seed to seed: intervals
+are too narrow where several rates are about equally good. Of two equal arms with three equally good rates, 95 % intervals
+of the difference cover 0 in .91 of cases with 3 seeds, .83 with 10 and .74 with 30; where one rate is clearly best, in .95.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ __all__ = ["each_its_best", "favoured", "scores_of", "tuned"]
 def favoured(scores: NDArray[Any]) -> NDArray[np.intp]:
     """For each of n seeds (rows) the column of ``scores`` (n, R) that the other seeds favour: (n,).
 
-    That is the one with the fewest infinite scores, then with the lowest mean of the others; the first of equals. Raises
-    ``ValueError`` for fewer than two seeds, and for a score that is missing (NaN).
+    That is the one with the fewest infinite scores, then with the lowest mean of the others; the first of equals. Intervals
+    over the chosen are too narrow where columns are about equally good (see the module's head). Raises ``ValueError`` for
+    fewer than two seeds, and for a score that is missing (NaN).
 
     >>> favoured(np.array([[1.0, 9.0], [3.0, 2.0], [3.0, 2.0]]))  # the first seed alone favours the first column
     array([1, 0, 0])
@@ -49,8 +54,9 @@ def tuned(runs: xr.Dataset, outcome: str, by: Sequence[str]) -> xr.Dataset:
 
     ``runs``: dims (run, step) with the coordinates ``lr``, ``seed`` and those that make a condition, ``by``. The last value
     of ``outcome`` decides: an accuracy should be high, anything else low; a run that diverged is worst. The coordinate
-    ``on_edge`` (run) says whether the rate is the lowest or the highest of several. Raises ``ValueError`` where a condition
-    lacks a run at some rate, or has one twice.
+    ``on_edge`` (run) says whether the rate is the lowest or the highest of several. Intervals over these runs are too narrow
+    where rates are about equally good (see the module's head). Raises ``ValueError`` where a condition lacks a run at some
+    rate, or has one twice.
     """
     scores = scores_of(runs, outcome)
     keys: list[tuple[Hashable, ...]] = list(zip(*(runs[name].values.tolist() for name in by), strict=True))
@@ -66,7 +72,10 @@ def tuned(runs: xr.Dataset, outcome: str, by: Sequence[str]) -> xr.Dataset:
 
 
 def each_its_best(runs: xr.Dataset) -> xr.Dataset:
-    """Tuned runs as one condition an arm, for figures: ``lr`` says "each its best", ``rate`` has the rates themselves."""
+    """Tuned runs as one condition an arm, for figures: ``lr`` says "each its best", ``rate`` has the rates themselves.
+
+    Intervals over them are too narrow where rates are about equally good (see the module's head).
+    """
     words = np.full(runs.sizes["run"], "each its best")
     return runs.assign_coords(rate=("run", runs["lr"].values), lr=("run", words))
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignlab.audit.crossfit import tuned
+import numpy as np
+
+from alignlab.audit.crossfit import favoured, tuned
 from alignlab.audit.outcomes import by, final, sense
 from alignlab.audit.statistics import Interval, paired
 from alignlab.training.spec import RunSpec
@@ -29,7 +31,8 @@ Side = Sequence[str | tuple[str, ...]]
 class Statement:
     """What was ``said`` ``about`` something, read as: the ``outcome`` of ``more`` exceeds that of ``less`` by over ``margin``.
 
-    ``more``, ``less``: arms, whose outcomes are added up; of several arms in a tuple the best counts, seed by seed.
+    ``more``, ``less``: arms, whose outcomes are added up; of several arms in a tuple that counts, for each seed, which the
+    other seeds favour: the better one of the seed itself would be chosen by the very luck that it is judged on.
     ``picture``: the arms to draw, the baseline first; without it those compared. ``repeats``: whether it can only show once
     training sees images again.
     """
@@ -111,8 +114,8 @@ def _difference(runs: xr.Dataset, one: Statement) -> Interval:
 def _values(table: pd.DataFrame, side: str | tuple[str, ...], outcome: str) -> Any:
     if isinstance(side, str):
         return table[side].to_numpy()
-    several = table[list(side)]
-    return (several.min(axis=1) if sense(outcome) < 0 else several.max(axis=1)).to_numpy()
+    several = table[list(side)].to_numpy()
+    return several[np.arange(len(several)), favoured(-sense(outcome) * several)]
 
 
 def _verdict(own: Interval, at: Mapping[float, Interval], margin: float) -> str:
