@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_STEPS = 6
+BAR_WIDTH, BAR_ROWS = 0.11, 2  # of the colour bar: inches, and rows of panels
 BAR: dict[str, Any] = {
     "color": "#d55e00",
     "linewidth": 1.6,
@@ -64,7 +65,7 @@ def spectra(
             ax.set_xlabel(style.axis_label("spectrum_real", "real part"))
         for ax in axes[:, 0]:
             ax.set_ylabel(style.axis_label("spectrum_imag", "imaginary part"))
-        _colour_bar(figure, used, colours, shown)
+        _colour_bar(figure, used, len(axes), colours, shown)
         most = max(panel.data.sizes["run"] for panel in panels)
         note = f"Each panel shows the eigenvalues of up to {most} runs together." if most > 1 else ""
         return style.finish(figure, title, _legend(data), "", note)
@@ -108,16 +109,19 @@ def _symmetric_range(data: xr.Dataset) -> tuple[float, float] | None:
     return float(np.nanmin(low)), float(np.nanmax(high))
 
 
-def _colour_bar(figure: Figure, axes: list[Axes], colours: np.ndarray, shown: np.ndarray) -> None:
+def _colour_bar(figure: Figure, axes: list[Axes], rows: int, colours: np.ndarray, shown: np.ndarray) -> None:
     """One field a step, early below and light, late above and dark."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     norm = BoundaryNorm(np.arange(len(shown) + 1) - 0.5, len(shown))
     mappable = ScalarMappable(norm, ListedColormap(colours))
+    share = 0.9 * min(1.0, BAR_ROWS / rows)  # of many rows the bar stands beside the first ones
+    inches = share * figure.get_figheight()
     bar = figure.colorbar(
-        mappable, ax=axes, ticks=range(len(shown)), label="optimizer step", aspect=25, shrink=0.9
-    )
+        mappable, ax=axes, ticks=range(len(shown)), label="optimizer step", aspect=inches / BAR_WIDTH, shrink=share,
+        anchor=(0.0, 1.0 if rows > BAR_ROWS else 0.5),
+    )  # fmt: skip
     bar.ax.set_yticklabels([f"{step:,}" for step in shown])
     bar.ax.tick_params(length=0)
 

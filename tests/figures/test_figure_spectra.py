@@ -77,6 +77,15 @@ def test_the_colour_bar_names_the_steps_and_dark_is_late(run):
     assert lightness == sorted(lightness, reverse=True)
 
 
+@pytest.mark.parametrize("layers", [1, 3, 9, 40])
+def test_the_colour_bar_stays_slender_beside_any_number_of_panels(layers):
+    figure = figures.spectra(synthetic_run(layers=layers))
+    figure.canvas.draw()
+    size, panel = (axes.get_window_extent().size for axes in (bar(figure), panels(figure)[0]))
+    assert size[0] < 0.1 * panel[0]
+    assert 0.9 * panel[1] < size[1] < 2.5 * panel[1]
+
+
 def test_at_most_six_steps_are_chosen_first_and_last_among_them():
     long = synthetic_run(steps=1001, layers=1)
     ticks = [text.get_text() for text in bar(figures.spectra(long)).get_yticklabels()]
