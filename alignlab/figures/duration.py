@@ -59,7 +59,7 @@ def durations(
                 ax.axhline(value, color=style.ALERT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1.5)
         _fit(list(axes[0, :-1]), found, list((published or {}).values()), levels, outcome)
         axes[0, 0].set_ylabel(f"steps of the panel's arm / steps of {baseline}")
-        _curves(axes[0, -1], data, outcome, levels)
+        _curves(axes[0, -1], data, outcome)
         title = groups.context(data, "arm", "lr", "layer", "rule", "feedback_init")
         return style.finish(
             figure, title, _legend(rates, found, published or {}), "learning rate", _note(found)
@@ -123,13 +123,13 @@ def _level_axis(ax: Axes, levels: Sequence[float], outcome: str) -> None:
         scales.log_axis(ax, "x")
 
 
-def _curves(ax: Axes, data: xr.Dataset, outcome: str, levels: Sequence[float]) -> None:
-    """Every arm at the learning rate with the best end."""
+def _curves(ax: Axes, data: xr.Dataset, outcome: str) -> None:
+    """Every arm at the learning rate with the best end, in a frame that holds all of it."""
     from matplotlib.lines import Line2D
 
     log = is_log(data, outcome)
     found = sweeps(data, outcome, "arm", log)
-    look, entries = style.looks([sweep.level for sweep in found]), {}
+    look, entries, drawn = style.looks([sweep.level for sweep in found]), {}, []
     for sweep in found:
         if sweep.best is None:
             continue
@@ -138,13 +138,14 @@ def _curves(ax: Axes, data: xr.Dataset, outcome: str, levels: Sequence[float]) -
         (curve,) = lines.curves(own, outcome, "arm", layered=False, log=log)
         name = f"{sweep.level}, {rate:g}{' (edge)' if sweep.on_edge else ''}"
         lines.draw(ax, curve, look[sweep.level], name)
+        drawn.append(curve)
         entries[name] = Line2D([], [], **look[sweep.level]._asdict(), markeredgecolor="white")
     ax.set_xscale("log")
     ax.set(xlabel="optimizer step", ylabel=style.axis_label(outcome), xlim=(1, None))
     ax.set_title("each at its best final rate", loc="left")
+    if drawn:
+        lines.fit([ax], drawn, log)
     if log:
-        bottom = min(levels) / 2
-        ax.set_ylim(bottom, float(np.nanmax(data[outcome].isel(step=0))) * 1.3)
         scales.log_axis(ax)
     ax.legend(list(entries.values()), list(entries), loc="lower left", fontsize=7.5)
 

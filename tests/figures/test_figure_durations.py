@@ -56,6 +56,14 @@ def test_what_is_late_is_an_open_triangle_and_not_on_the_line():
     assert "not shown" in figure._supxlabel.get_text()
 
 
+def test_the_curves_are_drawn_to_their_ends():
+    curves = durations(decays({"bp": (0.1, 0.05), "fa": (0.02, 0.01)}), LEVELS[:2]).axes[-1]
+    bottom, top = curves.get_ylim()
+    drawn = np.concatenate([curve.get_ydata() for curve in curves.lines])
+    assert bottom < drawn.min() == pytest.approx(2 * math.exp(-30))
+    assert drawn.max() < top
+
+
 def test_an_outcome_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no 'test_loss'"):
         durations(RUNS, LEVELS, "test_loss")
