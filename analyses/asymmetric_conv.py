@@ -42,7 +42,9 @@ ARMS = {  # label: rates, spec
     "untied, fa": (MID, {**UNTIED, **FA}),
 }  # fmt: skip
 DEEPER = ("4 layers, bp", "4 layers, fa", "1 layer, fa")
-NOTE = "Under each claim: whether it holds, each arm at its best rate (table: differences and margins). Line: chance."
+NOTE = (
+    "Under each claim: whether it holds at the ringed rates (table: differences and margins). Line: chance."
+)
 DENSE, CLIPPED = "conv, fa in dense layers", ("conv, fa, clip 1", "conv, fa, clip 0.1")
 STATEMENTS = (
     Statement("beside backprop", "never beats it", ["1 layer, fa"], ["1 layer, bp"]),
@@ -65,7 +67,11 @@ def arms(full):
 
 
 def figures(runs):
-    runs, asked, look = with_errors(runs), [], {"words": "test error [%]", "chance": 90, "note": NOTE}
+    runs, asked, look = (
+        with_errors(runs),
+        [],
+        {"words": "test error [%]", "chance": 90, "note": NOTE, "choose": "validation_accuracy"},
+    )
     for i, (one, *_, verdict) in enumerate(judged(runs, STATEMENTS), 1):
         asked.append(al.figures.Question(f"{i}  {one.about}: “{one.said}”\n{verdict}", one.shown))
     return {"asymmetric_conv": al.figures.questions(runs, asked, "test_error", **look)}

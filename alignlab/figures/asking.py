@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alignlab.audit.crossfit import tuned
 from alignlab.figures import contents, groups, scales, style
 from alignlab.figures.sweeps import Sweep, sweeps
 
@@ -34,6 +35,7 @@ def questions(
     asked: Sequence[Question],
     outcome: str,
     *,
+    choose: str = "",
     words: str = "",
     chance: float | None = None,
     note: str = "",
@@ -41,11 +43,13 @@ def questions(
     """The final ``outcome`` (one value a step) of each question's arms against the learning rate, on one log axis.
 
     ``dataset``: runs with the coordinates ``arm`` and ``lr``. Points are geometric means of the runs that finished, bars
-    95 % t-intervals, the ring an arm's lowest mean; "k of n diverged" stands beside an arm's name where some did. ``words``
-    name the y axis, ``chance`` draws a line there. Raises ``ValueError`` for an arm without runs, and if the outcome was
-    not recorded.
+    95 % t-intervals; "k of n diverged" stands beside an arm's name where some did. Rings: with ``choose`` (an outcome) the
+    rates that it picks for each seed by the arm's other seeds, as :func:`alignlab.audit.crossfit.tuned` does, which may be
+    several; without it the arm's best mean. ``words`` name the y axis, ``chance`` draws a line there. Raises ``ValueError``
+    for an arm without runs, if an outcome was not recorded, and with ``choose`` if an arm lacks a seed at some rate.
     """
-    contents.need_outcome(dataset, outcome)
+    for name in filter(None, (outcome, choose)):
+        contents.need_outcome(dataset, name)
     data = contents.as_runs(dataset)
     known = dict.fromkeys(data["arm"].values.tolist())
     lost = [repr(arm) for question in asked for arm in question.arms if arm not in known]
@@ -54,6 +58,8 @@ def questions(
     found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log=True)}
     shown = [found[arm] for question in asked for arm in question.arms]
     used, columns = {sweep.level for sweep in shown}, min(COLUMNS, len(asked))
+    data = data.isel(run=[arm in used for arm in data["arm"].values.tolist()])
+    rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
         figure, axes = style.grid(-(-len(asked) // columns), columns, 2.75, 2.65, sharey=True)
         for ax in axes.flat[len(asked) :]:
@@ -66,17 +72,22 @@ def questions(
             if chance is not None:
                 ax.axhline(chance, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance")
             _draw(ax, question, found)
+            _ring(ax, question, found, rings)
         for ax in style.bottoms(axes):
             ax.set_xlabel("learning rate")
         for ax in axes[:, 0]:
             ax.set_ylabel(words or style.axis_label(outcome))
         n = sorted({int(count) for sweep in shown for count in sweep.finished + sweep.diverged})
         runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        told = (
-            f"Points: geometric mean of {runs} runs; bars: 95 % t-interval; ring: an arm's best rate. {note}"
+        ringed = (
+            f"rates picked by {style.axis_label(choose)}, for each seed by the other seeds"
+            if choose
+            else "best mean"
         )
-        title = groups.context(data.isel(run=[arm in used for arm in data["arm"].values.tolist()]), "arm", "lr", "rule",
-                               *data.attrs.get("differing", ()))  # fmt: skip
+        told = (
+            f"Points: geometric mean of {runs} runs; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
+        )
+        title = groups.context(data, "arm", "lr", "rule", *data.attrs.get("differing", ()))
         return style.finish(figure, title, {}, "", told.strip())
 
 
@@ -86,6 +97,27 @@ def _limits(shown: Sequence[Sweep], chance: float | None) -> tuple[float, float]
     values = np.append(means[np.isfinite(means)], [] if chance is None else [chance])
     bottom, top = scales.limits(values, np.array([]), log=True)
     return bottom / (top / bottom) ** 0.35, top * 1.1
+
+
+def _chosen(data: xr.Dataset, choose: str) -> Mapping[object, set[float]]:
+    """The rates at which each arm is judged where ``choose`` tunes it: those that some seed's others favour."""
+    best = tuned(data, choose, ("arm",))
+    pairs = list(zip(best["arm"].values.tolist(), best["lr"].values.tolist(), strict=True))
+    return {arm: {lr for own, lr in pairs if own == arm} for arm, _ in pairs}
+
+
+def _best(shown: Sequence[Sweep]) -> Mapping[object, set[float]]:
+    """The rate of each arm's best mean, none where every rate lost a run."""
+    return {sweep.level: set() if sweep.best is None else {float(sweep.lrs[sweep.best])} for sweep in shown}
+
+
+def _ring(
+    ax: Axes, question: Question, found: Mapping[object, Sweep], rings: Mapping[object, set[float]]
+) -> None:
+    for arm, own in style.looks(list(question.arms)).items():
+        for lr, mean in zip(found[arm].lrs, found[arm].mean, strict=True):
+            if lr in rings[arm]:
+                ax.plot(lr, mean, "o", color=own.color, markerfacecolor="none", markersize=10, label="_best")
 
 
 def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep]) -> None:
@@ -100,9 +132,6 @@ def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep]) -> None:
             capsize=2.5,
         )  # fmt: skip
         drawn.lines[0].set_label(label)
-        if sweep.best is not None:
-            at = (sweep.lrs[sweep.best], sweep.mean[sweep.best])
-            ax.plot(*at, "o", color=own.color, markerfacecolor="none", markersize=10, label="_best")
     lrs = np.unique(np.concatenate([found[arm].lrs for arm in question.arms]))
     ax.set_xscale("log")
     ax.set_xlim(*scales.limits(lrs, np.array([]), log=True))

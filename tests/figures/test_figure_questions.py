@@ -37,6 +37,23 @@ def test_each_question_has_its_own_arms_names_and_means(arms):
     assert marks(first, "_chance")[0].get_ydata()[0] == 2.3
 
 
+def test_rings_are_at_the_rates_that_the_other_seeds_choose_where_an_outcome_does(arms):
+    """Each of two seeds is judged at the other's best rate: two rings, neither at the lowest mean."""
+    chosen = arms.isel(run=(arms.rule.values == "bp") & (arms.seed.values < 2)).copy(deep=True)
+    accuracy = chosen["validation_accuracy"]
+    for seed, rate in ((0, 0.01), (1, 0.001)):
+        accuracy.values[(chosen.seed.values == seed) & (chosen.lr.values == rate), -1] = 2.0
+    figure = figures.questions(
+        chosen, [figures.Question("?", {"bp": "bp"})], "validation_loss", choose="validation_accuracy"
+    )
+    rings = {float(ring.get_xdata()[0]) for ring in marks(panels(figure)[0], "_best")}
+    assert rings == {0.001, 0.01}
+    assert "by the other seeds" in " ".join(figure._supxlabel.get_text().split())
+    lowest = figures.questions(chosen, [figures.Question("?", {"bp": "bp"})], "validation_loss")
+    assert [float(ring.get_xdata()[0]) for ring in marks(panels(lowest)[0], "_best")] == [0.3]
+    assert "best mean" in " ".join(lowest._supxlabel.get_text().split())
+
+
 def test_an_arm_without_runs_is_named(arms):
     with pytest.raises(ValueError, match="no run has the arm 'fa'; there are"):
         figures.questions(arms, [figures.Question("?", {"fa": "fa"})], "validation_loss")
