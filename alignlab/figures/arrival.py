@@ -43,7 +43,7 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
         axes[0, 1].set_title("first reached", loc="left")
         for ax in axes.flat:
             step_axis(ax)
-            ax.set(xlabel="optimizer step", xlim=(0, int(data["step"].max()) * 1.02))
+            ax.set(xlabel="optimizer step", xlim=(0, max(1, int(data["step"].max())) * 1.02))
         n = sorted({int(taken[arm].count()) for arm in taken})
         runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
         note = f"{runs} runs an arm; bands: 95 % Wilson interval. Right: the runs that were ever there, and their median."

@@ -95,6 +95,7 @@ def _limits(shown: Sequence[Sweep], chance: float | None) -> tuple[float, float]
     """All means and chance, with room below for the legend; intervals may leave the frame."""
     means = np.concatenate([sweep.mean for sweep in shown])
     values = np.append(means[np.isfinite(means)], [] if chance is None else [chance])
+    values = values if values.size else np.ones(1)  # all diverged: empty frames whose legends say so
     bottom, top = scales.limits(values, np.array([]), log=True)
     return bottom / (top / bottom) ** 0.35, top * 1.1
 

@@ -140,8 +140,9 @@ def _curves(ax: Axes, data: xr.Dataset, outcome: str) -> None:
         lines.draw(ax, curve, look[sweep.level], name)
         drawn.append(curve)
         entries[name] = Line2D([], [], **look[sweep.level]._asdict(), markeredgecolor="white")
+    recorded = data["step"].values[np.isfinite(data[outcome].values).any(data[outcome].get_axis_num("run"))]
+    ax.set(xlabel="optimizer step", ylabel=style.axis_label(outcome), xlim=(1, max(10, 1.4 * recorded.max())))
     ax.set_xscale("log")
-    ax.set(xlabel="optimizer step", ylabel=style.axis_label(outcome), xlim=(1, None))
     ax.set_title("each at its best final rate", loc="left")
     if drawn:
         lines.fit([ax], drawn, log)

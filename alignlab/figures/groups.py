@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alignlab.figures.style import broken, level_text
+from alignlab.figures.style import broken, level_text, level_texts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -93,20 +93,23 @@ def _varies(data: xr.Dataset, condition: str, known: list[str]) -> bool:
 
 
 def _split(data: xr.Dataset, keys: list[str]) -> Iterator[Panel]:
-    """A panel for each combination of levels that some run has; titles leave out what all panels share."""
+    """A panel for each combination of levels that some run has; titles leave out what all panels share.
+
+    Names that differ only in the middle, which a short form leaves out, stand in full.
+    """
     every = [levels(data, key) for key in keys]
     for combination in product(*every):
         part, words = data, []
         for key, level, several in zip(keys, combination, every, strict=True):
             part = select(part, key, level)
-            words += [named(key, level)] if len(several) > 1 else []
+            words += [named(key, level, level_texts(several)[level])] if len(several) > 1 else []
         if part.sizes["run"]:
             yield Panel(broken(" · ".join(words)), part)
 
 
-def named(key: str, level: Hashable) -> str:
-    """A level as a title says it."""
-    return str(level) if key in _SELF_EVIDENT else f"{key.replace('_', ' ')} {level_text(level)}"
+def named(key: str, level: Hashable, text: str = "") -> str:
+    """A level as a title says it; ``text``: how it is written, where not by its own short form."""
+    return str(level) if key in _SELF_EVIDENT else f"{key.replace('_', ' ')} {text or level_text(level)}"
 
 
 def context(data: xr.Dataset, *shown: str | None) -> str:

@@ -60,7 +60,7 @@ def curves(data: xr.Dataset, name: str, hue: str, layered: bool, log: bool) -> l
     array = values(data, name, ("layer", "step") if layered else ("step",))
     if log:
         array = array.where(array > 0)
-    recorded = np.isfinite(array.values).reshape(array.sizes["run"], -1, array.sizes["step"]).any(axis=1)
+    recorded = np.isfinite(array.values).any(axis=tuple(range(1, array.ndim - 1)))
     found = []
     for level in levels(data, hue):
         mine = np.ones(data.sizes["run"], bool) if hue == "layer" else data[hue].values == level
@@ -70,7 +70,7 @@ def curves(data: xr.Dataset, name: str, hue: str, layered: bool, log: bool) -> l
             if hue == "layer"
             else array
         )
-        table = rows.values.reshape(len(mine), -1)[mine]
+        table = rows.values.reshape(len(mine), array.sizes["step"])[mine]
         if np.isfinite(table).any():
             found.append(_curve(data.isel(run=mine), level, table, recorded[mine].any(axis=0), log))
     return found

@@ -47,6 +47,33 @@ def long_labels():
     return audit.assign_coords(label=("contrast", words))
 
 
+def alike():
+    """Names that differ in the middle alone."""
+    return synthetic_run(
+        layers=[f"encoder.blocks.{i}.attention.output_projection.dense.of_all_heads" for i in range(3)]
+    )
+
+
+def armed(runs):
+    return runs.assign_coords(arm=("run", runs.rule.values))
+
+
+def all_diverged():
+    return armed(synthetic_runs(("bp", "fa"), range(3), (50.0, 100.0), steps=60))
+
+
+def one_step_each():
+    return armed(synthetic_runs(("bp", "fa"), range(3), (0.05, 0.1), steps=1))
+
+
+def only_fa(runs):
+    return runs.isel(run=(runs.rule.values == "fa") & (runs.lr.values == runs.lr.values.min()))
+
+
+def asked(runs):
+    return figures.questions(runs, [figures.Question("which?", {"bp": "bp", "fa": "fa"})], "train_loss")
+
+
 FIGURES = {
     "angles of one run": lambda: figures.angles(synthetic_run()),
     "angles with long names": lambda: figures.angles(long_names()),
@@ -58,6 +85,7 @@ FIGURES = {
     "gains in rows": lambda: figures.gains(six_layers(), hue="layer", col="rule"),
     "gains at one step": lambda: figures.gains(one_step()),
     "spectra with long names": lambda: figures.spectra(long_names()),
+    "spectra with names alike at both ends": lambda: figures.spectra(alike()),
     "spectra of rules": lambda: figures.spectra(six_layers(), layer=LONG[1]),
     "spectra of backprop": lambda: figures.spectra(synthetic_run("bp")),
     "spectra at one step": lambda: figures.spectra(one_step()),
@@ -68,6 +96,9 @@ FIGURES = {
     "loss against rate": lambda: figures.loss_against_lr(wide_sweep()),
     "loss against rate for two tasks": lambda: figures.loss_against_lr(two_tasks()),
     "accuracy against one rate": lambda: figures.loss_against_lr(many_rules(), "validation_accuracy"),
+    "angles where all diverged": lambda: figures.angles(only_fa(all_diverged())),
+    "spectra where all diverged": lambda: figures.spectra(only_fa(all_diverged())),
+    "learning curves where all diverged": lambda: figures.learning_curves(all_diverged()),
     "forest": lambda: figures.forest(synthetic_audit()),
     "forest with long labels and title": lambda: figures.forest(long_labels(), title="a long claim " * 20),
     "forest of one contrast": lambda: figures.forest(synthetic_audit().isel(contrast=[0])),
@@ -81,6 +112,27 @@ def test_every_text_is_on_the_canvas_and_nothing_overlaps(name):
     for axes in panels(figure):
         assert axes.get_xlabel() or axes.get_ylabel() or len(panels(figure)) > 2
     assert len(figure.legends) == 1
+
+
+BARE = {  # with their legends, if any, within the panels
+    "questions where all diverged": lambda: asked(all_diverged()),
+    "questions at one step": lambda: asked(one_step_each()),
+    "durations where all diverged": lambda: figures.durations(all_diverged(), (1.0, 0.5)),
+    "durations at one step": lambda: figures.durations(one_step_each(), (1.0, 0.5)),
+    "reaching at one step": lambda: figures.reaching(only_fa(one_step_each()), "train_loss", 0.5),
+    "aligning at one step": lambda: figures.aligning(only_fa(one_step_each()), cloud="fc1"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BARE)
+def test_what_leaves_little_to_draw_is_drawn_all_the_same(name):
+    assert_readable(BARE[name]())
+
+
+def test_panels_of_layers_that_differ_in_the_middle_of_their_names_can_be_told_apart():
+    titles = [axes.get_title(loc="left").replace("\n", "") for axes in panels(figures.spectra(alike()))]
+    assert [f"blocks.{i}." in title for i, title in enumerate(titles)] == [True] * 3
 
 
 def test_no_figure_is_left_open_in_pyplot():
