@@ -6,7 +6,7 @@ that its other seeds favour on validation. What counts as "poor" (2 points of te
 (20) is this module's choice.
 
 Holds: random feedback stays behind backprop (by 8 points), and B that takes the weights' own steps closes the gap (22 points).
-In the dense layers alone it is poor (36 % error to backprop's 12 %), and no poorer than in all layers (33 %). Does not hold:
+In the dense layers alone it is poor (36 % error to backprop's 11 to 12 %), and no poorer than in all layers (33 %). Does not hold:
 clipping ruins nothing at rates that suit it (24 % at norm 1 and at 0.1), though a norm of 0.1 at lr 0.1 looks ruinous. Untied
 nets are not ruined by random feedback at lr 0.1, and lose 23 points [7, 38] at best rates.
 
@@ -14,8 +14,9 @@ A trap on the way: with rates 0.03, 0.1 and 0.3 the dense layers alone look far 
 their stable rates lower, at 0.05. What differs is how conv1 learns: in runs beside the study (lr 0.1, 4 seeds) both err on
 34 % with conv1 frozen, seed by seed alike, and on 24 and 26 % with clipping at norm 1. Why its steps run away is not tested.
 
-On the grid's edge: untied nets with random feedback (0.3), one layer of it (0.03) in two seeds of three. A start of 100 steps
-cannot show over-fitting (no image is seen twice), nor with three seeds whether depth costs fa more than bp. ``--full`` can.
+On the grid's edge: untied nets with random feedback (0.3) and one layer of it (0.03) in two seeds of three, convolutions with
+backprop (0.3) in one. A start of 100 steps cannot show over-fitting (no image is seen twice), nor with three seeds whether
+depth costs fa more than bp. ``--full`` can.
 
     alignlab study asymmetric_conv
 """
