@@ -6,17 +6,33 @@ attributes of all segments are read; these decide where everything goes. Then ea
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from alignlab.store import atomic, rows, zarrs
+from alignlab.store.claims import Claims
 from alignlab.store.errors import StoreError
 from alignlab.store.joining import Layout, plan
 from alignlab.store.pieces import Array, row
 from alignlab.store.record import Record
 from alignlab.store.segments import Segments
-from alignlab.store.shelf import COMPACTION, Notify, Phase, Shelf, holds, read_compaction, silent, stamp
+from alignlab.store.shelf import (
+    COMPACTION,
+    Notify,
+    Phase,
+    Shelf,
+    check_store,
+    holds,
+    read_compaction,
+    read_settled,
+    silent,
+    stamp,
+)
+
+PATIENCE = 0.05  # s between looks whether another's turn is over
 
 
 def compact(
@@ -38,27 +54,48 @@ def compact(
     source = Path(path)
     default = source if zarrs.is_zarr(source) else source / COMPACTION
     target = default if out is None else Path(out)
-    names = [] if zarrs.is_zarr(source) else Segments(source).names()
-    if _up_to_date(target, source, names):
+    if not zarrs.is_zarr(source):
+        check_store(source)
+    if _up_to_date(target, source):  # asked before there is a need to write
         return target
+    atomic.make_folder(target.parent)
+    with _turn(target):
+        _check_free(target)
+        if not _up_to_date(target, source):  # by another, while this one waited
+            _write(source, target, phase)
+    return target
+
+
+@contextlib.contextmanager
+def _turn(target: Path) -> Iterator[None]:
+    """Hold the right to replace `target`; wait while another has it."""
+    with Claims(target.parent) as claims:
+        while not claims.take(target.name):
+            time.sleep(PATIENCE)
+        yield
+
+
+def _write(source: Path, target: Path, phase: Phase | None) -> None:
     shelf = Shelf(source, outlined=True, phase=phase)
     record, layout = _outlined(shelf)
-    atomic.make_folder(target.parent)
     atomic.sweep(target.parent)
     try:
         with (phase or silent)("compacting runs", len(shelf.runs)) as notify:
             zarrs.write(target, record, _blocks(shelf, layout, record, notify))
     except OSError as error:
         raise atomic.cannot_write(target, error) from error
-    return target
 
 
-def _up_to_date(target: Path, source: Path, names: Sequence[str]) -> bool:
-    if not (target.exists() or target.is_symlink()):
-        return False
-    if not zarrs.is_zarr(target):
+def _check_free(target: Path) -> None:
+    if (target.exists() or target.is_symlink()) and not zarrs.is_zarr(target):
         raise StoreError(f"{target} exists and is no compaction; choose another out")
-    old = read_compaction(target)
+
+
+def _up_to_date(target: Path, source: Path) -> bool:
+    old = read_settled(target)
+    if old is None:
+        return False
+    names = [] if zarrs.is_zarr(source) else Segments(source).names()
     if not names:  # nothing but a compaction to read from: the target itself, or one that it may be a copy of
         return target == source or target.parent == source or old.record.notes == _only(source).notes
     compacted = old.record.notes["segments"]

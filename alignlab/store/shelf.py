@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,6 +22,8 @@ from alignlab.store.segments import SUFFIX, Segments
 from alignlab.store.zarrs import Zarr
 
 COMPACTION = "compact.zarr"
+LOOKS = 5  # at a compaction that others replace while it is read
+PAUSE = 0.02  # s; longer after each look
 Notify = Callable[[int], None]
 Phase = Callable[[str, int], AbstractContextManager[Notify]]  # what is done, how many there are
 Notes = dict[str, dict[str, Any]]  # of each segment: its runs, when it was written, its file's size and time
@@ -92,21 +95,15 @@ def survey(path: Path) -> tuple[Zarr | None, list[str]]:
         StoreError: where there is no store, it is empty, or segments that were compacted are no longer there.
     """
     if zarrs.is_zarr(path):
-        return read_compaction(path), []
-    _check_folder(path)
-    names = Segments(path).names()
-    if zarrs.is_zarr(path / COMPACTION):
-        try:
-            compaction = read_compaction(path / COMPACTION)
-        except StoreError:
-            if not names or zarrs.is_zarr(path / COMPACTION):
-                raise
-            return None, names  # it is being replaced at this moment, and the segments are the truth
-        if holds(compaction, path, names):
-            return compaction, names
+        return read_settled(path) or read_compaction(path), []
+    check_store(path)
+    compaction = read_settled(path / COMPACTION)
+    names = Segments(path).names()  # after it: what another compacted meanwhile is among them
+    if compaction is not None and holds(compaction, path, names):
+        return compaction, names
     if not names:
         raise _empty(path)
-    return None, names
+    return None, names  # the truth, also where the compaction is replaced all the time
 
 
 def holds(compaction: Zarr, path: Path, names: Sequence[str]) -> bool:
@@ -182,13 +179,45 @@ def read_compaction(path: Path) -> Zarr:
         ) from error
 
 
-def _check_folder(path: Path) -> None:
+def read_settled(path: Path) -> Zarr | None:
+    """What is in a zarr that others may replace meanwhile; None where there is none, or another at every look.
+
+    Raises:
+        StoreError: where it cannot be read though nobody replaced it.
+    """
+    for look in range(LOOKS):
+        time.sleep(PAUSE * look)
+        before = _identity(path)
+        if zarrs.is_zarr(path):
+            try:
+                return read_compaction(path)
+            except StoreError:
+                if _identity(path) == before:
+                    raise
+        elif look == 0:
+            return None
+    return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a folder that takes another's name does not share with it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def check_store(path: Path) -> None:
+    """Raise StoreError where there is no store at `path`, or nothing in it."""
     if not path.exists():
         raise StoreError(
             f"no store at {path}: there is no such folder; check the path, or record a run there first"
         )
     if not path.is_dir():
         raise StoreError(f"no store at {path}: it is a file; give the folder that holds the segments")
+    if not (zarrs.is_zarr(path / COMPACTION) or Segments(path).names()):
+        raise _empty(path)
 
 
 def _empty(path: Path) -> StoreError:

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, atomic, compact, open_runs, record, zarrs
+from alignlab.store import Segments, StoreError, atomic, compact, open_runs, record, shelf, zarrs
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +312,97 @@ def test_a_store_opens_while_its_compaction_is_replaced(store, monkeypatch):
 
     monkeypatch.setattr("alignlab.store.shelf.read_compaction", gone)
     xr.testing.assert_identical(open_runs(store), expected)
+
+
+def swapped_while_read(monkeypatch, swap, times):
+    """Have `swap` called after the index of a compaction was read, so many times; returns how often one was read."""
+    looks, read, values = [], zarrs.read, zarrs._values
+
+    def reading(path):
+        looks.append(path)
+        if len(looks) <= times:
+            monkeypatch.setattr(zarrs, "_values", swapping)
+        return read(path)
+
+    def swapping(array):
+        monkeypatch.setattr(zarrs, "_values", values)
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr(zarrs, "read", read)
+            swap()
+        return values(array)
+
+    monkeypatch.setattr(zarrs, "read", reading)
+    return looks
+
+
+@pytest.mark.parametrize("where", ["", "compact.zarr"])
+def test_a_compaction_that_is_replaced_while_it_is_read_is_read_again(
+    compacted, make_run, monkeypatch, where
+):
+    def grow():
+        Segments(compacted).append(make_run("f", seed=6))
+        compact(compacted)
+
+    looks = swapped_while_read(monkeypatch, grow, times=1)
+    runs = open_runs(compacted / where)
+    assert runs.run.size == 6
+    assert runs.loss.chunks
+    assert len(looks) == 2
+
+
+def test_a_compaction_that_is_replaced_at_every_look_leaves_the_segments(compacted, make_run, monkeypatch):
+    monkeypatch.setattr(shelf, "PAUSE", 0.0)
+
+    def grow():
+        Segments(compacted).append(make_run(f"f{len(looks)}"))
+        compact(compacted)
+
+    looks = swapped_while_read(monkeypatch, grow, times=99)
+    runs = open_runs(compacted)
+    assert runs.run.size == 5 + len(looks)
+    assert not runs.loss.chunks
+
+
+def test_segments_that_another_compacted_since_they_were_listed_are_not_missed(
+    compacted, make_run, monkeypatch
+):
+    names = Segments.names
+
+    def listed(self):
+        found = names(self)
+        monkeypatch.setattr(Segments, "names", names)
+        Segments(compacted).append(make_run("f", seed=6))
+        compact(compacted)
+        return found
+
+    monkeypatch.setattr(Segments, "names", listed)
+    assert open_runs(compacted).sizes["run"] == 5
+    assert open_runs(compacted).sizes["run"] == 6
+
+
+def test_who_compacts_what_another_is_at_waits_and_finds_it_done(store, monkeypatch):
+    written, write = [], zarrs.write
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def slow(path, *what):
+        written.append(path)
+        arrived.set()
+        assert go_on.wait(30)
+        write(path, *what)
+
+    monkeypatch.setattr(zarrs, "write", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(compact, store)
+        assert arrived.wait(30)
+        second = threads.submit(compact, store)
+        time.sleep(0.2)
+        assert not second.done()
+        go_on.set()
+        assert first.result(30) == second.result(30) == store / "compact.zarr"
+    assert len(written) == 1
+    assert [p.name for p in store.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_store_that_cannot_be_written_and_is_compacted_needs_no_more(compacted, monkeypatch):
+    monkeypatch.setattr("alignlab.store.compaction.Claims", lambda folder: pytest.fail(f"wrote to {folder}"))
+    assert compact(compacted) == compacted / "compact.zarr"
