@@ -77,11 +77,10 @@ def _turn(target: Path) -> Iterator[None]:
 
 def _write(source: Path, target: Path, phase: Phase | None) -> None:
     shelf = Shelf(source, outlined=True, phase=phase)
-    record, layout = _outlined(shelf)
     atomic.sweep(target.parent)
     try:
         with (phase or silent)("compacting runs", len(shelf.runs)) as notify:
-            zarrs.write(target, record, _blocks(shelf, layout, record, notify))
+            zarrs.write(target, *_contents(shelf, notify))
     except OSError as error:
         raise atomic.cannot_write(target, error) from error
 
@@ -110,22 +109,27 @@ def _only(source: Path) -> Record:
     return read_compaction(source if zarrs.is_zarr(source) else source / COMPACTION).record
 
 
-def _outlined(shelf: Shelf) -> tuple[Record, Layout]:
-    """All that is to be written but the values of the variables, with notes of what they come from."""
+def _contents(shelf: Shelf, notify: Notify) -> tuple[Record, Iterator[dict[str, Array]]]:
+    """All that is to be written but the values of the variables, with notes of what they come from; and these, in blocks."""
     runs = list(shelf.runs.values())
     layout = plan(runs)
     layout.record.notes |= rows.forms(runs, layout) | {"segments": shelf.notes}
-    return layout.record if len(runs) > 1 else row(layout.record, 0), layout
+    return _single(shelf, layout, notify) if len(runs) == 1 else (layout.record, _blocks(shelf, layout, notify))
 
 
-def _blocks(shelf: Shelf, layout: Layout, record: Record, notify: Notify) -> Iterator[dict[str, Array]]:
+def _single(shelf: Shelf, layout: Layout, notify: Notify) -> tuple[Record, Iterator[dict[str, Array]]]:
+    """One run has no dim run, and then its single numbers belong to the record."""
+    record = row(layout.record, 0)
+    values = {name: block[0, ...] for name, block in layout.block(shelf.values(list(shelf.runs))).items()}
+    for name in values.keys() - set(record.outlinable):
+        record.fields[name] = record.fields[name]._replace(data=values.pop(name))
+    notify(1)
+    return record, iter([values])
+
+
+def _blocks(shelf: Shelf, layout: Layout, notify: Notify) -> Iterator[dict[str, Array]]:
     run_ids = list(shelf.runs)
-    if len(run_ids) == 1:
-        block = layout.block(shelf.values(run_ids))
-        yield {name: values[0] for name, values in block.items()}
-        notify(1)
-        return
-    size = zarrs.batch(record)
+    size = zarrs.batch(layout.record)
     for start in range(0, len(run_ids), size):
         part = run_ids[start : start + size]
         yield layout.block(shelf.values(part))

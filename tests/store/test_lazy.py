@@ -69,6 +69,14 @@ HISTORIES = {
         [(population(m, "ab", steps=[4, 5]), "r"), (m("e", seed=3), None)],
     ),
     "one run": lambda m: ([(m("a", steps=[0, 1], status="running"), None)], [(m("a", steps=[2]), None)]),
+    "one run with a number without dims": lambda m: (
+        [(m("a", steps=[0, 1], status="running").assign(total=5.0, count=3), None)],
+        [(m("a", steps=[2]).assign(total=6.0, count=4), None)],
+    ),
+    "a population of one": lambda m: (
+        [(population(m, "ab", steps=[0, 1]).isel(run=[0]).assign(total=("run", [5.0])), "p")],
+        [(population(m, "ab", steps=[2]).isel(run=[0]).assign(total=("run", [6.0])), "q")],
+    ),
     "numbers without dims": lambda m: (
         [(m("a").assign(total=3), None), (m("b"), None)],
         [(m("c").assign(total=2.5), None)],
