@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from alignlab.store import atomic, rows, zarrs
@@ -95,14 +95,25 @@ def _up_to_date(target: Path, source: Path) -> bool:
     if old is None:
         return False
     names = [] if zarrs.is_zarr(source) else Segments(source).names()
-    if not names:  # nothing but a compaction to read from: the target itself, or one that it may be a copy of
-        return target == source or target.parent == source or old.record.notes == _only(source).notes
     compacted = old.record.notes["segments"]
+    if target not in (source, source / COMPACTION):
+        _check_same(target, compacted, source, names or _only(source).notes["segments"])
+    if not names:  # nothing but a compaction to read from: the target itself, or one that it may be a copy of
+        return target in (source, source / COMPACTION) or old.record.notes == _only(source).notes
     if not holds(old, source, names) or set(names) != set(compacted):
         return False
     return all(
         stamp(source, name) == note["stamp"] for name, note in compacted.items()
     )  # or the store was copied
+
+
+def _check_same(target: Path, compacted: Iterable[str], source: Path, names: Iterable[str]) -> None:
+    others = sorted(set(compacted) - set(names))
+    if others:
+        raise StoreError(
+            f"{target} is a compaction of other runs than those in {source} (of {others[0]!r}, which is not there); "
+            "choose another out"
+        )
 
 
 def _only(source: Path) -> Record:

@@ -101,6 +101,10 @@ class Segments:
         """The names of all segments, sorted; empty where there is no folder yet."""
         try:
             files = os.listdir(self.path) if self.path.exists() else []
+        except NotADirectoryError as error:
+            raise StoreError(
+                f"no store at {self.path}: it is a file; give the folder that holds the segments"
+            ) from error
         except OSError as error:
             raise StoreError(
                 f"cannot list {self.path}: {error.strerror}; it must be a folder that you may read"

@@ -174,11 +174,27 @@ def test_something_else_in_the_way_is_left_alone(store, tmp_path):
             attempt()
 
 
+def test_a_compaction_of_other_runs_is_left_alone(store, make_run, tmp_path):
+    Segments(tmp_path / "others").append(make_run("f", seed=6))
+    out = compact(tmp_path / "others", tmp_path / "out.zarr")
+    alone = compact(store, tmp_path / "alone.zarr")
+    for source in (store, alone):
+        with pytest.raises(
+            StoreError, match=r"out\.zarr is a compaction of other runs than those in .*'f-000000'.*another out"
+        ):
+            compact(source, out)
+    assert open_runs(out).run_id.item() == "f"
+
+
 def test_nothing_to_compact_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="no such folder"):
         compact(tmp_path / "missing")
     with pytest.raises(StoreError, match="no segments"):
         compact(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file: it is a file; give the folder"):
+        compact(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_unwritable_out_is_one_clear_line(store, tmp_path):
