@@ -68,12 +68,15 @@ class Sweep:
         Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it;
         and :class:`SpecError`, before anything runs, for a spec that changed after it was named.
         """
-        missing = self.missing()
-        self._check(missing)
+        with opened(executor) as workers:
+            missing = self.missing()
+            self._check(missing)
+            return self._run(missing, workers, _Progress(notify or (lambda n: None))) if missing else 0
+
+    def _run(self, missing: Sequence[RunSpec], workers: Workers, progress: _Progress) -> int:
         Segments(self.store).prepare()
-        progress = _Progress(notify or (lambda n: None))
         mark = f"sweep-{uuid.uuid4().hex}"
-        with opened(executor) as workers, Claims(self.store) as claims:
+        with Claims(self.store) as claims:
             claims.take(mark)
             jobs = self._jobs(missing, mark, workers)
             while jobs:

@@ -122,6 +122,21 @@ def test_no_process_is_started_for_what_one_can_do(
     assert sweeping.Sweep(CELLS, tmp_path).run(2) == missing
 
 
+def test_a_finished_store_that_cannot_be_written_serves_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Sweep(CELLS, tmp_path).run()
+
+    def read_only(*what: object) -> None:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(Segments, "prepare", read_only)
+    monkeypatch.setattr(sweeping, "Claims", read_only)
+    assert Sweep(CELLS[:2], tmp_path).run() == 0
+    with pytest.raises(StoreError, match="read-only"):
+        Sweep([*CELLS, BASE.changed(seed=3)], tmp_path).run()
+
+
 def test_equal_specs_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(monkeypatch)
     sweep = Sweep([CELLS[0], CELLS[1], BASE.changed(seed=0), CELLS[0]], tmp_path)
