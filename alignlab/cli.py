@@ -275,6 +275,8 @@ def _expected(error: BaseException) -> bool:
 def _where(workers: int | None, scheduler: str | None) -> int | str:
     if scheduler is not None and workers is not None:
         raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
+    if scheduler is not None and not scheduler.strip():
+        raise typer.BadParameter("--scheduler is empty: give an address, tcp://host:8786, or leave it out")
     return scheduler or workers or os.cpu_count() or 1
 
 

@@ -124,9 +124,12 @@ BAD = [
     (["audit", "nowhere.yaml"], "nowhere.yaml"),
     (["audit", {**CLAIM, "smallest_effect": 0}], "smallest_effect"),
     (["audit", {**CLAIM, "outcome": "joy"}], "joy"),
+    (["audit", CLAIM, "--scheduler", ""], "--scheduler is empty"),
+    (["study", "xor", "--scheduler", " "], "--scheduler is empty"),
     (["figures", "no/store/here"], "no/store/here"),
     (["compact", "no/store/here"], "no/store/here"),
     (["compact", "."], "no segments in"),
+    (["compact", "/etc/passwd"], "/etc/passwd: it is a file"),
     (["data", "path", "imagenet"], "imagenet"),
     (["wake"], "wake"),
 ]
