@@ -47,12 +47,11 @@ class Workers:
     ``where``: a number of processes; the address of a scheduler, ``tcp://…``; or a ``distributed.Client``, which is left open.
 
     Raises:
-        ValueError: if the number is below 1.
+        ValueError: for anything else, as a number below 1.
     """
 
     def __init__(self, where: int | str | Client = 1) -> None:
-        if isinstance(where, int) and where < 1:
-            raise ValueError(f"workers is {where}, expected at least 1")
+        _check(where)
         self.where = where
         self._client: Client | None = None
         self._cluster: LocalCluster | None = None
@@ -137,6 +136,22 @@ class Workers:
             with suppress(Exception):  # the scheduler may be gone
                 client.cancel(futures, force=True)  # type: ignore[no-untyped-call]
         self.close()
+
+
+def _check(where: object) -> None:
+    if isinstance(where, int):
+        fit = where >= 1
+    elif isinstance(where, str):
+        fit = bool(where.strip())
+    else:
+        from distributed import Client
+
+        fit = isinstance(where, Client)
+    if not fit:
+        raise ValueError(
+            f"workers is {where!r}, expected a number of at least 1, a dask scheduler's address (tcp://host:8786) or a "
+            "distributed.Client"
+        )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -36,10 +37,10 @@ def results(some: Workers, function: Any, jobs: list[Any]) -> list[Any]:
     return [found[job] for job in jobs]
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_no_workers_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f"workers is {count}"):
-        Workers(count)
+@pytest.mark.parametrize("where", [0, -1, False, None, "", " ", 2.0, [2]])
+def test_what_is_no_workers_is_refused(where: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"workers is {where!r}, expected a number of at least 1")):
+        Workers(where)
 
 
 @pytest.mark.parametrize(("count", "jobs"), [(1, 3), (2, 1), (2, 0)])
