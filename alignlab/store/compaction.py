@@ -125,7 +125,9 @@ def _contents(shelf: Shelf, notify: Notify) -> tuple[Record, Iterator[dict[str, 
     runs = list(shelf.runs.values())
     layout = plan(runs)
     layout.record.notes |= rows.forms(runs, layout) | {"segments": shelf.notes}
-    return _single(shelf, layout, notify) if len(runs) == 1 else (layout.record, _blocks(shelf, layout, notify))
+    if len(runs) == 1:
+        return _single(shelf, layout, notify)
+    return layout.record, _blocks(shelf, layout, notify)
 
 
 def _single(shelf: Shelf, layout: Layout, notify: Notify) -> tuple[Record, Iterator[dict[str, Array]]]:

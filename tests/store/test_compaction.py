@@ -180,7 +180,8 @@ def test_a_compaction_of_other_runs_is_left_alone(store, make_run, tmp_path):
     alone = compact(store, tmp_path / "alone.zarr")
     for source in (store, alone):
         with pytest.raises(
-            StoreError, match=r"out\.zarr is a compaction of other runs than those in .*'f-000000'.*another out"
+            StoreError,
+            match=r"out\.zarr is a compaction of other runs than those in .*'f-000000'.*another out",
         ):
             compact(source, out)
     assert open_runs(out).run_id.item() == "f"
