@@ -46,6 +46,8 @@ def cannot_write(path: Path, error: OSError) -> StoreError:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it. Raises StoreError where that cannot be."""
+    if "\0" in str(path):
+        raise StoreError(f"cannot write {str(path)!r}: a name has no null character; choose another folder")
     try:
         missing = not path.exists()
         path.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,14 @@ class Segments:
             raise atomic.cannot_write(self.path, error) from error
         return self
 
-    def append(self, dataset: xr.Dataset, name: str | None = None, *, exist_ok: bool = False) -> Path:
+    def append(
+        self,
+        dataset: xr.Dataset,
+        name: str | None = None,
+        *,
+        exist_ok: bool = False,
+        writer: str | None = None,
+    ) -> Path:
         """Write one segment; when this returns, it is on disk.
 
         Args:
@@ -71,6 +78,7 @@ class Segments:
             name: of the segment; by default ``<run_id>-<number>``, counting on from those of this run in the folder.
             exist_ok: return silently, writing nothing, where a segment `name` exists: for names made from a hash of
                 what is in them.
+            writer: who writes it, to be asked for by `writer`.
 
         Raises:
             ContractError: where the dataset breaks the contract.
@@ -85,6 +93,8 @@ class Segments:
         if name is None:
             name, sequence = self._next_name(record)
         record.notes = {"sequence": sequence, "written": self._stamp()}
+        if writer is not None:
+            record.notes["writer"] = writer
         path = self.file(name)
         self._sweep()
         try:
@@ -142,6 +152,11 @@ class Segments:
             raise StoreError(
                 f"cannot read {path}: damaged, or no alignlab segment ({error}); {way_out}"
             ) from error
+
+    def writer(self, name: str) -> str | None:
+        """Who wrote a segment, where `append` was told; raises as `read` does."""
+        found: str | None = self.read_record(name, only=()).notes.get("writer")
+        return found
 
     def latest_status(self, run_id: str) -> str | None:
         """The status that the last segment of a run tells; None where the folder has no segment of it."""

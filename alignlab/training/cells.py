@@ -47,7 +47,8 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """What became of a cell: ``there`` already, ``busy`` elsewhere at this moment, or ``failed`` for a ``reason``."""
+    """What became of a cell: ``computed`` by this sweep, ``there`` by another, ``busy`` elsewhere at this moment, or
+    ``failed`` for a ``reason``."""
 
     state: Literal["computed", "there", "busy", "failed"]
     reason: str = ""
@@ -92,24 +93,34 @@ def _run(job: Job, claims: Claims) -> list[Outcome]:
     mine: list[tuple[RunSpec, str]] = []
     outcomes: dict[str, Outcome] = {}
     for spec, name in zip(job.specs, job.names, strict=True):
-        outcomes[name] = taken = _taken(spec, name, job.store, claims)
-        if taken.state == "computed":
+        outcome = _taken(spec, name, job, claims)
+        if outcome:
+            outcomes[name] = outcome
+        else:
             mine.append((spec, name))
     for cells in [mine] if job.lockstep and mine else [[cell] for cell in mine]:
         outcomes |= _computed(cells, job)
-    return list(outcomes.values())
+    return [outcomes[name] for name in job.names]
 
 
-def _taken(spec: RunSpec, name: str, store: Path, claims: Claims) -> Outcome:
-    """Claim a cell: "computed" where it is now ours to compute, or else why it is not."""
-    segments = Segments(store)
-    if segments.has(name):
-        return Outcome("there")
+def _taken(spec: RunSpec, name: str, job: Job, claims: Claims) -> Outcome | None:
+    """Claim a cell: None where it is now ours to compute, or else why it is not."""
+    found = stored(job, name)
+    if found:
+        return found
     if cell_name(spec) != name:
         return Outcome("failed", "its spec or its data changed after the sweep began")
     if not claims.take(name):
         return Outcome("busy")
-    return Outcome("there" if segments.has(name) else "computed")  # stored by another before its claim ended
+    return stored(job, name)  # by another before its claim ended
+
+
+def stored(job: Job, name: str) -> Outcome | None:
+    """What became of a cell that is stored; this sweep may have done it, with a worker that died before it could tell."""
+    segments = Segments(job.store)
+    if not segments.has(name):
+        return None
+    return Outcome("computed" if segments.writer(name) == job.sweep else "there")
 
 
 def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outcome]:
@@ -122,8 +133,7 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
         reason = told(error)
     else:
         return {
-            name: _stored(dataset, job.store, name)
-            for dataset, (_, name) in zip(datasets, cells, strict=True)
+            name: _written(dataset, job, name) for dataset, (_, name) in zip(datasets, cells, strict=True)
         }
     if len(cells) == 1:
         return {cells[0][1]: Outcome("failed", reason)}
@@ -131,16 +141,16 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
     return _computed(cells[:half], job) | _computed(cells[half:], job)
 
 
-def _stored(dataset: xr.Dataset, store: Path, name: str) -> Outcome:
+def _written(dataset: xr.Dataset, job: Job, name: str) -> Outcome:
     try:
-        _store(dataset, store, name)
+        _store(dataset, job.store, name, job.sweep)
     except Exception as error:  # a full disk
         return Outcome("failed", told(error))
     return Outcome("computed")
 
 
-def _store(dataset: xr.Dataset, store: Path, name: str) -> None:
-    Segments(store).append(dataset.assign_coords(run_id=name), name=name, exist_ok=True)
+def _store(dataset: xr.Dataset, store: Path, name: str, writer: str | None = None) -> None:
+    Segments(store).append(dataset.assign_coords(run_id=name), name=name, exist_ok=True, writer=writer)
 
 
 def told(error: Exception) -> str:

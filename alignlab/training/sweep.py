@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from alignlab.store import Segments
 from alignlab.store.claims import Claims
-from alignlab.training.cells import Job, Outcome, run_job
+from alignlab.training.cells import Job, Outcome, run_job, stored
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
 from alignlab.training.planner import Question, best_size, packs
@@ -48,7 +48,7 @@ class Sweep:
     def __init__(
         self, cells: Iterable[RunSpec], store: str | Path = "runs", *, lockstep: bool = True
     ) -> None:
-        self.names = {spec: cell_name(spec) for spec in dict.fromkeys(cells)}
+        self.names = {spec: cell_name(spec) for spec in dict.fromkeys(map(_spec, cells))}
         self.store, self.lockstep = Path(store).absolute(), lockstep
 
     def missing(self) -> list[RunSpec]:
@@ -57,7 +57,7 @@ class Sweep:
         return [spec for spec, name in self.names.items() if name not in there]
 
     def run(self, executor: Executor = 1, *, notify: Notify | None = None) -> int:
-        """Make sure that every cell's run is in the store, and return how many had to be computed.
+        """Make sure that every cell's run is in the store, and return how many it computed.
 
         ``executor``: where. 1 is this process; a larger number that many processes of one thread each, which import the
         calling script anew, so that what it runs belongs under ``if __name__ == "__main__":``; the address of a dask scheduler
@@ -122,8 +122,16 @@ class Sweep:
         """A job that was lost may have stored some of its runs before."""
         if not isinstance(result, Lost):
             return result
-        there, lost = Outcome("computed"), Outcome("failed", result)
-        return [there if Segments(self.store).has(name) else lost for name in job.names]
+        return [stored(job, name) or Outcome("failed", result) for name in job.names]
+
+
+def _spec(cell: object) -> RunSpec:
+    if not isinstance(cell, RunSpec):
+        raise SpecError(
+            f"a cell of the sweep is {cell!r}, expected a RunSpec: give a list of them, [RunSpec(...)] or grid(RunSpec(...), "
+            "seed=range(5))"
+        )
+    return cell
 
 
 def _asked(workers: Workers, questions: Sequence[Question]) -> list[int]:

@@ -23,6 +23,7 @@ from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name
 from alignlab.training.planner import best_size
 from alignlab.training.population import train_population
+from alignlab.training.spec import SpecError
 from alignlab.training.workers import Lost, Workers
 
 BASE = RunSpec(
@@ -214,6 +215,45 @@ def test_a_cell_whose_other_sweep_fails_is_taken_over(
     assert training.seeds == [1, 2, 0]
 
 
+class Killed(Workers):
+    """Workers that are killed when they have stored their job's runs, and of which ``again`` tries each job once more."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again = again
+
+    def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
+        for job in jobs:
+            function(job)
+            yield job, function(job) if self.again else Lost("died")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_run_that_was_stored_by_a_worker_killed_before_it_could_tell_is_counted(
+    again: bool, tmp_path: Path
+) -> None:
+    assert Sweep(CELLS, tmp_path).run(Killed(again)) == 3
+
+
+class Beaten(Workers):
+    """Workers to whom another sweep comes first, and who are ``lost`` or not."""
+
+    def __init__(self, store: Path, lost: bool) -> None:
+        super().__init__()
+        self.store, self.lost = store, lost
+
+    def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
+        Sweep(CELLS[:2], self.store).run()
+        for job in jobs:
+            result = function(job)
+            yield job, Lost("died") if self.lost else result
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_run_that_another_sweep_stored_meanwhile_is_not_counted(lost: bool, tmp_path: Path) -> None:
+    assert Sweep(CELLS, tmp_path).run(Beaten(tmp_path, lost)) == 1
+
+
 # When something goes wrong --------------------------------------------------------------------------------------------
 
 
@@ -279,8 +319,21 @@ def test_a_store_that_cannot_be_written_fails_before_anything_runs(
     training = Training(monkeypatch)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
+        Sweep(CELLS, tmp_path / "file" / "below").run()
+    with pytest.raises(StoreError, match="file: it is a file; give the folder"):
         Sweep(CELLS, tmp_path / "file").run()
     assert training.seeds == []
+
+
+@pytest.mark.parametrize("cells", [["bp"], [None], BASE, [BASE, "bp"]])
+def test_a_cell_that_is_no_spec_is_named(cells: Any, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"a cell of the sweep is .*, expected a RunSpec: give a list"):
+        Sweep(cells, tmp_path)
+
+
+def test_a_store_whose_name_no_folder_can_have_is_one_clear_error() -> None:
+    with pytest.raises(StoreError, match=r"x\\x00y': a name has no null character"):
+        Sweep(CELLS, "x\0y").run()
 
 
 # Threads ---------------------------------------------------------------------------------------------------------------
