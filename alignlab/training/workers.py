@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import gc
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from alignlab.training import forking
 from alignlab.training.errors import SweepError
+from alignlab.training.starting import local_cluster
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -25,16 +24,6 @@ if TYPE_CHECKING:
     Executor: TypeAlias = "int | str | Client | Workers"
 
 CONNECT = 5.0  # s to find a scheduler, and to find it again
-DEATHS = 2  # of workers, that a job may be present at and still be tried again
-SETTINGS = {
-    "distributed.scheduler.allowed-failures": DEATHS,
-    "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
-    "distributed.admin.tick.interval": "5s",  # every look at itself stops the run that a worker is at
-    "distributed.admin.system-monitor.interval": "10s",
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.worker.profile.enabled": False,
-}
 
 
 class Lost(str):
@@ -109,7 +98,7 @@ class Workers:
             return self.where
         self._open.enter_context(_quiet())
         if isinstance(self.where, int):
-            self._cluster = self._open.enter_context(_local_cluster(self.where))
+            self._cluster = self._open.enter_context(local_cluster(self.where))
         try:
             found: Client = Client(  # type: ignore[no-untyped-call]
                 self._cluster or self.where, timeout=CONNECT, set_as_default=False
@@ -207,37 +196,6 @@ def _result(future: Future[Any]) -> Any:
         raise SweepError(
             f"a worker cannot run cells ({type(error).__name__}: {error}): install the same alignlab, torch and dask there"
         ) from error
-
-
-@contextmanager
-def _local_cluster(count: int) -> Iterator[LocalCluster]:
-    import dask
-    from distributed import LocalCluster
-
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the user's script
-        raise SweepError(
-            "a worker process that is just starting was asked for workers of its own: put what your script runs under "
-            "`if __name__ == '__main__':`"
-        )
-    method = {"distributed.worker.multiprocessing-method": forking.start()}
-    with dask.config.set(SETTINGS | method), forking.environment(), forking.interrupts_held():
-        try:
-            cluster = LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=count,
-                threads_per_worker=1,
-                memory_limit=None,
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=logging.CRITICAL + 1,
-                env=dict(os.environ),  # what was set since the process was started from which they are forked
-            )
-        except Exception as error:
-            raise SweepError(
-                f"the worker processes did not start ({error}). Has the script no `if __name__ == '__main__':`?"
-            ) from error
-    forking.ready()
-    with cluster:
-        yield cluster
 
 
 @contextmanager

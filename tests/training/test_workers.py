@@ -19,6 +19,7 @@ from worker_jobs import alive, die, gone, leave_pid, page_faults, pids, threads
 from alignlab.training import workers
 from alignlab.training.errors import SweepError
 from alignlab.training.forking import THREADS
+from alignlab.training.starting import DEATHS
 from alignlab.training.workers import Lost, Workers, opened
 
 ENVIRONMENT = dict(os.environ)
@@ -121,7 +122,7 @@ def test_a_job_that_kills_every_worker_is_lost_and_costs_no_other(two: Workers, 
     assert isinstance(found[1], Lost)
     assert "died" in found[1]
     assert [type(other) for other in found[:1] + found[2:]] == [int] * 4
-    assert len(list(tmp_path.iterdir())) == 1 + workers.DEATHS
+    assert len(list(tmp_path.iterdir())) == 1 + DEATHS
 
 
 def test_an_interrupt_ends_the_processes_at_once_and_a_later_call_has_others(
@@ -141,9 +142,3 @@ def test_an_interrupt_ends_the_processes_at_once_and_a_later_call_has_others(
     assert pids(tmp_path) - {os.getpid()}
     two.close()
     assert gone(list(pids(tmp_path)), 0.0)
-
-
-def test_a_script_without_a_guard_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
-    with Workers(2) as none, pytest.raises(SweepError, match="if __name__ == '__main__'"):
-        list(none.each(leave_pid, [1, 2]))
