@@ -13,7 +13,7 @@ Signals are taken from graph *nodes*: in-place nonlinearities may overwrite the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from alignlab.probes.hooks import (
 )
 from alignlab.probes.ruled import Ruled
 from alignlab.probes.truth import asking, errors_at, somebody_asks
-from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback
+from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback, weights_behind
 from alignlab.rules.functions import gate_of
 from alignlab.rules.layers import FeedbackLayer
 
@@ -85,15 +85,17 @@ class Capture:
         for name, layer in self.layers.items():
             hook = Hook(partial(self._on_layer, name))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
-            if learns(layer):
-                weight: Any = layer.weight
-                self._handles.append(weight.register_hook(Hook(weakly(self._on_gradient, name))))
-                self._handles.append(
-                    weight.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate))
-                )
+            self._listen_to_weights(name, layer)
         if self._follows:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
+
+    def _listen_to_weights(self, name: str, layer: nn.Module) -> None:
+        weights: list[Any] = [weight for weight in weights_behind(layer) if weight.requires_grad]
+        for weight in weights:
+            self._handles.append(weight.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate)))
+        if learns(layer):
+            self._handles.append(weights[0].register_hook(Hook(weakly(self._on_gradient, name))))
 
     def disarm(self) -> None:
         """Stop listening and drop what was not taken."""
@@ -106,14 +108,15 @@ class Capture:
         self._landing = {}
         self.arrivals.clear()
 
-    def take(self) -> dict[str, list[Use]]:
+    def take(self, trained: Collection[int] | None = None) -> dict[str, list[Use]]:
         """The uses of each layer whose errors had a part in the gradients, in forward order; layers without are left out.
 
-        Raises :class:`ProbeError` where a layer learnt without its signals being known.
+        ``trained``: the ids of the parameters that the step is of, by default all. Raises :class:`ProbeError` where a layer
+        learnt without its signals being known.
         """
         self._ruled.check()
-        taken, self.passes, learnt = self.arrivals.take()
-        self.landed, self._landing = _summed(self._landing, self.passes), {}
+        taken, passes, self.passes, learnt = self.arrivals.take(trained)
+        self.landed, self._landing = _summed(self._landing, passes), {}
         self._let_go()
         for name, use in ((name, use) for name, uses in taken.items() for use in uses):
             self._complete(name, use)
@@ -121,7 +124,7 @@ class Capture:
         if taken:
             selftest.check_paths(taken)
             if not self._ruled.is_explicit:
-                self._test.check(taken, self.layers, self.passes)
+                self._test.check(taken, self.layers, passes)
         return taken
 
     @property
@@ -326,9 +329,11 @@ class Capture:
         return found
 
 
-def _summed(landing: Mapping[str, Mapping[int, Tensor]], passes: frozenset[int]) -> dict[str, Tensor]:
+def _summed(
+    landing: Mapping[str, Mapping[int, Tensor]], passes: Mapping[str, Collection[int]]
+) -> dict[str, Tensor]:
     """What the counted backward passes brought to each weight together."""
-    parts = {name: [g for p, g in by_pass.items() if p in passes] for name, by_pass in landing.items()}
+    parts = {name: [g for p, g in by_pass.items() if p in passes[name]] for name, by_pass in landing.items()}
     return {name: sum(found[1:], found[0]) for name, found in parts.items() if found}
 
 

@@ -7,6 +7,7 @@ are measured. What is recorded is the state just before the update (W_t, its bat
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,13 +176,28 @@ class Recorder:
         self._sentinel, self._before = None, None
         self._capture.disarm()
 
-    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         has_closure = any(map(callable, (*args, *kwargs.values())))  # then the signals are still to come
         if self._update_wanted or has_closure:
             self._before = weights_of(self.layers, copy=True)
-            self._capture.arrivals.within_step = True
         else:
             self._measure(self.step, weights_of(self.layers, copy=False), updated=False)
+        if not has_closure:
+            return None
+        self._capture.arrivals.forget_cleared()
+        return tuple(map(self._watched, args)), {key: self._watched(value) for key, value in kwargs.items()}
+
+    def _watched(self, value: Any) -> Any:
+        """A closure that tells when the optimizer evaluates it; anything else as it is."""
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            with self._capture.arrivals.evaluation():
+                return value(*args, **kwargs)
+
+        return evaluated
 
     def _after_step(self, *_: Any) -> None:
         self.step += 1
@@ -189,14 +205,13 @@ class Recorder:
             self._turn()
 
     def _turn(self) -> None:
-        self._capture.arrivals.within_step = False
         if self._before is not None:
             self._measure(self.step - 1, self._before, updated=True)
             self._before = None
         self._plan()
 
     def _measure(self, step: int, weights: dict[str, Tensor], updated: bool) -> None:
-        taken = self._capture.take()
+        taken = self._capture.take({id(p) for group in self.optimizer.param_groups for p in group["params"]})
         if not taken:
             raise ProbeError(
                 f"step {step}: no error signal passed through the observed layers ({', '.join(self.layers)}). "

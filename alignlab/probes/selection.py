@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alignlab.probes.compiled import unwrapped
 from alignlab.probes.geometry import MEASURABLE
-from alignlab.probes.uses import parameter_of
+from alignlab.probes.uses import parameter_of, weights_behind
 from alignlab.rules.conversion import ROOT
 from alignlab.rules.hosts import hosted_parameters
 
@@ -74,14 +74,7 @@ def learning_rates(
     """The current learning rate of each layer's weight; layers that the optimizer does not train are left out."""
     rates = {id(p): rate_of(group) for group in optimizer.param_groups for p in group["params"]}
     trained = {
-        name: next((id(p) for p in _trained(layer) if id(p) in rates), None) for name, layer in layers.items()
+        name: next((id(p) for p in weights_behind(layer) if id(p) in rates), None)
+        for name, layer in layers.items()
     }
     return {name: rates[key] for name, key in trained.items() if key is not None}
-
-
-def _trained(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """The weight, or what it is computed from (weight normalisation)."""
-    if (weight := parameter_of(layer)) is not None:
-        yield weight
-    else:
-        yield from (p for name, p in layer.named_parameters() if name != "bias")

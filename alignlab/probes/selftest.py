@@ -96,7 +96,10 @@ class GradientTest:
             by_pass[task] = by_pass.get(task, 0) + gradient.detach().clone()
 
     def check(
-        self, taken: Mapping[str, Sequence[Use]], layers: Mapping[str, nn.Module], passes: Iterable[int]
+        self,
+        taken: Mapping[str, Sequence[Use]],
+        layers: Mapping[str, nn.Module],
+        passes: Mapping[str, Iterable[int]],
     ) -> None:
         """End a step; compare what came to each weight with the deltaᵀ h of the uses seen.
 
@@ -107,7 +110,7 @@ class GradientTest:
         landed, self._landed, weights, self._weights = self._landed, {}, self._weights, {}
         self._steps += 1
         for name, by_pass in landed.items():
-            if parts := [by_pass[p] for p in passes if p in by_pass]:
+            if parts := [by_pass[p] for p in passes[name] if p in by_pass]:
                 tied = [n for n in taken if parameter_of(layers[n]) is parameter_of(layers[name])]
                 uses = [use for n in tied for use in taken[n] if use.delta_rule is not None]
                 if difference := _elsewhere(uses, sum(parts[1:], parts[0]), weights[name]):
@@ -123,7 +126,8 @@ class GradientTest:
         if name not in self.elsewhere:
             self.elsewhere[name] = None
             warnings.warn(
-                f"{told}: a penalty in the loss, or a use outside the layer. Gradients and angles are of the layer's own "
+                f"{told}: a penalty in the loss, a use outside the layer, or an input whose memory numpy has filled anew "
+                "(give each batch its own). Gradients and angles are of the layer's own "
                 "signal; update_angle and projected_lr compare the whole step with it",
                 stacklevel=2,
             )

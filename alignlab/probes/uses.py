@@ -116,6 +116,13 @@ def parameter_of(layer: nn.Module) -> nn.Parameter | None:
     return layer._parameters.get("weight")
 
 
+def weights_behind(layer: nn.Module) -> tuple[nn.Parameter, ...]:
+    """The weight, or what it is computed from (weight normalisation)."""
+    if (weight := parameter_of(layer)) is not None:
+        return (weight,)
+    return tuple(p for name, p in layer.named_parameters() if name != "bias")
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight, outside the graph, asked for without a trace.
 

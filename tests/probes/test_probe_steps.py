@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import xarray as xr
 from probe_worlds import WORLDS, loss_of, measurable, sgd
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from alignlab.probes import EffectiveLR, GradientAngle, Loss, ProbeError, Recorder, every
 
@@ -89,6 +91,148 @@ def test_a_batch_that_was_thrown_away_has_no_part_in_the_step(when: str, rule: s
     run = record(with_waste, rule)
     assert_same(run, record(plain, rule))
     assert run.sizes["step"] == 3
+
+
+class ActorCritic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 2))
+        self.critic = nn.Sequential(nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 1))
+
+
+def test_what_another_optimizers_pass_left_in_a_weight_and_was_cleared_has_no_part_in_the_step() -> None:
+    torch.manual_seed(0)
+    model, x, a = ActorCritic(), torch.randn(8, 7), torch.randn(8, 2)
+    critic, actor = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.critic, model.actor))
+    seen = []
+    with Recorder(model, critic, [GradientAngle(), EffectiveLR(), Loss()]) as recorder:
+        for _ in range(3):
+            critic.zero_grad()  # the actor's gradients stay
+            loss = (model.critic(torch.cat([x, a], 1)) - 1).square().mean()
+            loss.backward()
+            seen.append((float(model.critic[0].weight.grad.norm()), float(loss.detach())))
+            critic.step()
+            actor.zero_grad()
+            (-model.critic(torch.cat([x, model.actor(x)], 1)).mean()).backward()
+            actor.step()
+    run = recorder.to_dataset()
+    first = run.sel(layer="critic.0")
+    np.testing.assert_allclose(first.gradient_norm, [size for size, _ in seen], rtol=1e-5)
+    np.testing.assert_allclose(run.loss, [loss for _, loss in seen], rtol=1e-6)
+    np.testing.assert_allclose(first.projected_lr, 0.1, rtol=1e-4)
+    np.testing.assert_allclose(first.update_angle, 0, atol=0.05)
+
+
+def trained_above_the_first(model: nn.Module) -> torch.optim.Optimizer:
+    first = set(model.enter.parameters())
+    return torch.optim.SGD([p for p in model.parameters() if p not in first], lr=0.1)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", None])
+def test_a_batch_is_thrown_away_where_a_weight_that_nobody_clears_keeps_it(rule: str | None) -> None:
+    def with_waste(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for batch in (WORLD.batch(60), WORLD.batch(0)):
+            optimizer.zero_grad()
+            loss_of(model, *batch).backward()
+        optimizer.step()
+
+    run = record(with_waste, rule, trained_above_the_first)
+    bare = record(lambda model, optimizer: plain(model, optimizer, 1), rule, trained_above_the_first)
+    assert_same(*(found.drop_sel(layer="enter") for found in (run, bare)))
+
+
+def test_a_pass_is_measured_in_the_layers_whose_gradients_it_made() -> None:
+    sizes = {}
+
+    def in_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for part, inputs in ((0, [model.enter.weight]), (1, None)):
+            loss_of(model, *WORLD.batch(part)).backward(inputs=inputs)
+        sizes.update(
+            {n: float(m.weight.grad.norm()) for n, m in model.named_modules() if hasattr(m, "weight")}
+        )
+        optimizer.step()
+
+    run = record(in_parts, None)
+    for name in run.layer.values:
+        assert float(run.gradient_norm.sel(layer=name)[0]) == pytest.approx(sizes[name], rel=1e-5)
+
+
+def test_a_thrown_away_batch_is_noticed_where_every_weight_is_computed_from_others() -> None:
+    def normalised(waste: bool) -> xr.Dataset:
+        torch.manual_seed(0)
+        model = nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.Tanh(), weight_norm(nn.Linear(5, 4)))
+        optimizer = sgd(model)
+        x, y = torch.randn(8, 6), torch.arange(8) % 4
+        with Recorder(model, optimizer, [GradientAngle(), EffectiveLR(), Loss()]) as recorder:
+            if waste:
+                F.cross_entropy(model(3 * x), y).backward()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return recorder.to_dataset()
+
+    assert_same(normalised(waste=True), normalised(waste=False))
+
+
+class Spoiled(Exception):
+    pass
+
+
+class Twice(torch.optim.SGD):
+    """Evaluates its closure a second time, and steps by that."""
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:
+        with torch.enable_grad():
+            closure()
+            loss = closure()
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize("evaluation", [1, 2])
+@pytest.mark.parametrize("next_step", ["by closure", "by hand"])
+def test_after_a_closure_that_raised_the_next_batch_is_measured(evaluation: int, next_step: str) -> None:
+    def body(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        evaluations = []
+
+        def closure(batch: int, last: int) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, *WORLD.batch(batch))
+            loss.backward()
+            evaluations.append(batch)
+            if len(evaluations) == last:
+                raise Spoiled
+            return loss
+
+        with pytest.raises(Spoiled):
+            optimizer.step(lambda: closure(60, evaluation))
+        if next_step == "by closure":
+            optimizer.step(lambda: closure(0, -1))
+        else:
+            closure(0, -1)
+            optimizer.step(lambda: torch.zeros(()))
+
+    run = record(body, "fa", lambda model: Twice(model.parameters(), lr=0.1))
+    expected = record(lambda model, optimizer: plain(model, optimizer, 1), "fa")
+    for name in ("gradient_angle", "gradient_norm", "loss"):
+        np.testing.assert_allclose(run[name], expected[name], rtol=1e-5)
+
+
+def test_after_a_step_that_another_hook_refused_the_next_batch_is_measured() -> None:
+    def body(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        def refuse(*_: Any) -> None:
+            if not allowed:
+                raise Spoiled
+
+        optimizer.register_step_pre_hook(refuse)
+        for allowed, batch in ((False, 60), (True, 0)):
+            optimizer.zero_grad()
+            loss_of(model, *WORLD.batch(batch)).backward()
+            with nullcontext() if allowed else pytest.raises(Spoiled):
+                optimizer.step()
+
+    assert_same(record(body), record(lambda model, optimizer: plain(model, optimizer, 1)))
 
 
 def test_gradients_of_the_input_have_no_part_in_the_step() -> None:
