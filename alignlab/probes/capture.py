@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from alignlab.probes import selftest
+from alignlab.probes.above import Above
 from alignlab.probes.arrivals import Arrivals, learns
 from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
@@ -32,16 +33,19 @@ from alignlab.probes.hooks import (
     frontier,
     hands_down,
     nodes_of,
+    passes_by_tap,
     signal_edge,
     tapped,
     topmost,
     weakly,
 )
+from alignlab.probes.roots import listen
 from alignlab.probes.ruled import Ruled
 from alignlab.probes.truth import asking, errors_at, somebody_asks
 from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback, weights_behind
 from alignlab.rules.functions import gate_of
 from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.sites import is_gate
 
 Placed = list[tuple[Use, GradientEdge]]
 
@@ -71,6 +75,9 @@ class Capture:
         self._ruled = Ruled(self.model)
         self.landed: dict[str, Tensor] = {}  # by layer, of what was last taken
         self._landing: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
+        self._above = Above(self)
+        self._following = False  # whether it is, since it was armed
+        self._root: Any = None  # the end of the graph that is differentiated
 
     def arm(self) -> None:
         """Start to listen."""
@@ -78,7 +85,10 @@ class Capture:
         if self._handles:
             return
         hold_eager()
-        self._release = weakref.finalize(self, release_eager)  # also where nobody disarms it
+        outside = [self._above.watch()]
+        if self._follows and self._is_chained:
+            outside.append(listen(weakly(self._on_root)))
+        self._release = weakref.finalize(self, _release, outside)  # also where nobody disarms it
         plain = (m for m in self.model.modules() if not isinstance(m, FeedbackLayer))
         # feedback is replaced, never changed in place
         self._buffers = [buffer for m in plain for buffer in m._buffers.values() if buffer is not None]
@@ -86,7 +96,8 @@ class Capture:
             hook = Hook(partial(self._on_layer, name))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
             self._listen_to_weights(name, layer)
-        if self._follows:
+        self._following = self._follows
+        if self._following:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
 
@@ -125,6 +136,9 @@ class Capture:
             selftest.check_paths(taken)
             if not self._ruled.is_explicit:
                 self._test.check(taken, self.layers, passes)
+        if self._follows and not self._following:
+            self.disarm()
+            self.arm()
         return taken
 
     @property
@@ -135,7 +149,14 @@ class Capture:
     @property
     def _follows(self) -> bool:
         """Whether the model's output is listened to: for the true errors, and for the errors that a direct rule sends."""
-        return not self._ruled.is_backprop and (self._asks or self._ruled.is_direct)
+        if self._ruled.is_backprop:
+            return self._above.seen
+        return self._asks or self._ruled.is_direct
+
+    @property
+    def _is_chained(self) -> bool:
+        """Whether the rule hands the errors down from layer to layer."""
+        return not (self._ruled.is_direct or self._ruled.is_explicit or self._ruled.is_estimate)
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -147,7 +168,7 @@ class Capture:
         """Cut the ties to graphs that the loop may keep (a list of losses, say)."""
         for placed in self._asked:
             placed.clear()
-        self._fresh, self._asked, self._count = [], [], 0
+        self._fresh, self._asked, self._count, self._root = [], [], 0, None
 
     def _complete(self, name: str, use: Use) -> None:
         if use.h._version != use.version:
@@ -185,8 +206,12 @@ class Capture:
         else:
             self._test.note(name, self.layers[name], gradient)
 
+    def _on_root(self, value: Tensor) -> None:
+        self._root = value.grad_fn
+
     def _on_start(self, model: nn.Module, args: Any) -> None:
         self._fresh = []  # of a forward pass that did not reach its end
+        self._above.inside = True
 
     def _on_layer(self, name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.arrivals.closed or not isinstance(output, Tensor) or not output.requires_grad:
@@ -237,7 +262,7 @@ class Capture:
         rule = rule_of(use.layer)
         if rule is not None and rule.explicit:
             use.handles.append(node.register_prehook(stray))  # nothing travels but what we ask for
-        elif rule is not None and rule.closure:
+        elif rule is not None and rule.closure and is_gate(node):
             use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
         elif rule is not None and rule.direct:
             # by the chain nothing comes; what the rule delivers is told by the layer's gate
@@ -260,7 +285,7 @@ class Capture:
             use.note("handed", self.arrivals.current, signal.detach())
 
     def _on_output(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        fresh, self._fresh = self._fresh, []
+        fresh, self._fresh, self._above.inside = self._fresh, [], False
         if not fresh:
             return None
         if depends_on_tap(nodes_of((args, kwargs)), self):
@@ -307,14 +332,15 @@ class Capture:
             names = {layer: name for name, layer in self.layers.items()}
             for use, signal in asked:
                 self.arrivals.reach(names[use.layer], use, signal)
-        if (
-            not self._ruled.is_direct
-            and not self._ruled.is_explicit
-            and not self._ruled.is_estimate
-            and self._test.due
-        ):
+        if self._is_chained and (self._test.due or self._is_reached_beside(fresh)):
             with asking(self._ruled.credits, true=False):
                 self._ask("expected", fresh, below, error)
+
+    def _is_reached_beside(self, fresh: Placed) -> bool:
+        """Whether what is differentiated depends on a layer past the model's output too: on hidden activations."""
+        return self._root is not None and passes_by_tap(
+            self._root, self, {edge.node: use for use, edge in fresh}
+        )
 
     def _ask(self, kind: str, fresh: Placed, below: GradientEdge, error: Tensor) -> list[tuple[Use, Tensor]]:
         """Note the errors that ``error`` at the output causes; return the uses that one reaches, with theirs."""
@@ -327,6 +353,13 @@ class Capture:
         for use, signal in found:
             use.note(kind, self.arrivals.current, signal)
         return found
+
+
+def _release(handles: Sequence[Any]) -> None:
+    """End what was begun outside of the model."""
+    release_eager()
+    for handle in handles:
+        handle.remove()
 
 
 def _summed(

@@ -128,6 +128,15 @@ def depends_on_tap(nodes: Iterable[Any], owner: object) -> bool:
     return any(isinstance(node, _TAP) and node.owner is owner for node in _walk(nodes, lambda node: False))
 
 
+def passes_by_tap(root: Any, owner: object, ends: Mapping[Any, object]) -> bool:
+    """Whether a way leads from ``root`` down to one of ``ends`` past no tap of ``owner``."""
+
+    def stops(node: Any) -> bool:
+        return node in ends or (isinstance(node, _TAP) and node.owner is owner)
+
+    return any(node in ends for node in _walk([root], stops))
+
+
 def _walk(nodes: Iterable[Any], stops: Callable[[Any], bool]) -> Iterator[Any]:
     waiting = list(nodes)
     seen: set[Any] = set(waiting)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,43 +12,8 @@ from alignlab.probes.geometry import runs_of
 from alignlab.probes.hooks import Hook
 from alignlab.probes.observation import Observation
 from alignlab.probes.probe import Probe
+from alignlab.probes.roots import listen
 from alignlab.rules.replay import replaying
-
-_listeners: list[Callable[[Tensor], None]] = []
-_calls = threading.local()
-_installed: Any = None
-
-
-def _announced(original: Any) -> Any:
-    """``Tensor.backward`` that first tells the listeners; once, even where others wrapped it and we wrapped them again."""
-
-    @functools.wraps(original)
-    def backward(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-        outer = getattr(_calls, "inside", False)
-        for listener in () if outer else tuple(_listeners):
-            listener(self)
-        _calls.inside = True
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            _calls.inside = outer
-
-    return backward
-
-
-def _listen(listener: Callable[[Tensor], None]) -> None:
-    global _installed
-    if torch.Tensor.backward is not _installed:
-        _installed = _announced(torch.Tensor.backward)
-        torch.Tensor.backward = _installed  # type: ignore[method-assign]
-    _listeners.append(listener)
-
-
-def _stop(listener: Callable[[Tensor], None]) -> None:
-    if listener in _listeners:
-        _listeners.remove(listener)
-    if not _listeners and torch.Tensor.backward is _installed:
-        torch.Tensor.backward = vars(_installed)["__wrapped__"]  # type: ignore[method-assign]
 
 
 class Loss(Probe):
@@ -95,13 +57,17 @@ class Loss(Probe):
         if self._runs is not None and self._model is not None:
             self._runs = runs_of(self._model)  # fewer, where some have ended
         if self.criterion is None:
-            _listen(self._hear)
+            self._handles.append(listen(self._hear))
         else:
             hook = self.criterion.register_forward_hook(Hook(lambda module, args, value: self._hear(value)))
             self._handles.append(hook)
 
     def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
-        found: dict[str, Tensor | float] = {"samples_seen": float(self._samples)}
+        found: dict[str, Tensor | float] = {}
+        if (
+            self._samples
+        ):  # none where the loop trains in the mode for evaluation, in which no passes are counted
+            found["samples_seen"] = float(self._samples)
         values = [value.double() for backward, value in self._values if backward in observation.passes]
         if values:
             scale = observation.scale
@@ -112,7 +78,6 @@ class Loss(Probe):
         return found
 
     def _rest(self) -> None:
-        _stop(self._hear)
         for handle in self._handles:
             handle.remove()
         self._handles, self._values = [], []

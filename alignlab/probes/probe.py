@@ -27,6 +27,8 @@ class Probe:
     needs_update: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = True
 
+    user: str = ""  # which recorder it is at work in
+
     def attach(self, model: nn.Module) -> None:
         """Called once when recording starts."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,8 @@ from alignlab.probes.selection import Wanted, learning_rates, rate_of, select_la
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_at_work: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
 
 
 class Recorder:
@@ -112,6 +115,7 @@ class Recorder:
         """Start recording. ``with`` calls this; a recorder records once."""
         if self._counter is not None:
             raise RuntimeError("this recorder has been used: make a new one for another run")
+        self._claim_probes()
         self._recording.describe(
             run_coords(self.model, self.optimizer) | self._coords,
             run_attrs(self.model, self.optimizer) | self._attrs,
@@ -123,6 +127,18 @@ class Recorder:
             probe.attach(self.model)
         self._plan()
         return self
+
+    def _claim_probes(self) -> None:
+        """A probe keeps what it has heard: of one run at a time."""
+        key = uuid.uuid4().hex
+        for probe in self.probes:
+            user = _at_work.get(probe.user)
+            if user is not None and user.status == "running":
+                raise ValueError(
+                    f"{type(probe).__name__} is at work in another recorder: give each one probes of its own"
+                )
+            probe.user = key
+        _at_work[key] = self
 
     def narrow(self, rows: Tensor) -> None:
         """The model and its optimizer, of several runs, go on with these ``rows`` of them alone. Between two steps.

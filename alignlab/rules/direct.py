@@ -243,8 +243,8 @@ class DirectOutput:
 
 def _can_flow(call: Call) -> bool:
     """Whether ``call``'s signal can go down in autograd's own pass, by the layer above, where the graph allows it."""
-    if call.delivery.apart:
-        return False
+    if call.delivery.apart or (call.target is not None and call.target.layer._backward_hooks):
+        return False  # a hook of the loop's own there may change what passes; apart, nothing passes it, recorded or not
     return call.target is None or (call.target.layer.hands_signals and not _rule(call).reads_deltas)
 
 

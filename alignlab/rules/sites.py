@@ -41,6 +41,11 @@ class Site:
         return self.shape, self.dtype, self.device
 
 
+def is_gate(node: Any) -> bool:
+    """Whether a node of the graph is a site's gate; a frozen layer below which nothing learns otherwise has none."""
+    return isinstance(node, _GATE)
+
+
 @dataclass(eq=False)
 class Held:
     """What a gate knows of its site: the graph must not own itself, as it would by the site's edge."""
@@ -62,6 +67,9 @@ class SiteGate(Function):
         session = ctx.credit.session
         landing = session is not None and session.landing and not ctx.credit.true
         return ctx.held.delta if landing else deltas[0], None, None
+
+
+_GATE: Any = SiteGate._backward_cls
 
 
 class Relay(Function):

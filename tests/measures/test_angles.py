@@ -109,6 +109,13 @@ def test_a_broken_sample_shows_instead_of_being_left_out():
     assert measures.gradient_angle(rule, bp, h).isnan()
 
 
+def test_local_angle_asks_for_directions_whatever_the_scales():
+    delta, B, W = torch.tensor([[1.0], [1e-20]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    for size in (1.0, 1e-25, 1e25):
+        mean, std, zeros = measures.local_angle(size * delta, size * B, size * W)
+        assert (float(mean), float(std), float(zeros)) == pytest.approx((45, 0, 0), abs=1e-5)
+
+
 def test_local_angle_is_zero_where_the_feedback_is_the_weight():
     delta, _, _ = signals()
     W = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from alignlab.probes import (
     every,
     log_spaced,
 )
+from alignlab.rules import convert
 
 STEPS = 5
 RULES = [
@@ -186,3 +188,25 @@ def test_a_whole_model_can_be_saved_while_recording(tmp_path: Any) -> None:
     x, _ = world.batch(0)
     assert torch.equal(loaded.eval()(x), model.eval()(x))
     assert loaded(x).shape == (9, CLASSES)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "ifa", "drtp"])
+def test_a_hook_that_changes_what_passes_a_layer_does_the_same_whether_somebody_records_or_not(
+    rule: str,
+) -> None:
+    def gradients(recorded: bool) -> list[Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+        convert(model, rule, generator=torch.Generator().manual_seed(1))
+        model[2].register_full_backward_hook(
+            lambda module, below, above: None if below[0] is None else (2 * below[0],)
+        )
+        optimizer = sgd(model)
+        with Recorder(model, optimizer, [WeightAngle(), Loss()]) if recorded else nullcontext():
+            F.cross_entropy(model(torch.ones(8, 7)), torch.arange(8) % 4).backward()
+            found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+            optimizer.step()
+        return found
+
+    for bare, probed in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(bare, probed)

@@ -22,6 +22,7 @@ from alignlab.probes import (
     FeedbackSpectrum,
     GradientAngle,
     Loss,
+    Probe,
     ProbeError,
     Recorder,
     WeightAngle,
@@ -312,3 +313,34 @@ def test_a_penalty_in_weight_perturbations_loss_is_an_error() -> None:
     x, y = WORLDS["mlp"].batch(0)
     with pytest.raises(ProbeError, match=r"weight decay belongs to the optimizer"):
         _measured(model, lambda: F.cross_entropy(model(x), y) + model.second.weight.square().sum())
+
+
+@pytest.mark.parametrize("frozen", [0, 2, 4])
+def test_a_frozen_layer_under_soap_has_the_error_at_its_output(frozen: int) -> None:
+    with seeded(0):
+        model = nn.Sequential(
+            nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)
+        ).double()
+        x, y = torch.randn(6, 5, dtype=torch.float64), torch.randint(4, (6,))
+    hidden = torch.tanh(model[:3](x)).detach()
+    convert(model, "soap", guide="bp")
+    model[frozen].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR)
+    with Recorder(model, optimizer, [seen := Deltas()]):
+        backward(model, lambda: losses("soap", model(x), y))
+        above = model[4].weight.detach().clone()
+        optimizer.step()
+    if frozen == 2:  # soap leaves it the error that the layer above hands down
+        torch.testing.assert_close(seen.found["2"], seen.found["4"] @ above * (1 - hidden.square()))
+    assert all(signal.shape == (6, 4) for signal in seen.found.values())
+
+
+class Deltas(Probe):
+    """The rule's error at each layer's output, as it is."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+
+    def measure(self, layer: Any) -> dict[str, Tensor]:
+        self.found[layer.name] = layer.deltas[0].clone()
+        return {}
