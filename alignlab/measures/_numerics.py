@@ -106,11 +106,6 @@ def unit(x: Tensor, dims: int) -> Tensor:
     return x / length[(..., *[None] * dims)]
 
 
-def unit_or_zero(x: Tensor) -> Tensor:
-    """The rows of ``x`` at length 1, or 0 where they are."""
-    return torch.where((norm(x, 1) != 0)[..., None], unit(x, 1), 0.0)
-
-
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """(|a|², ⟨a,b⟩, |r|) of the rows of matrices (..., n, m), where r = b − a·⟨a,b⟩/|a|²; shape (..., 3, n).
 

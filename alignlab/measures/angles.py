@@ -24,7 +24,6 @@ from alignlab.measures._numerics import (
     rescaled,
     row_products,
     unit,
-    unit_or_zero,
     untied,
     wide_dtype,
     widen,
@@ -204,9 +203,10 @@ def local_angle(delta_rule: Tensor, B: Tensor, W: Tensor) -> tuple[Tensor, Tenso
     [45.0, 0.0, 0.0]
     """
     delta_rule, B, W = widen(delta_rule, B, W)
-    # only directions are asked for: with unit rows and balanced weights no product underflows
-    rows = unit_or_zero(delta_rule)
-    return delta_angle(matmul(rows, balance(B)[0]), matmul(rows, balance(W)[0]))
+    delta_rule, B, W = (
+        balance(x)[0] for x in (delta_rule, B, W)
+    )  # directions are asked for, and products may underflow
+    return delta_angle(matmul(delta_rule, B), matmul(delta_rule, W))
 
 
 def weight_angle(B: Tensor, W: Tensor) -> Tensor:

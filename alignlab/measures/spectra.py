@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignlab.measures._numerics import balance, inner, matmul, norm, unit_or_zero, wide_dtype, widen
+from alignlab.measures._numerics import balance, inner, matmul, norm, unit, wide_dtype, widen
 from alignlab.measures.iterative import arnoldi, one_thread, symmetric_density
 
 ZERO = 1e-10  # an eigenvalue below this share of the largest modulus is rounding, not a mode
@@ -116,7 +116,7 @@ def descent_fraction(e: Tensor, W: Tensor, B: Tensor) -> Tensor:
     """
     e, W, B = widen(e, W, B)
     # only signs are asked for: with unit rows and balanced weights no product underflows
-    rows = unit_or_zero(e)
+    rows = _unit_or_zero(e)
     return descent_fraction_from_signals(matmul(rows, balance(W)[0]), matmul(rows, balance(B)[0]))
 
 
@@ -128,7 +128,7 @@ def descent_fraction_from_signals(by_weight: Tensor, by_feedback: Tensor) -> Ten
     """
     by_weight, by_feedback = widen(by_weight, by_feedback)
     counted = norm(by_weight, 1) != 0
-    return _share_descending(unit_or_zero(by_weight), unit_or_zero(by_feedback), counted)
+    return _share_descending(_unit_or_zero(by_weight), _unit_or_zero(by_feedback), counted)
 
 
 def exact_modes(W: Tensor, B: Tensor) -> Tensor:
@@ -243,6 +243,10 @@ def positive_fraction(values: Tensor, zero: float) -> Tensor:
     modulus = values.abs()
     bound = zero * (modulus.max() if len(values) else 0.0)
     return (values.real > bound).sum().double() / (modulus > bound).sum()
+
+
+def _unit_or_zero(x: Tensor) -> Tensor:
+    return torch.where((norm(x, 1) != 0)[..., None], unit(x, 1), 0.0)
 
 
 def _share_descending(by_weight: Tensor, by_feedback: Tensor, counted: Tensor) -> Tensor:

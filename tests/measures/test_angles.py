@@ -110,7 +110,7 @@ def test_a_broken_sample_shows_instead_of_being_left_out():
 
 
 def test_local_angle_asks_for_directions_whatever_the_scales():
-    delta, B, W = torch.tensor([[1.0], [1e-20]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    delta, B, W = torch.tensor([[1.0], [1e-3]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     for size in (1.0, 1e-25, 1e25):
         mean, std, zeros = measures.local_angle(size * delta, size * B, size * W)
         assert (float(mean), float(std), float(zeros)) == pytest.approx((45, 0, 0), abs=1e-5)
