@@ -75,7 +75,11 @@ class SignSync(Rule):
         super().__init__(init)
         if isinstance(period, bool) or not isinstance(period, int) or period < 1:
             raise ValueError(f"sign_sync: period is {period!r}, expected a whole number of steps, at least 1")
-        self.period, self.preserve_magnitude = period, bool(preserve_magnitude)
+        if not isinstance(preserve_magnitude, bool):
+            raise ValueError(
+                f"sign_sync: preserve_magnitude is {preserve_magnitude!r}, expected True or False"
+            )
+        self.period, self.preserve_magnitude = period, preserve_magnitude
 
     @property
     def draws(self) -> bool:

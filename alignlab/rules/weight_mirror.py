@@ -48,11 +48,13 @@ class WeightMirror(Rule):
         for key, count in (("period", period), ("samples", samples)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"weight_mirror: {key} is {count!r}, expected a whole number, at least 1")
+        if not isinstance(growth_control, bool):
+            raise ValueError(f"weight_mirror: growth_control is {growth_control!r}, expected True or False")
         decay = rate if decay is None else decay
         _check_fraction("rate", rate, above=True)
         _check_fraction("decay", decay, above=False)
         self.period, self.samples, self.rate, self.decay = period, samples, float(rate), float(decay)
-        self.growth_control = bool(growth_control)
+        self.growth_control = growth_control
 
     def start(self, layer: FeedbackLayer) -> None:
         super().start(layer)

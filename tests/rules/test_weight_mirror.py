@@ -239,6 +239,8 @@ def test_half_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
         ({"decay": -0.1}, r"decay is -0\.1, expected a number, at least 0 and at most 1"),
         ({"decay": 2}, "decay is 2"),
         ({"decay": float("inf")}, "decay is inf"),
+        ({"growth_control": "false"}, "growth_control is 'false', expected True or False"),
+        ({"growth_control": 1}, "growth_control is 1"),
         ({"speed": 1}, "does not take"),
     ],
 )

@@ -65,6 +65,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"activation": "gelu"}, ["activation", "'gelu'", "'relu'"]),
     ({"rule": "sign_sync", "rule_args": {"period": 0}}, ["sign_sync", "period is 0", "at least 1"]),
     ({"rule": "sign_sync", "rule_args": {"period": 2.5}}, ["period is 2.5", "whole number"]),
+    (
+        {"rule": "sign_sync", "rule_args": {"period": 2, "preserve_magnitude": "no"}},
+        ["preserve_magnitude is 'no'", "expected True or False"],
+    ),
     ({"rule": "fa", "rule_args": {"init": "kaimin"}}, ["'kaimin'", "did you mean 'kaiming'"]),
     ({"rule": "fa", "rule_args": {"perod": 3}}, ["'fa'", "perod=3"]),
     ({"rule": "fa", "rule_args": {"rule": "bp"}}, ["rule_args", "field 'rule'"]),
@@ -180,9 +184,9 @@ def test_equal_specs_have_one_digest_whatever_the_order_and_the_way_of_writing()
 
 
 def test_what_is_equal_has_one_hash() -> None:
-    yes, one = (RunSpec(rule="sign_sync", rule_args={"preserve_magnitude": x}) for x in (True, 1))
+    whole, decimal = (RunSpec(rule="weight_mirror", rule_args={"rate": x}) for x in (1, 1.0))
     plus, minus = RunSpec(momentum=0.0), RunSpec(momentum=-0.0)
-    for a, b in ((yes, one), (plus, minus)):
+    for a, b in ((whole, decimal), (plus, minus)):
         assert (a == b) == (a.digest() == b.digest())
     assert RunSpec() != "spec"
 
