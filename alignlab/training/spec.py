@@ -31,6 +31,8 @@ from alignlab.training import tasks
 STREAMS = ("init", "order", "feedback", "noise")
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+LARGEST = 3.4e38  # float32 ends there, and PyTorch's optimizers raise at a number beyond
+ADAMS_LARGEST = 3e37  # it divides the learning rate by 0.1 in its first step
 
 
 class SpecError(ValueError):
@@ -142,6 +144,13 @@ class RunSpec(SpecModel):
             ) from None
         return copied
 
+    @field_validator("lr", "weight_decay")
+    @classmethod
+    def _float32_has_it(cls, value: float) -> float:
+        if value > LARGEST:
+            raise ValueError(f"expected at most {LARGEST:g}, where float32 ends")
+        return value
+
     @field_validator("hidden")
     @classmethod
     def _widths_are_positive(cls, hidden: tuple[int, ...]) -> tuple[int, ...]:
@@ -173,6 +182,10 @@ class RunSpec(SpecModel):
             raise ValueError(f"hidden and activation shape an mlp: leave them out for a {self.model}")
         if self.momentum and self.optimizer == "adam":
             raise ValueError("adam has its own momentum: leave momentum at 0")
+        if self.optimizer == "adam" and self.lr > ADAMS_LARGEST:
+            raise ValueError(
+                f"lr is {self.lr:g}: adam, whose first step is ten times that, takes {ADAMS_LARGEST:g} at most"
+            )
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ValueError("nesterov is a form of sgd's momentum: set optimizer sgd and a momentum above 0")
         if self.graft is not None and {rule.name for rule in made.values()} == {"bp"}:

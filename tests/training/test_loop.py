@@ -20,7 +20,7 @@ from alignlab.rules import RULES
 from alignlab.store import Segments, check
 from alignlab.training import RunSpec, Split, Task, models, tasks, train
 from alignlab.training.evaluation import accuracy
-from alignlab.training.spec import STREAMS
+from alignlab.training.spec import ADAMS_LARGEST, LARGEST, STREAMS
 
 LENET = {"model": "lenet", "hidden": (128, 64)}
 EVALUATED = (
@@ -455,6 +455,19 @@ def test_a_run_whose_last_update_is_one_too_many_has_diverged() -> None:
     short = train(run.changed(steps=last), task=task)  # every loss of a batch was finite
     assert str(short["status"].values) == "diverged"
     assert int(short["last_step"]) == last
+
+
+@pytest.mark.parametrize(
+    "largest",
+    [
+        {"lr": LARGEST, "weight_decay": LARGEST},
+        {"lr": ADAMS_LARGEST, "weight_decay": LARGEST, "optimizer": "adam"},
+        {"lr": LARGEST, "optimizer": "rmsprop"},
+    ],
+    ids=str,
+)
+def test_the_largest_numbers_that_a_spec_takes_are_trained_with(largest: dict[str, Any]) -> None:
+    assert int(train(spec(**largest), task=TINY)["last_step"]) >= 1
 
 
 def test_a_task_without_a_finite_loss_diverges_at_once() -> None:

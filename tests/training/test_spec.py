@@ -32,6 +32,9 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"lr": 0}, ["lr", "0", "greater than 0"]),
     ({"lr": float("nan")}, ["lr", "nan", "finite"]),
     ({"lr": float("inf")}, ["lr", "inf", "finite"]),
+    ({"lr": 1e39}, ["lr is 1e+39", "at most 3.4e+38"]),  # the largest float32
+    ({"lr": 1e38, "optimizer": "adam"}, ["lr is 1e+38", "adam", "3e+37 at most"]),
+    ({"weight_decay": 1e39}, ["weight_decay is 1e+39", "at most 3.4e+38"]),
     ({"lr": "fast"}, ["lr", "'fast'", "number"]),
     ({"lr": True}, ["lr", "True", "number"]),
     ({"seed": True}, ["seed", "True", "number"]),
