@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FEW = 16  # classes: below it, softmaxes of many samples are several times faster along another dimension than the last
+BY_RUNS = "of many runs at once: train these one by one (lockstep=False)"
+BY_SAMPLES = "sample by sample, as this rule needs it: write it in tensor operations alone"
 Evaluations = Mapping[int, Mapping[str, float]]  # step → name → value
 
 
@@ -55,9 +58,7 @@ def sample_losses(loss: Loss, output: Tensor, targets: Tensor, runs: bool = Fals
     def alone(o: Tensor, t: Tensor) -> Tensor:
         return loss(o[None], t[None])
 
-    each: Any = torch.func.vmap(alone)
-    found: Tensor = (torch.func.vmap(each) if runs else each)(output, targets)
-    return found
+    return _at_once(_mapped(alone) if runs else alone, output, targets, BY_SAMPLES)
 
 
 def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
@@ -69,8 +70,21 @@ def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
         return loss(output, targets)
     if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == 2:
         return _cross_entropies(output, targets).mean(1)
-    found: Tensor = torch.func.vmap(loss)(output, targets)
-    return found
+    return _at_once(loss, output, targets, BY_RUNS)
+
+
+def _mapped(loss: Loss) -> Loss:
+    mapped: Any = torch.func.vmap(loss)
+    return mapped  # type: ignore[no-any-return]
+
+
+def _at_once(loss: Loss, output: Tensor, targets: Tensor, told: str) -> Tensor:
+    """A user's own loss along the first dimension. Raises :class:`SpecError` where ``torch.func.vmap`` cannot take it."""
+    try:
+        return _mapped(loss)(output, targets)
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 150, placeholder="…")
+        raise SpecError(f"the task's loss cannot be taken {told} ({reason})") from error
 
 
 def _cross_entropies(output: Tensor, targets: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from alignlab.probes import (
 )
 from alignlab.probes.metadata import run_coords
 from alignlab.probes.schedule import Schedule, Together
-from alignlab.training import models, tasks
+from alignlab.training import models
+from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
 from alignlab.training.graft import GradientGraft
@@ -57,12 +58,12 @@ def train(
     Evaluations at step t are of the weights after t updates, as are the probes' values; ``last_step`` is the number of
     updates made. A run whose loss stops being finite ends there, with status ``diverged``, and is returned like any other.
     ``task`` replaces the one that the spec names; ``progress(1)`` is called after each step. The global random state is left
-    as it was.
+    as it was. Raises :class:`SpecError` where ``spec`` or ``task`` is something else.
     """
     device = torch.device(device)
-    task = tasks.load(spec.task) if task is None else task
+    task = task_of(spec_of(spec), task)
     probes = standard_probes(spec.spectra_every) if probes is None else probes
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with learning(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed(spec.stream("noise"), device)
         return Run(spec, task, device, probes).go(progress)
 

@@ -67,6 +67,8 @@ def packs(
     Of each shape, every one of the ``workers`` gets as many populations, where there are runs enough. ``ask``: has questions
     answered, on the machines that will do the work; it is not called without any.
     """
+    if workers < 1:
+        raise ValueError(f"packs: workers is {workers!r}, expected a whole number, at least 1")
     alike: dict[object, list[RunSpec]] = {}
     for spec in specs:
         key: object = (

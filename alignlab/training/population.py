@@ -14,7 +14,7 @@ smaller network (:meth:`Population.narrow`), with all that is theirs: who stands
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 from alignlab import rules
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
-from alignlab.training import stacking, tasks
+from alignlab.training import stacking
 from alignlab.training.apart import Apart
+from alignlab.training.arguments import learning, specs_of, task_of
 from alignlab.training.batches import blocks
 from alignlab.training.evaluation import (
     due,
@@ -60,14 +61,15 @@ def alone(spec: RunSpec) -> list[str]:
     return [] if stacking.family(spec) else [f"{spec.rule_name} acts on single runs alone"]
 
 
-def train_population(specs: Sequence[RunSpec], *, task: Task | None = None) -> list[xr.Dataset]:
+def train_population(specs: Iterable[RunSpec], *, task: Task | None = None) -> list[xr.Dataset]:
     """Train runs of one shape together; each one's dataset, as :func:`alignlab.training.train` returns it.
 
     Raises :class:`SpecError` for specs that cannot be one population, saying why.
     """
+    specs = specs_of(specs)
     check(specs)
-    task = tasks.load(specs[0].task) if task is None else task
-    with torch.random.fork_rng(devices=[]):
+    task = task_of(specs[0], task)
+    with learning(), torch.random.fork_rng(devices=[]):
         return Population(specs, task, torch.device("cpu")).go()
 
 

@@ -87,6 +87,11 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, split in self._splits().items():
+            if not len(split):
+                raise ValueError(
+                    f"task {self.name}: the {name} split is empty, and every split needs a sample: one that you do not "
+                    "evaluate may be another's again"
+                )
             if tuple(split.inputs.shape[1:]) != self.n_in:
                 shape = tuple(split.inputs.shape[1:])
                 raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, l1_loss
 
-from alignlab.training import Task, tasks
+from alignlab.training import SpecError, Task, tasks
 from alignlab.training.evaluation import FEW, losses_of_runs, sample_losses, scores, scores_of_runs
 from alignlab.training.tasks import Loss, absolute_error, half_squared_error
 
@@ -39,6 +39,26 @@ def test_losses_of_runs_and_samples_and_their_derivatives_are_those_of_each(
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     derivatives = [torch.autograd.grad(values @ weights, output)[0] for values in (together, alone)]
     torch.testing.assert_close(*derivatives, rtol=1e-12, atol=1e-12)
+
+
+def with_a_number(output: Tensor, target: Tensor) -> Tensor:
+    return l1_loss(output, target) * output.max().item()
+
+
+def of_two_kinds(output: Tensor, target: Tensor) -> Tensor:
+    return l1_loss(output, target) if output.max() > 0 else -output.sum()
+
+
+@pytest.mark.parametrize("loss", [with_a_number, of_two_kinds])
+def test_a_loss_that_cannot_be_mapped_is_refused_with_the_way_out(loss: Loss) -> None:
+    output, targets = torch.ones(2, 5, 3), torch.zeros(2, 5, 3)
+    with pytest.raises(
+        SpecError, match=r"runs at once: train these one by one \(lockstep=False\) \(vmap: It"
+    ):
+        losses_of_runs(loss, output, targets)
+    for runs in (True, False):
+        with pytest.raises(SpecError, match=r"sample by sample.*tensor operations alone \(vmap: It"):
+            sample_losses(loss, output, targets, runs=runs)
 
 
 @pytest.mark.parametrize(

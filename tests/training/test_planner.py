@@ -39,6 +39,11 @@ def test_packs_hold_what_can_be_trained_together_and_each_worker_gets_some(
     assert sorted(spec.digest() for pack in found for spec in pack) == sorted(spec.digest() for spec in given)
 
 
+def test_packs_for_no_worker_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers is 0, expected a whole number, at least 1"):
+        packs(specs(2), 0)
+
+
 def test_runs_of_one_rule_stand_next_to_each_other() -> None:
     given = [spec for pair in zip(specs(4, rule="fa"), specs(4, rule="bp"), strict=True) for spec in pair]
     (pack,) = packs(given)

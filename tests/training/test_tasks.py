@@ -322,6 +322,10 @@ def test_the_fingerprint_sees_every_value_shape_and_place() -> None:
 def test_a_task_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match=r"task mine: train inputs have shape \(5,\), not n_in = \(1, 5\)"):
         by_hand(n_in=(1, 5))
+    nothing = Split(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
+    for name in ("train", "validation", "test"):
+        with pytest.raises(ValueError, match=f"task mine: the {name} split is empty"):
+            by_hand(**{name: nothing})
     with pytest.raises(ValueError, match="3 classes for n_out = 2"):
         by_hand(classes=("a", "b", "c"))
     with pytest.raises(ValueError, match="not 2 for 3"):
