@@ -29,6 +29,7 @@ class Apart:
         kept = {str(name): v for name, v in recorded.variables.items() if name not in ("run", "step")}
         self._variables = {name: (v.dims, v.values, v.attrs) for name, v in kept.items()}
         self._coords = [name for name in kept if name in recorded.coords]
+        self._described = [name for name in self._coords if "mode" not in kept[name].dims]
 
     def run(
         self,
@@ -41,27 +42,28 @@ class Apart:
         """The run of this ``number``: what was recorded of it before its ``last_step``, and what was ``evaluated``; with
         ``coords`` and ``attrs`` of its own, which come before those of all.
 
-        A run that ended before anything was measured has NaN.
+        A run that ended before anything was measured has what was evaluated, and no attributes but its own: as where it is
+        trained alone, nobody then knows what would have been measured.
         """
         import xarray as xr
 
-        own = self._steps[self._steps < last_step]
+        own = self._steps[(self._steps < last_step) & (number in self._place)]
         looks = evaluated["step"].values
         steps = np.union1d(own, looks)
         here, there = np.searchsorted(steps, own), np.searchsorted(steps, looks)
-        found = {name: self._variable(name, number, here, len(steps)) for name in self._variables}
+        names, common = (self._variables, self._attrs) if len(own) else (self._described, {})
+        found = {name: self._variable(name, number, here, len(steps)) for name in names}
         for name, v in evaluated.data_vars.items():
             found[str(name)] = (v.dims, _placed(v.values, there, len(steps)), v.attrs)
-        shared = {name: found.pop(name) for name in self._coords}
-        return xr.Dataset(found, {"step": steps, **shared, **coords}, {**self._attrs, **attrs})
+        shared = {name: found.pop(name) for name in self._coords if name in found}
+        return xr.Dataset(found, {"step": steps, **shared, **coords}, {**common, **attrs})
 
     def _variable(
         self, name: str, number: int, at: Array, steps: int
     ) -> tuple[Any, Array, Mapping[Any, Any]]:
         dims, values, attrs = self._variables[name]
         if dims[:1] == ("run",):
-            place, dims = self._place.get(number), dims[1:]
-            values = np.full_like(values[0], np.nan) if place is None else values[place]
+            values, dims = values[self._place[number]], dims[1:]
         if dims[:1] == ("step",):
             values = _placed(values[: len(at)], at, steps)
         return dims, values, attrs

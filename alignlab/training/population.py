@@ -183,6 +183,8 @@ class Population:
             bad = [k for k in self.here[~losses.isfinite()].tolist() if k not in self.ended]
             if bad:
                 self._end(bad, step, "diverged")
+            if len(self.ended) == len(self.specs):
+                return
         if not self.needs_closure:
             losses.backward(self._ones[: len(losses)])  # type: ignore[no-untyped-call]
         if self.grafting is not None:

@@ -38,9 +38,12 @@ def evaluated(steps: list[int]) -> xr.Dataset:
 
 
 def by_xarray(whole: xr.Dataset, number: int, last_step: int, looks: xr.Dataset) -> xr.Dataset:
-    own = whole.isel(step=whole["step"].values < last_step)
-    if "run" in own.coords:
-        own = own.reindex(run=[number]).isel(run=0, drop=True)
+    there = "run" not in whole.coords or number in whole["run"]
+    own = whole.isel(step=(whole["step"].values < last_step) & there)
+    if not own.sizes["step"]:
+        own = xr.Dataset(coords=own.coords).drop_vars(["run", "mode"], errors="ignore")
+    elif "run" in own.coords:
+        own = own.sel(run=number).drop_vars("run")
     elif "run" in own.dims:
         own = own.isel(run=number)
     both = own.merge(looks, join="outer", combine_attrs="override")

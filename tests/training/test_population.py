@@ -305,6 +305,26 @@ def test_what_is_recorded_of_a_member_that_diverges_ends_with_it() -> None:
         assert str(together["status"].values) == str(alone["status"].values)
 
 
+@pytest.mark.parametrize("beside", [{"lr": 0.02}, {"weight_scale": 1e25}], ids=["others", "nobody"])
+@pytest.mark.parametrize("rule", ["bp", "node_perturbation"])
+def test_a_run_that_ends_before_its_first_step_is_recorded_as_alone(rule: str, beside: Any) -> None:
+    fields = {"rule": rule, "loss": "task", "steps": 5, "record_every": 1}
+    lost = specs(1, **fields, weight_scale=1e25)
+    alone = train(lost[0])
+    assert (str(alone["status"].values), int(alone["last_step"])) == ("diverged", 0)
+    together = train_population([*lost, *specs(2, **fields, **beside)])[0]
+    xr.testing.assert_identical(together, alone)
+
+
+def test_once_all_have_ended_nothing_more_is_computed(monkeypatch: Any) -> None:
+    def fails(*_: Any) -> None:
+        raise AssertionError("an update of runs that have ended")
+
+    monkeypatch.setattr(optimizers.StackedSGD, "step", fails)
+    found = train_population(specs(3, loss="task", clip=1.0, weight_scale=1e25, record_every=1))
+    assert [int(run["last_step"]) for run in found] == [0, 0, 0]
+
+
 def test_a_member_that_diverges_ends_and_leaves_the_others_alone() -> None:
     members = specs(
         6, task="linear_toy", activation="linear", loss="task", lr=0.03, steps=40, weight_scale=0.1
