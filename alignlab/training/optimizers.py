@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -52,6 +53,19 @@ def learning_rate(spec: RunSpec, step: int) -> float:
     """
     factor = SCHEDULES[spec.lr_schedule](step / spec.steps)
     return spec.lr * factor * min(1.0, (step + 1) / (spec.warmup + 1))
+
+
+def learning_rates(specs: Sequence[RunSpec], dtype: torch.dtype) -> Tensor:
+    """The learning rates of all steps, (steps, K); on the CPU. Runs of one rate and schedule are computed once."""
+    alike: dict[object, list[int]] = defaultdict(list)
+    for k, spec in enumerate(specs):
+        alike[spec.lr, spec.lr_schedule, spec.warmup].append(k)
+    steps = specs[0].steps
+    rates = torch.empty(steps, len(specs), dtype=dtype)
+    for places in alike.values():
+        own = (learning_rate(specs[places[0]], step) for step in range(steps))
+        rates[:, places] = torch.from_numpy(np.fromiter(own, float, steps)).to(dtype)[:, None]
+    return rates
 
 
 class StackedOptimizer(torch.optim.Optimizer):

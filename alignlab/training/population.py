@@ -45,7 +45,7 @@ from alignlab.training.loop import (
     splits_of,
     standard_probes,
 )
-from alignlab.training.optimizers import STACKED, clip_each, learning_rate, make_optimizer
+from alignlab.training.optimizers import STACKED, clip_each, learning_rates, make_optimizer
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Task
 
@@ -107,9 +107,7 @@ class Population:
         self.parameters = list(self.model.parameters())
         self.optimizer = STACKED[self.spec.optimizer](self.parameters, self.specs)
         self.train, self.splits = splits_of(self.spec, task, device)
-        self.rates = torch.tensor(
-            [[learning_rate(s, t) for s in self.specs] for t in range(self.spec.steps)]
-        ).to(self.parameters[0])
+        self.rates = learning_rates(self.specs, self.parameters[0].dtype).to(device)
         self.largest = torch.tensor([float("inf") if s.clip is None else s.clip for s in self.specs]).to(
             self.parameters[0]
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from alignlab.training import RunSpec
 from alignlab.training.evaluation import tabulated
-from alignlab.training.optimizers import STACKED, learning_rate
+from alignlab.training.optimizers import STACKED, learning_rate, learning_rates
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,33 @@ from alignlab.training.optimizers import STACKED, learning_rate
 def test_rates_are_those_by_hand(fields: dict[str, object], expected: list[float]) -> None:
     spec = RunSpec(task="xor", lr=2.0, steps=4, **fields)
     assert [learning_rate(spec, step) for step in range(4)] == pytest.approx(expected)
+
+
+MIXED: list[dict[str, Any]] = [
+    {},
+    {"warmup": 3},
+    {"lr_schedule": "linear"},
+    {"lr": 0.3},
+    {"warmup": 3},
+    {"lr_schedule": "cosine"},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_table_of_rates_has_each_runs_own(dtype: torch.dtype) -> None:
+    specs = [RunSpec(task="xor", steps=5, seed=seed, **fields) for seed, fields in enumerate(MIXED)]
+    expected = [[learning_rate(spec, step) for spec in specs] for step in range(5)]
+    found = learning_rates(specs, dtype)
+    assert found.is_contiguous()
+    assert torch.equal(found, torch.tensor(expected, dtype=dtype))
+
+
+def test_the_table_of_rates_takes_little_memory_beside_itself() -> None:
+    specs = [RunSpec(task="xor", steps=10_000, seed=seed) for seed in range(20)]
+    tracemalloc.start()  # of Python's objects and numpy's arrays, not of the table
+    learning_rates(specs, torch.float32)
+    assert tracemalloc.get_traced_memory()[1] < 4 * 10_000 * 20
+    tracemalloc.stop()
 
 
 def test_the_share_of_clipped_steps_is_that_since_the_last_evaluation() -> None:
