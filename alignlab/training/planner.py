@@ -3,8 +3,9 @@
 More runs in step share the price of Python and of launching kernels, until their tensors leave the cache; where that is
 differs from machine to machine and from shape to shape, so it is measured: a few steps of populations of growing size, as
 long as a run gets cheaper. Convolutional nets, which gain least, are measured alone as well. Memory sets a limit beside.
-The packing changes no result: a member's numbers are the same, bit for bit, whoever stands beside it (a test holds that on
-the CPU). Where memory runs out all the same, or a member fails, the worker tries halves (:mod:`alignlab.training.cells`).
+The packing changes results as rounding does, and no more: the same runs packed alike have the same numbers bit for bit; beside
+others, or alone, some round otherwise, as a sigmoid does by its place in a tensor (tests hold both on the CPU). Where memory
+runs out all the same, or a member fails, the worker tries halves (:mod:`alignlab.training.cells`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ own that acts on single runs alone (``Rule.stacks``). Probes see the stacked net
 a dimension of runs.
 
 Members whose loss is not finite have ended. They are carried along until enough of them have, and then the others go on in a
-smaller network (:meth:`Population.narrow`), with all that is theirs: who stands beside a member changes none of its weights.
+smaller network (:meth:`Population.narrow`), with all that is theirs: who stands beside a member changes its numbers as rounding
+does, and no more.
 """
 
 from __future__ import annotations

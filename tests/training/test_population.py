@@ -505,6 +505,52 @@ def test_who_stands_beside_a_member_changes_no_bit_of_it(rules: Any, one_thread:
         same_bits(some, together)
 
 
+POINTS = tasks.load("xor_bits")  # in single precision, whatever the tests' default is later
+TO_ROUNDING: list[dict[str, Any]] = [
+    {"activation": "sigmoid"},  # rounds by an element's place in the tensor
+    {"hidden": (128,)},  # with one output the product of a run left alone is another routine's
+    {"activation": "sigmoid", "optimizer": "adam", "lr": 0.01, "clip": 0.05},
+    {"activation": "sigmoid", "rule": "node_perturbation", "rule_args": {"sigma": 0.1}},
+]
+
+
+def beside_others(fields: dict[str, Any]) -> list[RunSpec]:
+    base = {
+        "task": "xor_bits",
+        "hidden": (10, 7),
+        "batch_size": 4,
+        "steps": 60,
+        "record_every": 20,
+        "lr": 0.1,
+    }
+    arms = [{}] if "rule" in fields else [{"rule": "bp"}, {"rule": "fa"}]
+    return [RunSpec(**{**base, **fields, **arm}, seed=seed) for seed in range(6 // len(arms)) for arm in arms]
+
+
+@pytest.mark.parametrize("fields", TO_ROUNDING, ids=str)
+def test_who_stands_beside_a_member_changes_it_by_rounding_at_most(fields: Any, double: None) -> None:
+    members = beside_others(fields)
+    points = Split(POINTS.train.inputs.double(), POINTS.train.targets.double())
+    task = replace(POINTS, train=points, validation=points, test=points)
+    together, records = weights(members, task), train_population(members, task=task)
+    for part in PARTS:
+        for name, values in weights(members[part], task).items():
+            torch.testing.assert_close(values, together[name], rtol=1e-10, atol=1e-10)
+        for own, record in zip(train_population(members[part], task=task), records[part], strict=True):
+            same_record(own, record)
+
+
+@pytest.mark.parametrize("fields", TO_ROUNDING, ids=str)
+def test_the_same_runs_packed_alike_are_the_same_to_the_bit(fields: Any) -> None:
+    members = beside_others(fields)
+    first = train_population(members)
+    torch.manual_seed(99)  # whatever went on in between
+    again = train_population(members)
+    for a, b in zip(first, again, strict=True):
+        xr.testing.assert_identical(a.drop_vars("wall_time"), b.drop_vars("wall_time"))
+    same_bits(weights(members), weights(members))
+
+
 @pytest.mark.parametrize("rule", [rules[0] for rules in BESIDE])
 def test_who_diverges_beside_a_member_changes_no_bit_of_it(rule: str, one_thread: None) -> None:
     rates = enumerate((0.05, 1e38, 0.1))
