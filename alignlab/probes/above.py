@@ -6,6 +6,7 @@ the model's ``forward``, or a second model, converted by itself, that takes what
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import Hook, depends_on_tap, nodes_of, signal_edge, weakly
 from alignlab.probes.truth import somebody_asks
 from alignlab.rules.layers import FeedbackLayer
+
+# torch warns of hooks on all modules where a compiled one is called: measured steps run uncompiled, and ours looks on alone
+warnings.filterwarnings(
+    "ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks", category=UserWarning
+)
 
 
 class Above:
