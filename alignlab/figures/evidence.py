@@ -34,7 +34,7 @@ TREATMENT = Side("#0173b2", "o", "favours the treatment")
 BASELINE = Side("#d55e00", "s", "favours the baseline")
 NONE = Side("0.3", "D", "no difference that matters")
 OPEN = Side("0.55", "v", "undecided")
-PART = Side("#7d6a96", "P", "no comparison of the two")
+PART = Side("#7d6a96", "P", "not treatment against baseline")
 ROLES = {"equivalent": NONE, "part": PART}
 
 
