@@ -5,7 +5,7 @@ While armed, a forward hook on each layer keeps its input and asks the graph to 
 true errors ``delta_bp`` at the same places, with every converted layer switched to its own W. No parameter gradient is
 formed on that way, so nothing reaches ``.grad``. Under backprop the two are one and the second pass is saved, as it is where
 nobody reads the true errors. Where a rule's weight gradient is no deltaᵀ h, what came to the weight is kept instead
-(``landed``).
+(:mod:`alignlab.probes.landing`).
 
 Signals are taken from graph *nodes*: in-place nonlinearities may overwrite the tensors, they cannot change the node.
 """
@@ -13,7 +13,7 @@ Signals are taken from graph *nodes*: in-place nonlinearities may overwrite the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge
 
 from alignlab.probes import selftest
 from alignlab.probes.above import Above
-from alignlab.probes.arrivals import Arrivals, learns
+from alignlab.probes.arrivals import Arrivals
 from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import (
@@ -39,15 +39,14 @@ from alignlab.probes.hooks import (
     topmost,
     weakly,
 )
+from alignlab.probes.landing import Landing
 from alignlab.probes.roots import listen
 from alignlab.probes.ruled import Ruled
-from alignlab.probes.truth import asking, errors_at, somebody_asks
-from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback, weights_behind
+from alignlab.probes.truth import Placed, asking, errors_at, some_lie_deeper, somebody_asks
+from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback
 from alignlab.rules.functions import gate_of
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.sites import is_gate
-
-Placed = list[tuple[Use, GradientEdge]]
 
 _BESIDE = (
     "layer {name!r}: the loss depends on the model past its output too (on hidden activations or weights), so the true "
@@ -69,12 +68,10 @@ class Capture:
         self._fresh: Placed = []  # the uses of the forward pass that runs
         self._asked: list[Placed] = []  # those of the passes whose true errors were asked for
         self._count = 0
-        self._test = selftest.GradientTest()
         self._handles: list[Any] = []
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
-        self.landed: dict[str, Tensor] = {}  # by layer, of what was last taken
-        self._landing: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
+        self._landing = Landing(self.arrivals, self._ruled)
         self._above = Above(self)
         self._following = False  # whether it is, since it was armed
         self._root: Any = None  # the end of the graph that is differentiated
@@ -86,7 +83,7 @@ class Capture:
             return
         hold_eager()
         outside = [self._above.watch()]
-        if self._follows and self._is_chained:
+        if self._follows and self._ruled.is_chained:
             outside.append(listen(weakly(self._on_root)))
         self._release = weakref.finalize(self, _release, outside)  # also where nobody disarms it
         plain = (m for m in self.model.modules() if not isinstance(m, FeedbackLayer))
@@ -95,18 +92,11 @@ class Capture:
         for name, layer in self.layers.items():
             hook = Hook(partial(self._on_layer, name))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
-            self._listen_to_weights(name, layer)
+            self._handles += self._landing.listen(name, layer)
         self._following = self._follows
         if self._following:
             self._handles.append(self.model.register_forward_pre_hook(Hook(self._on_start)))
             self._handles.append(self.model.register_forward_hook(Hook(self._on_output), with_kwargs=True))
-
-    def _listen_to_weights(self, name: str, layer: nn.Module) -> None:
-        weights: list[Any] = [weight for weight in weights_behind(layer) if weight.requires_grad]
-        for weight in weights:
-            self._handles.append(weight.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate)))
-        if learns(layer):
-            self._handles.append(weights[0].register_hook(Hook(weakly(self._on_gradient, name))))
 
     def disarm(self) -> None:
         """Stop listening and drop what was not taken."""
@@ -116,7 +106,7 @@ class Capture:
             handle.remove()
         self._handles = []
         self._let_go()
-        self._landing = {}
+        self._landing.clear()
         self.arrivals.clear()
 
     def take(self, trained: Collection[int] | None = None) -> dict[str, list[Use]]:
@@ -127,15 +117,14 @@ class Capture:
         """
         self._ruled.check()
         taken, passes, self.passes, learnt = self.arrivals.take(trained)
-        self.landed, self._landing = _summed(self._landing, passes), {}
+        self._landing.settle(passes)
         self._let_go()
         for name, use in ((name, use) for name, uses in taken.items() for use in uses):
             self._complete(name, use)
         self._check_seen(taken, learnt)
         if taken:
             selftest.check_paths(taken)
-            if not self._ruled.is_explicit:
-                self._test.check(taken, self.layers, passes)
+            self._landing.check(taken, passes)
         if self._follows and not self._following:
             self.disarm()
             self.arm()
@@ -154,14 +143,14 @@ class Capture:
         return self._asks or self._ruled.is_direct
 
     @property
-    def _is_chained(self) -> bool:
-        """Whether the rule hands the errors down from layer to layer."""
-        return not (self._ruled.is_direct or self._ruled.is_explicit or self._ruled.is_estimate)
+    def landed(self) -> dict[str, Tensor]:
+        """By layer, the weights' gradients where they are the rule's own, of what was last taken."""
+        return self._landing.landed
 
     @property
     def attrs(self) -> dict[str, str]:
         """What a reader of the run must know."""
-        elsewhere = ", ".join(self._test.elsewhere)
+        elsewhere = ", ".join(self._landing.test.elsewhere)
         return {"weights_that_learn_elsewhere_too": elsewhere} if elsewhere else {}
 
     def _let_go(self) -> None:
@@ -193,18 +182,6 @@ class Capture:
                     "nn.MultiheadAttention (leave it out with layers=), or it runs in an activation checkpoint without "
                     "use_reentrant=False"
                 )
-
-    def _on_gradient(self, name: str, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return  # a direct rule sends nothing below its own layers
-        if somebody_asks(self._ruled.credits):
-            return
-        self.arrivals.land(name)
-        if self._ruled.is_explicit:
-            by_pass, task = self._landing.setdefault(name, {}), torch._C._current_graph_task_id()
-            by_pass[task] = by_pass.get(task, 0) + gradient.detach().clone()  # .grad takes its memory
-        else:
-            self._test.note(name, self.layers[name], gradient)
 
     def _on_root(self, value: Tensor) -> None:
         self._root = value.grad_fn
@@ -321,7 +298,7 @@ class Capture:
         self._asked.append(fresh)
         with asking(self._ruled.credits, true=True) as switch:
             asked = self._ask("delta_bp", fresh, below, error)
-        if not switch.seen and _some_lie_deeper([use for use, _ in asked], fresh, below):
+        if not switch.seen and some_lie_deeper([use for use, _ in asked], fresh, below):
             raise ProbeError(
                 "the layers' backward pass did not look at the switch to the true weights, so that every angle would be a "
                 "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"
@@ -332,7 +309,7 @@ class Capture:
             names = {layer: name for name, layer in self.layers.items()}
             for use, signal in asked:
                 self.arrivals.reach(names[use.layer], use, signal)
-        if self._is_chained and (self._test.due or self._is_reached_beside(fresh)):
+        if self._ruled.is_chained and (self._landing.test.due or self._is_reached_beside(fresh)):
             with asking(self._ruled.credits, true=False):
                 self._ask("expected", fresh, below, error)
 
@@ -360,20 +337,3 @@ def _release(handles: Sequence[Any]) -> None:
     release_eager()
     for handle in handles:
         handle.remove()
-
-
-def _summed(
-    landing: Mapping[str, Mapping[int, Tensor]], passes: Mapping[str, Collection[int]]
-) -> dict[str, Tensor]:
-    """What the counted backward passes brought to each weight together."""
-    parts = {name: [g for p, g in by_pass.items() if p in passes[name]] for name, by_pass in landing.items()}
-    return {name: sum(found[1:], found[0]) for name, found in parts.items() if found}
-
-
-def _some_lie_deeper(asked: Sequence[Use], fresh: Placed, below: GradientEdge) -> bool:
-    """Whether an error from ``below`` reaches some of the uses through other layers alone, converted ones among them."""
-    if not any(isinstance(use.layer, FeedbackLayer) and use.reaches_input for use in asked):
-        return False  # no feedback is in use
-    ends = {edge.node: use for use, edge in fresh}
-    first = {ends[node] for node in topmost(frontier([below.node], ends)) if node in ends}
-    return any(use not in first for use in asked)

@@ -16,6 +16,7 @@ class Ruled:
         self.model = model
         self.credits: list[Credit] = []
         self.is_backprop = self.is_direct = self.is_explicit = self.is_estimate = False
+        self.is_chained = True  # whether errors are handed down from layer to layer
         self._first: dict[str, Credit] | None = None
 
     def check(self) -> None:
@@ -39,6 +40,7 @@ class Ruled:
         self.is_direct = any(layer.rule.direct for layer in layers)
         self.is_explicit = any(layer.rule.explicit for layer in layers)
         self.is_estimate = any(layer.rule.closure for layer in layers)
+        self.is_chained = not (self.is_direct or self.is_explicit or self.is_estimate)
 
     def _refuse_part(self, shared: list[Credit]) -> None:
         if any(sum(credit is other for other in shared) < len(credit.layers) for credit in shared):

@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from alignlab.probes.errors import ProbeError
+from alignlab.probes.hooks import frontier, topmost
+from alignlab.probes.uses import Use
 from alignlab.rules.credit import Credit
+from alignlab.rules.layers import FeedbackLayer
+
+Placed = list[tuple[Use, GradientEdge]]  # the uses of a forward pass, with where their errors arrive
 
 
 class Switch:
@@ -81,3 +86,12 @@ def errors_at(
             f"the true errors could not be computed on this model's graph ({failure}). If it uses activation "
             "checkpointing, pass use_reentrant=False; if it is compiled, attach to the uncompiled module"
         ) from failure
+
+
+def some_lie_deeper(asked: Sequence[Use], fresh: Placed, below: GradientEdge) -> bool:
+    """Whether an error from ``below`` reaches some of the uses through other layers alone, converted ones among them."""
+    if not any(isinstance(use.layer, FeedbackLayer) and use.reaches_input for use in asked):
+        return False  # no feedback is in use
+    ends = {edge.node: use for use, edge in fresh}
+    first = {ends[node] for node in topmost(frontier([below.node], ends)) if node in ends}
+    return any(use not in first for use in asked)
