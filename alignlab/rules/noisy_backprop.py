@@ -19,7 +19,7 @@ from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.outlet import Errors, Handout, backprop_gradients
 from alignlab.rules.replay import Noise
 from alignlab.rules.rule import Rule
-from alignlab.rules.runs import Seeds, each_run
+from alignlab.rules.runs import Seeds, beside, each_run
 
 if TYPE_CHECKING:
     from torch.autograd.graph import GradientEdge
@@ -37,8 +37,9 @@ class NoisyBackprop(Rule):
     such a table. ``steps``: at which steps (changes of the weights, from 0) the tables' entries begin to hold, each up to
     the next; without it, 0, 1, 2, …. Layers that a table leaves out keep cosine 1 or gain 1.
 
-    Weights alone are turned: biases and normalisations learn by backprop, and the error travels down through W as it is,
-    to the model's first layer and no further: what lies before the model gets no gradient.
+    Weights alone are turned. A layer's bias takes the gain, so that its whole step is louder and nothing else, and
+    normalisations learn by backprop. The error travels down through W as it is, to the model's first layer and no further:
+    what lies before the model gets no gradient.
     G_bp is the weight's whole gradient from one call of the model, so tied weights and layers used twice are turned once.
     Micro-batches of one step are turned one by one, with the same draw: their sum has another cosine. What a loss sends
     to hidden activations or adds as a penalty past the model's output is not turned.
@@ -85,16 +86,16 @@ class NoisyBackprop(Rule):
         edges: list[GradientEdge],
         learning: dict[str, nn.Parameter],
     ) -> Handout:
-        turned = self._turned(model)
+        turned, louder = self._turned(model), self._louder(model)
+
+        def given(p: nn.Parameter, g: Tensor) -> Tensor:
+            return turn(g, *turned[id(p)]) if id(p) in turned else _scaled(g, louder.get(id(p), 1.0))
 
         def handout(errors: Errors) -> tuple[Errors, Errors]:
             parameters = list(learning.values())
             found = backprop_gradients(edges, errors, parameters, credit)
-            given: list[Tensor | None] = [
-                turn(g, *turned[id(p)]) if g is not None and id(p) in turned else g
-                for p, g in zip(parameters, found, strict=True)
-            ]
-            return [None] * len(errors), given
+            each = zip(parameters, found, strict=True)
+            return [None] * len(errors), [None if g is None else given(p, g) for p, g in each]
 
         return handout
 
@@ -104,6 +105,16 @@ class NoisyBackprop(Rule):
         for name, layer in _layers(model).items():
             wanted = self._wanted(name, layer.clock)
             found.setdefault(id(layer.weight), (*wanted, layer.feedback_seed + layer.clock))
+        return found
+
+    def _louder(self, model: nn.Module) -> dict[int, Number]:
+        """The gain of what else a layer learns: its bias."""
+        found: dict[int, Number] = {}
+        for name, layer in _layers(model).items():
+            gain = self._wanted(name, layer.clock)[1]
+            for own, parameter in layer.named_parameters(recurse=False):
+                if own != "weight":
+                    found.setdefault(id(parameter), gain)
         return found
 
     def _wanted(self, name: str, step: int) -> tuple[Number, Number]:
@@ -152,6 +163,11 @@ def turn(gradient: Tensor, cosine: Number, gain: Number, seed: int | Seeds) -> T
         for share in (gain * cosine, gain * (1 - cosine**2) ** 0.5)
     )
     return n.mul_(across * size).add_(along * g).to(gradient.dtype).view(gradient.shape)
+
+
+def _scaled(gradient: Tensor, gain: Number) -> Tensor:
+    """``gain`` times it; a gain for each of several runs, (K, 1)."""
+    return gradient * (beside(gain[:, 0].to(gradient), gradient) if isinstance(gain, Tensor) else gain)
 
 
 def _layers(model: nn.Module) -> dict[str, FeedbackLayer]:
