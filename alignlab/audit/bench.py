@@ -67,6 +67,18 @@ class Bench:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
+    @contextmanager
+    def about(self, claim: Claim, kind: Kind = "compared") -> Iterator[None]:
+        """Within the block runs are of another ``claim``, one that a control plants; those named there are of this ``kind``."""
+        own, before = self.claim, set(self.groups)
+        self.claim = claim
+        try:
+            yield
+        finally:
+            self.claim = own
+            for name in self.groups.keys() - before:
+                self.groups[name] = self.groups[name]._replace(kind=kind)
+
     def run(self, what: str, specs: Sequence[RunSpec]) -> None:
         """Have all ``specs`` in the store; ``what`` is shown as progress."""
         sweep = Sweep(specs, self.store)

@@ -20,7 +20,8 @@ from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
 OUTCOMES = tuple(
     f"{split}_{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")
 )
-CONTROLS = ("magnitude", "tuning", "placebo")
+CONTROLS = ("magnitude", "tuning", "placebo")  # of a claim that names none
+KNOWN_CONTROLS = (*CONTROLS, "spike_in")
 
 
 class Arm(SpecModel):
@@ -88,9 +89,9 @@ class Claim(SpecModel):
     @field_validator("controls")
     @classmethod
     def _controls_are_known(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in controls if name not in CONTROLS]
+        unknown = [name for name in controls if name not in KNOWN_CONTROLS]
         if unknown or len(set(controls)) < len(controls):
-            raise ValueError(f"expected different ones out of {', '.join(CONTROLS)}")
+            raise ValueError(f"expected different ones out of {', '.join(KNOWN_CONTROLS)}")
         return controls
 
     @field_validator("learning_rates")

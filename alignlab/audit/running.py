@@ -97,9 +97,10 @@ def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
         diverged = bench.diverged(group.specs)
         if diverged and group.kind != "search":  # that grids reach into divergence is what they are for
             notes.append(f"{diverged} of {len(group.specs)} runs of '{name}' diverged and count as untrained")
-    left_out = [name for name in ALL if name not in {control.name for control in controls}]
-    if left_out:
-        notes.append(f"not controlled for: {', '.join(left_out)}")
+    left_out = [control for control in ALL.values() if control.name not in {c.name for c in controls}]
+    for words, explains in (("not controlled for", True), ("not checked by", False)):
+        if names := [control.name for control in left_out if control.explains == explains]:
+            notes.append(f"{words}: {', '.join(names)}")
     steps = claim.spec(claim.treatment, claim.seeds[0]).steps
     notes.append(
         f"shown on {claim.task} with {steps} steps and {len(claim.seeds)} seeds; nothing is said about other settings"

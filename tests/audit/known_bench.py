@@ -24,7 +24,7 @@ class KnownBench:
 
     def __init__(self, claim, value, applied=None):
         self.claim, self.value, self.groups, self.asked = claim, value, {}, set()
-        self._applied = applied or (lambda spec: 1.0 if spec.graft.magnitude == "bp" else 7.0)
+        self._applied = applied or (lambda spec: 1.0 if spec.graft and spec.graft.magnitude == "bp" else 7.0)
 
     def specs(self, arm, seeds=None, **changes):
         return [self.claim.spec(arm, s, **changes) for s in (seeds or self.claim.seeds)]

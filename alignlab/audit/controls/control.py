@@ -39,6 +39,7 @@ class Control:
     """Base of all controls. ``name`` as claims and verdicts use it."""
 
     name: ClassVar[str]
+    explains: ClassVar[bool] = True  # whether it is about a rival explanation, or checks the audit itself
 
     def check(self, claim: Claim) -> None:
         """Refuse a claim that the control cannot be applied to, with a SpecError, before anything runs."""

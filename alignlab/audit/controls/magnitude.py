@@ -27,7 +27,7 @@ class Magnitude(Control):
 
     def check(self, claim: Claim) -> None:
         """One arm is backprop, both have one rate, and steps are gradients times that rate, recorded."""
-        arm, _ = _rule_arm(claim)
+        arm, _ = rule_arm(claim)
         lr = _common_rate(claim)
         spec = claim.spec(arm, claim.seeds[0], lr=lr, graft={"direction": "rule", "magnitude": "bp"})
         if spec.momentum or spec.weight_decay or spec.clip or not spec.record_every:
@@ -37,16 +37,16 @@ class Magnitude(Control):
             )
 
     def foreseen(self, bench: Bench) -> list[RunSpec]:
-        arm, _ = _rule_arm(bench.claim)
+        arm, _ = rule_arm(bench.claim)
         return [spec for grafted in _grafted(bench.claim) for spec in bench.specs(arm, **grafted)]
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
-        rule_arm, _ = _rule_arm(claim)
+        arm, _ = rule_arm(claim)
         t, b = claim.treatment.label, claim.baseline.label
         kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
         without, with_it = _grafted(claim)
-        y_tb, y_bt = bench.outcomes(kept, rule_arm, **without), bench.outcomes(given, rule_arm, **with_it)
+        y_tb, y_bt = bench.outcomes(kept, arm, **without), bench.outcomes(given, arm, **with_it)
         samples = ControlSamples(self.name, tuple(y_tb - baseline), tuple(treatment - y_bt))
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
         return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
@@ -87,7 +87,7 @@ def _effects(tt: Any, bb: Any, tb: Any, bt: Any) -> list[Contrast]:
 
 def _grafted(claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
     """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""
-    _, rule_is_treatment = _rule_arm(claim)
+    _, rule_is_treatment = rule_arm(claim)
     own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
     lr = _common_rate(claim)
     return (
@@ -96,7 +96,7 @@ def _grafted(claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def _rule_arm(claim: Claim) -> tuple[Arm, bool]:
+def rule_arm(claim: Claim) -> tuple[Arm, bool]:
     """The arm that is not backprop, and whether it is the treatment."""
     rules = (claim.treatment.rule, claim.baseline.rule)
     if rules.count("bp") != 1:

@@ -24,6 +24,7 @@ class Placebo(Control):
     """
 
     name = "placebo"
+    explains = False
 
     def foreseen(self, bench: Bench) -> list[RunSpec]:
         return bench.specs(bench.claim.baseline, order=ORDER)
