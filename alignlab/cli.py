@@ -67,6 +67,7 @@ def run(
 
     Example: alignlab run fa.yaml --out out/fa --seed 3    with fa.yaml holding:  {task: mnist_small, rule: fa, steps: 500}
     """
+    from alignlab.report import run_page
     from alignlab.store import Segments, open_runs
     from alignlab.training.cells import run_cell
     from alignlab.training.errors import SweepError
@@ -78,7 +79,7 @@ def run(
     made = RunSpec.from_yaml(spec)
     made = made if seed is None else made.changed(seed=seed)
     folder = out or Path("out") / spec.stem
-    make_room(folder, "spec.yaml")
+    make_room(folder, "spec.yaml", "report.html")
     segments, name = Segments(folder / "store").prepare(), cell_name(made)
     if segments.has(name):
         typer.echo("nothing to compute: the run is in the store")
@@ -94,7 +95,8 @@ def run(
         if quantity in finished:
             typer.echo(f"{quantity:<16} {float(finished[quantity].dropna('step')[-1]):.4g}")
     typer.echo(f"status           {finished['status'].item()}")
-    draw_runs(open_runs(folder / "store"), folder / "figures")
+    runs = open_runs(folder / "store")
+    write(folder / "report.html", run_page(runs, draw_runs(runs, folder / "figures")))
 
 
 @app.command()
@@ -107,7 +109,7 @@ def audit(
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Audit a claim about why a method wins: table, verdict, figures.
+    """Audit a claim about why a method wins: table, verdict, figures, and a page of all (report.html).
 
     Example: alignlab audit sign_sync --out out/sign_sync
     """
@@ -120,7 +122,7 @@ def audit(
     if seed is not None:
         found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
     folder = out or Path("out") / name
-    make_room(folder, "result.json", "table.txt")
+    make_room(folder, "result.json", "table.txt", "report.html")
     typer.echo(f"{found.statement}\n  {found.source}\n")
     result = run_audit(found, store=folder / "store", workers=where, phase=progress())
     write_result(result, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from alignlab.audit import AuditResult
 
 
@@ -41,13 +43,19 @@ def progress() -> Callable[[str, int], Any]:
     return phase
 
 
-def draw_runs(runs: Any, folder: Path) -> None:
-    """Every figure that the runs allow."""
-    from alignlab.figures import run_figures, save
+def draw_runs(runs: Any, folder: Path) -> dict[str, bytes]:
+    """Every figure that the runs allow; their SVG files by name."""
+    from alignlab.figures import run_figures
 
-    for name, figure in run_figures(runs).items():
-        save(figure, folder / name)
+    pictures = _saved(run_figures(runs), folder)
     typer.echo(f"figures in {folder}")
+    return pictures
+
+
+def _saved(figures: Mapping[str, Figure], folder: Path) -> dict[str, bytes]:
+    from alignlab.figures import save
+
+    return {name: save(figure, folder / name)[-1].read_bytes() for name, figure in figures.items()}
 
 
 def make_room(folder: Path, *files: str) -> None:
@@ -66,19 +74,20 @@ def make_room(folder: Path, *files: str) -> None:
 
 
 def write_result(result: AuditResult, folder: Path) -> None:
-    """An audit as numbers, as text and as figures."""
-    from alignlab.figures import audit_figures, save
+    """An audit as numbers, as text, as figures, and as a page of all three."""
+    from alignlab.figures import audit_figures
+    from alignlab.report import audit_page
 
     write(folder / "result.json", json.dumps(result.to_dict(), indent=1))
     write(folder / "table.txt", f"{summary(result)}\n")
-    for name, figure in audit_figures(result).items():
-        save(figure, folder / "figures" / name)
+    pictures = _saved(audit_figures(result), folder / "figures")
+    write(folder / "report.html", audit_page(result, pictures))
 
 
 def write(path: Path, text: str) -> None:
     """Replace a file as a whole."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 

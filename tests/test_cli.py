@@ -1,5 +1,6 @@
 """The command line: what it prints, what it leaves, and one clear line with exit code 2 on bad input."""
 
+import html
 import json
 import os
 import signal
@@ -63,6 +64,7 @@ def test_run_leaves_store_figures_and_spec(spec, tmp_path, monkeypatch, capsys):
     assert "train_loss" in capsys.readouterr().out
     assert yaml.safe_load((out / "spec.yaml").read_text())["seed"] == 3
     assert {"angles.png", "angles.svg", "gains.png"} <= {path.name for path in (out / "figures").iterdir()}
+    assert "fa on xor" in (out / "report.html").read_text()
     assert run(["run", spec, "--out", out, "--seed", 3], monkeypatch) == 0
     assert "nothing to compute" in capsys.readouterr().out
 
@@ -78,6 +80,7 @@ def test_audit_leaves_result_and_a_second_call_computes_nothing(claim, tmp_path,
     assert {
         f"{name}.{kind}" for name in ("forest", "learning_curves", "gains") for kind in ("png", "svg")
     } <= names
+    assert result["verdict"]["text"] in html.unescape((out / "report.html").read_text())
     assert run(["audit", claim, "--out", out, "--workers", 1], monkeypatch) == 0
     second = capsys.readouterr().out
     assert "nothing to compute" in second

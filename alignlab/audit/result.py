@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-_MARKS = {True: "✓", False: "✗", None: "–"}
+MARKS = {True: "✓", False: "✗", None: "–"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +56,14 @@ class AuditResult:
         head = f"{'contrast':<34}{'estimate':>10}  {'interval':<22}{'p (adj.)':>9}{'n':>4}  reading"
         lines = [head, "-" * len(head)]
         lines += [_line(self.claim, row) for row in rows]
-        lines.append(_caption(rows))
-        lines += [f"{_MARKS[check.passed]} {check.name}: {check.detail}" for check in self.evidence.checks]
+        lines.append(f"intervals at: {levels(rows)}")
+        lines += [f"{MARKS[check.passed]} {check.name}: {check.detail}" for check in self.evidence.checks]
         return "\n".join(lines)
 
     def contrast_dataset(self) -> xr.Dataset:
         """All contrasts with their intervals, on the dim ``contrast``: what the forest plot draws."""
         rows: list[tuple[str, str, Any]] = [
-            (_contrast_name(self.claim, r["name"], r["contrast"]), _group(r), r) for r in self.evidence.rows()
+            (contrast_name(self.claim, r["name"], r["contrast"]), _group(r), r) for r in self.evidence.rows()
         ]
         rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
@@ -130,19 +130,21 @@ class AuditResult:
 
 
 def _line(claim: Claim, row: dict[str, Any]) -> str:
-    name = _contrast_name(claim, row["name"], row["contrast"])
+    name = contrast_name(claim, row["name"], row["contrast"])
     span = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
     numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_adjusted']:>9.2g}{row['n']:>4}"
     return f"{name:<34}{numbers}  {row['reading']}"
 
 
-def _caption(rows: Sequence[dict[str, Any]]) -> str:
-    levels = {"as claimed" if row["contrast"] == "total" else row["name"]: row["alpha"] for row in rows}
-    told = ", ".join(f"{name} {100 * (1 - alpha):.3g} %" for name, alpha in levels.items())
-    return f"intervals at: {told} (Holm's step-down over the controls); p is adjusted to these levels"
+def levels(rows: Sequence[dict[str, Any]]) -> str:
+    """At which level each interval of these rows stands, and p with it."""
+    found = {"as claimed" if row["contrast"] == "total" else row["name"]: row["alpha"] for row in rows}
+    told = ", ".join(f"{name} {100 * (1 - alpha):.3g} %" for name, alpha in found.items())
+    return f"{told} (Holm's step-down over the controls); p is adjusted to these levels"
 
 
-def _contrast_name(claim: Claim, name: str, contrast: str) -> str:
+def contrast_name(claim: Claim, name: str, contrast: str) -> str:
+    """What to call a row of the evidence."""
     return {
         "total": "as claimed",
         "without": f"{name}: without it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from alignlab.figures.style import RC
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def save(
@@ -45,13 +49,22 @@ def save(
     return paths
 
 
+def svg(figure: Figure) -> bytes:
+    """The figure as the SVG file that :func:`save` writes."""
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(file, format="svg", metadata=_METADATA["svg"])
+    return file.getvalue()
+
+
 def _write(figure: Figure, path: Path, suffix: str) -> None:
     """One format through a temporary file in the same folder."""
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format=suffix, metadata=metadata)
+            figure.savefig(file, format=suffix, metadata=_METADATA.get(suffix))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

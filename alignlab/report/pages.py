@@ -1,0 +1,190 @@
+"""The pages' content: what each section says, in words and formatted numbers; ``page.html`` says how it looks."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from alignlab.audit import AuditResult
+    from alignlab.audit.claim import Arm, Claim
+
+CAPTIONS = {
+    "forest": "Every contrast with its interval. Inside the grey band nothing matters.",
+    "learning_curves": "The outcome over training: the arms as claimed, and under each control.",
+    "loss_against_lr": "The search for each arm's learning rate, on seeds of its own; the chosen rate is marked.",
+    "gains": "How much louder than backprop the rule speaks in each layer, and the learning rate that this amounts to.",
+    "angles": "Angles between the rule's signals and backprop's; 90° is chance.",
+    "spectra": "Eigenvalues of W Bᵀ, layer by layer.",
+}
+MOST = 40  # rows of a table
+
+
+def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None) -> str:
+    """An audit as one HTML page: verdict and caveats, claim, evidence, checks, outcomes, figures, provenance.
+
+    ``pictures``: SVG files by name, where they are drawn already; by default :func:`alignlab.figures.audit_figures`.
+    """
+    from alignlab.audit.result import MARKS, levels
+    from alignlab.figures import audit_figures
+
+    claim, verdict, rows = result.claim, result.verdict, result.evidence.rows()
+    return _page(
+        _drawn(audit_figures(result)) if pictures is None else pictures,
+        title=claim.statement,
+        kind="audit",
+        source=claim.source,
+        verdict=verdict,
+        asked=_claimed(claim),
+        contrasts=[_contrast(claim, row) for row in rows],
+        levels=f"Differences in {claim.outcome}, seed by seed; > 0 means that {claim.treatment.label} is better. "
+        f"Intervals at: {levels(rows)}.",
+        checks=[(MARKS[check.passed], check) for check in result.evidence.checks],
+        outcomes=_outcomes(result),
+        provenance=[(name.replace("_", " "), value) for name, value in result.provenance.items()]
+        + [("runs", f"{sum(map(len, result.runs.values()))} in {result.store}")],
+        spec=claim.model_dump_json(indent=1),
+    )
+
+
+def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> str:
+    """Recorded runs as one HTML page: what they were, how they ended, figures, provenance.
+
+    ``runs``: of a recorder or of :func:`alignlab.open_runs`, with or without a dim ``run``. ``pictures``: as for audits.
+    """
+    from alignlab.figures import run_figures
+    from alignlab.figures.contents import as_runs
+
+    many = as_runs(runs)
+    names = [name for name in ("task", "rule", "lr", "seed", "status", "last_step") if name in many.coords]
+    return _page(
+        _drawn(run_figures(runs)) if pictures is None else pictures,
+        title=_title(many),
+        kind="run" if many.sizes["run"] == 1 else f"{many.sizes['run']} runs",
+        asked=[(name.replace("_", " "), _told(many[name].values)) for name in names],
+        outcomes=_ended(many),
+        provenance=[(name.replace("_", " "), value) for name, value in runs.attrs.items()],
+        spec=_specs(many),
+    )
+
+
+def _page(pictures: Mapping[str, bytes], **content: Any) -> str:
+    from jinja2 import Environment
+
+    text = files("alignlab.report").joinpath("page.html").read_text(encoding="utf-8")
+    images = {
+        name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in pictures.items()
+    }
+    template = Environment(autoescape=True, trim_blocks=True).from_string(text)
+    return template.render(captions=CAPTIONS, pictures=images, **content)
+
+
+def _drawn(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    from alignlab.figures.saving import svg
+
+    return {name: svg(figure) for name, figure in figures.items()}
+
+
+def _claimed(claim: Claim) -> list[tuple[str, str]]:
+    better = "lower" if claim.direction == "lower" else "higher"
+    setup = ", ".join(f"{name} {value}" for name, value in claim.setup.items())
+    return [
+        ("treatment", _arm(claim.treatment)),
+        ("baseline", _arm(claim.baseline)),
+        ("task", f"{claim.task}; {setup}" if setup else claim.task),
+        ("outcome", f"{claim.outcome}, {better} is better"),
+        ("smallest effect m", f"{claim.smallest_effect:g}"),
+        ("seeds", f"{len(claim.seeds)}: {_told(claim.seeds)}"),
+        ("controls", ", ".join(claim.controls) or "none"),
+        ("alpha", f"{claim.alpha:g}"),
+    ]
+
+
+def _arm(arm: Arm) -> str:
+    given = [f"{name} {value}" for name, value in arm.rule_args.items()]
+    given += [] if arm.lr is None else [f"lr {arm.lr:g}"]
+    label = arm.rule if arm.label == arm.rule else f"{arm.label}: {arm.rule}"
+    return f"{label} ({', '.join(given)})" if given else label
+
+
+def _contrast(claim: Claim, row: Mapping[str, Any]) -> dict[str, Any]:
+    from alignlab.audit.result import contrast_name
+
+    return {
+        "label": contrast_name(claim, row["name"], row["contrast"]),
+        "estimate": f"{row['estimate']:+.3g}",
+        "interval": f"[{row['low']:+.3g}, {row['high']:+.3g}]",
+        "p": f"{row['p_adjusted']:.2g}",
+        "n": row["n"],
+        "reading": row["reading"],
+    }
+
+
+def _outcomes(result: AuditResult) -> dict[str, Any]:
+    """Of each group of runs but those of a search, as measured."""
+    groups = [name for name in result.runs if result.kinds[name] != "search"]
+    rows = []
+    for name in groups:
+        found = np.asarray(result.outcomes[name])
+        spread = (found.mean(), found.std(ddof=1), found.min(), found.max())
+        rows.append([_group(result, name), len(found), *(f"{x:.4g}" for x in spread)])
+    head = ["runs", "n", f"mean {result.claim.outcome}", "standard deviation", "smallest", "largest"]
+    return {"head": head, "rows": rows, "note": "Runs that diverged count as untrained."}
+
+
+def _group(result: AuditResult, name: str) -> str:
+    return f"{result.arms[name]}, as claimed" if name in ("treatment", "baseline") else name
+
+
+def _ended(runs: xr.Dataset) -> dict[str, Any]:
+    """Each run's last evaluations."""
+    outcomes = [
+        str(name) for name in runs.data_vars if str(name).endswith(("_loss", "_accuracy")) or name == "loss"
+    ]
+    if runs.sizes["run"] == 1:
+        rows = [[name.replace("_", " "), _last(runs[name].isel(run=0))] for name in outcomes]
+        return {"head": ["outcome", "last value"], "rows": rows} if rows else {}
+    coords = [name for name in ("rule", "lr", "seed", "status", "last_step") if name in runs.coords]
+    runs, rows = runs.sortby([name for name in ("rule", "lr", "seed") if name in runs.coords]), []
+    for i in range(min(runs.sizes["run"], MOST)):
+        one = runs.isel(run=i)
+        rows.append(
+            [*(_short(one[name].item()) for name in coords), *(_last(one[name]) for name in outcomes)]
+        )
+    left = runs.sizes["run"] - len(rows)
+    note = f"The first {MOST} of {runs.sizes['run']} runs." if left else ""
+    return {"head": [*(name.replace("_", " ") for name in (*coords, *outcomes))], "rows": rows, "note": note}
+
+
+def _last(column: xr.DataArray) -> str:
+    values = column.values[np.isfinite(column.values)]
+    return f"{values[-1]:.4g}" if values.size else "–"
+
+
+def _title(runs: xr.Dataset) -> str:
+    told = [_told(runs[name].values) for name in ("rule", "task") if name in runs.coords]
+    return " on ".join(told) or "Recorded runs"
+
+
+def _specs(runs: xr.Dataset) -> str:
+    """The first run's spec, where it was trained from one."""
+    if "spec" in runs.coords:
+        return str(runs["spec"].values[0])
+    return str(runs.attrs.get("spec", "no spec: recorded from a loop of the user's own"))
+
+
+def _told(values: Sequence[Any] | np.ndarray[Any, Any]) -> str:
+    """Different values in their order; of many the first and the last."""
+    found = list(dict.fromkeys(_short(value) for value in np.asarray(values).ravel().tolist()))
+    return ", ".join(found) if len(found) <= 12 else f"{found[0]}, {found[1]}, …, {found[-1]}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

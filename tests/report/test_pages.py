@@ -1,0 +1,142 @@
+"""The pages: they say what the result says, number by number, and need nothing but themselves."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import alignlab as al
+from alignlab.report import audit_page, run_page
+from alignlab.testing.synthetic import synthetic_run, synthetic_runs
+
+VOID = {"meta", "img", "br"}
+STATEMENT = 'signs <beat> "backprop" & all'
+PICTURES = {"forest": b"<svg>1</svg>", "angles": b"<svg>2</svg>"}
+
+
+class Page(HTMLParser):
+    """A page read as a browser does: text, sources, and whether every tag was closed in its turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    claim = al.Claim(
+        statement=STATEMENT,
+        source="somebody's",
+        treatment=al.Arm(rule="sign_sync", rule_args={"period": 10}),
+        baseline=al.Arm(rule="bp"),
+        task="xor",
+        smallest_effect=0.02,
+        seeds=range(4),
+        setup={"hidden": (10, 10), "lr": 0.03, "batch_size": 4, "steps": 40, "record_every": 10},
+        controls=("magnitude", "placebo"),
+    )
+    return al.audit(claim, store=tmp_path_factory.mktemp("report") / "store")
+
+
+@pytest.fixture(scope="module")
+def html(result):
+    return audit_page(result)
+
+
+def test_an_audits_page_says_what_its_table_says(result, html):
+    text = Page(html).text
+    assert str(result.verdict) in text
+    assert result.verdict.text in text
+    for caveat in result.verdict.caveats:
+        assert caveat in text
+    for check in result.evidence.checks:
+        assert f"{check.name}: {check.detail}" in text
+    for line in result.table().splitlines()[2 : 2 + len(result.evidence.rows())]:
+        for part in re.split(r"\s{2,}", line):
+            assert part in text, part
+
+
+def test_an_audits_page_gives_each_groups_outcomes(result, html):
+    text = Page(html).text
+    values = np.array(result.outcomes["treatment"])
+    numbers = (values.mean(), values.std(ddof=1), values.min(), values.max())
+    assert " ".join(["sign_sync, as claimed 4", *(f"{x:.4g}" for x in numbers)]) in text
+    assert result.claim.digest() in text
+
+
+def test_a_page_needs_nothing_but_itself(html):
+    page = Page(html)
+    assert len(page.sources) >= 4
+    for source in page.sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert b"</svg>" in base64.b64decode(data)
+    assert not {"script", "link", "iframe"} & page.tags
+
+
+def test_what_a_claim_says_is_text_and_no_markup(html):
+    assert "<beat>" not in html
+    assert STATEMENT in Page(html).text
+
+
+def test_figures_that_are_drawn_already_are_taken_as_they_are(result):
+    page = Page(audit_page(result, PICTURES))
+    assert [base64.b64decode(source.partition(",")[2]) for source in page.sources] == list(PICTURES.values())
+
+
+def test_a_page_of_runs_gives_how_each_ended():
+    runs = synthetic_runs(steps=20)
+    text = Page(run_page(runs, {})).text
+    last = runs["train_loss"].isel(run=0)
+    ended = float(last.values[np.isfinite(last.values)][-1])
+    assert f"{ended:.4g}" in text
+    assert f"alignlab · {runs.sizes['run']} runs" in text
+    assert "None: nothing that can be drawn was recorded." in text
+
+
+def test_a_page_of_one_run_draws_what_it_holds():
+    page = Page(run_page(synthetic_run(steps=20)))
+    assert len(page.sources) >= 3
+    assert "alignlab · run" in page.text
+
+
+def test_a_page_of_very_many_runs_shows_the_first_and_says_so():
+    one = synthetic_run(steps=5)
+    many = xr.concat([one.assign_coords(seed=seed) for seed in range(60)], "run")
+    page = Page(run_page(many, {}))
+    assert "The first 40 of 60 runs." in page.text
+    assert "0, 1, …, 59" in page.text
+
+
+def test_a_recorded_loop_without_spec_or_end_has_a_page():
+    run = xr.Dataset(
+        {"loss": ("step", [1.0, np.nan]), "train_loss": ("step", [np.nan, np.nan])}, {"step": [0, 1]}
+    )
+    text = Page(run_page(run, {})).text
+    assert "Recorded runs" in text
+    assert "loss 1 train loss –" in text
+    assert "recorded from a loop of the user's own" in text
