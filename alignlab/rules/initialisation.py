@@ -100,12 +100,15 @@ def draw(init: str | Init, like: Tensor, seed: int) -> Tensor:
 def draw_from(init: str | Init, like: Tensor, generator: torch.Generator) -> Tensor:
     """The same from a generator; ``ValueError`` where a callable returns anything but a tensor of that shape."""
     with torch.no_grad():
-        feedback = resolve_init(init)(like.detach(), generator)
+        # contiguous: numbers are drawn in the order of memory, in which channels_last weights, say, lie otherwise
+        feedback = resolve_init(init)(like.detach().contiguous(), generator)
     if not isinstance(feedback, Tensor) or feedback.shape != like.shape:
         got = tuple(feedback.shape) if isinstance(feedback, Tensor) else type(feedback).__name__
         raise ValueError(
             f"the feedback initialisation {init!r} returned {got}, expected a tensor of {tuple(like.shape)}"
         )
+    if not like.is_contiguous():
+        return torch.empty_like(like).copy_(feedback.detach())
     return feedback.detach().to(
         like, copy=callable(init)
     )  # a callable may return W itself, or one tensor twice

@@ -96,6 +96,17 @@ def test_a_seed_is_a_draw(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INITS)
+@pytest.mark.parametrize(
+    "lie", [lambda x: x.to(memory_format=torch.channels_last), lambda x: x.transpose(0, 1)]
+)
+def test_a_draw_does_not_depend_on_how_the_weight_lies_in_memory(name: str, lie: Any) -> None:
+    like = lie(torch.empty(4, 4, 3, 3))
+    drawn = draw(name, like, seed=3)
+    assert torch.equal(drawn, draw(name, torch.empty(4, 4, 3, 3), seed=3))
+    assert drawn.stride() == like.stride()
+
+
+@pytest.mark.parametrize("name", INITS)
 def test_a_draw_leaves_the_global_generator_and_the_weight_alone(name: str) -> None:
     like = torch.ones(4, 5, requires_grad=True)
     state = torch.get_rng_state()
