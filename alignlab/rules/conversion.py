@@ -139,7 +139,9 @@ def _convertible(model: nn.Module) -> dict[str, nn.Module]:
         )
     layers, unsupported = {}, []
     for name, module in model.named_modules():
-        if _accepts(module):
+        if _is_complex(module):
+            unsupported.append(f"{name or '(the model itself)'}: {type(module).__name__} (complex weights)")
+        elif _accepts(module):
             layers[name or ROOT] = module
         elif _has_own_parameters(module) and not isinstance(module, PASSED):
             hint = next((f" ({text})" for kind, text in HINTS.items() if isinstance(module, kind)), "")
@@ -169,6 +171,11 @@ def _accepts(module: nn.Module) -> bool:
     return all(module._parameters.get(w) is not None for w in weights) and set(biases) <= set(
         module._parameters
     )
+
+
+def _is_complex(module: nn.Module) -> bool:
+    """Whether a layer to convert has complex weights, whose errors go down conjugated: no rule says how."""
+    return type(module) in CONVERTIBLE and any(p.is_complex() for p in module.parameters(recurse=False))
 
 
 def _has_own_parameters(module: nn.Module) -> bool:

@@ -205,6 +205,14 @@ def test_a_reparametrised_weight_is_unsupported(reparametrise: Callable[[nn.Modu
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "kolen_pollack"])
+def test_complex_weights_are_refused(rule: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"cannot convert 1: Linear \(complex weights\)"):
+        rules.convert(model, rule)
+    assert type(model[0]) is nn.Linear
+
+
 def test_a_model_without_layers_is_an_error() -> None:
     with pytest.raises(ValueError, match="Sequential has no layer to convert"):
         rules.convert(nn.Sequential(nn.ReLU(), nn.LayerNorm(3)), "fa")
