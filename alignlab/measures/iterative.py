@@ -22,6 +22,7 @@ from alignlab.measures._numerics import matmul
 
 RESTARTS = 200
 TOLERANCE = 1e-6  # of a Ritz value, relative: what a product in float32 can give
+ROUNDING = 4  # of the products behind a Ritz value, in units of eps ‖W‖ ‖B‖: more than was ever seen
 
 
 @contextmanager
@@ -79,8 +80,9 @@ def arnoldi(W: Tensor, B: Tensor, k: int, seed: int = 0) -> tuple[Tensor, int]:
 class Density:
     """A spectral density: Ritz values and their weights, (P, M) each, the weights of a probe summing to 1.
 
-    ``residual`` bounds how far an eigenvalue can be from the smallest and from the largest Ritz value. Ritz values lie
-    inside the spectrum: a negative one proves a negative eigenvalue, a positive smallest one proves nothing.
+    ``residual`` bounds how far an eigenvalue can be from the smallest and from the largest Ritz value, the rounding of the
+    products with it. But for that rounding Ritz values lie inside the spectrum: one below ``-residual`` proves a negative
+    eigenvalue, a positive smallest one proves nothing.
     """
 
     nodes: Tensor
@@ -104,7 +106,7 @@ def symmetric_density(W: Tensor, B: Tensor, probes: int = 8, steps: int = 80, se
     """The spectral density of (W Bᵀ + B Wᵀ)/2 by stochastic Lanczos quadrature, on the CPU in float64.
 
     Args: ``W``, ``B`` (out, in); ``probes`` random sign vectors, ``steps`` Lanczos steps each. The standard error of
-    a fraction read off the density falls as 1/√(probes · out).
+    a fraction read off the density falls as 1/√(probes · n), n being the number of eigenvalues that are not 0.
     """
 
     def apply(q: Tensor) -> Tensor:
@@ -123,7 +125,8 @@ def symmetric_density(W: Tensor, B: Tensor, probes: int = 8, steps: int = 80, se
         nodes, vectors = torch.linalg.eigh(tridiagonal)
     leftover = (off_diagonal[:, -1:] * vectors[:, -1, :]).abs()
     at_edges = leftover.gather(1, torch.stack([nodes.argmin(1), nodes.argmax(1)], 1))
-    return Density(nodes, vectors[:, 0, :].square(), float(at_edges.max()))
+    rounding = ROUNDING * torch.finfo(W.dtype).eps * float(W.norm()) * float(B.norm())
+    return Density(nodes, vectors[:, 0, :].square(), float(at_edges.max()) + rounding)
 
 
 def lanczos(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,8 @@ _ALL = (
     Quantity("symmetric_max", r"$\lambda_\mathrm{max}(\mathrm{sym}\,W B^\top)$", "1", -INF, INF, None,
              LILLICRAP, "largest eigenvalue of the symmetric part"),
     Quantity("symmetric_error", r"$\epsilon(\lambda_\mathrm{min}, \lambda_\mathrm{max})$", "1", 0, INF, None, OURS,
-             "how far symmetric_min and symmetric_max may lie from an eigenvalue: 0 where exact, else Lanczos' residual"),
+             "how far symmetric_min and symmetric_max may lie from an eigenvalue: 0 where exact, else Lanczos' residual "
+             "and rounding"),
     Quantity("symmetric_positive_fraction", r"$P(\lambda(\mathrm{sym}\,W B^\top) > 0)$", "1", 0, 1, 0.5,
              LILLICRAP, "share of the nonzero eigenvalues of the symmetric part that are positive"),
     Quantity("spectrum_trace", r"$\mathrm{tr}\,W B^\top$", "1", -INF, INF, 0.0, LILLICRAP,

@@ -82,3 +82,15 @@ def test_the_residual_bounds_how_far_an_edge_is_from_an_eigenvalue(steps):
     density = symmetric_density(W, B, steps=steps)
     distances = [(exact - edge).abs().min().item() for edge in density.edges]
     assert 0 < max(distances) <= density.residual
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_proves_no_negative_eigenvalue_of_backprop(dtype):
+    W = randn(200, 250)
+    W[::3] = 0  # dead units: eigenvalues at 0, from both sides of which rounding takes Ritz values
+    W = W.to(dtype)
+    density = symmetric_density(W, W)
+    exact = torch.linalg.eigvalsh(W.double() @ W.double().mT)
+    assert density.edges[0] >= -density.residual
+    assert max((exact - edge).abs().min().item() for edge in density.edges) <= density.residual
+    assert density.residual < 1e-3 * exact[-1]
