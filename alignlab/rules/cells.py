@@ -1,6 +1,7 @@
 """Recurrent cells with feedback: their input-to-hidden and hidden-to-hidden maps send errors down through a B each.
 
-Unrolled over time, a map's B is the same at every step, as its W is (feedback alignment through time). Under a direct rule
+Unrolled over time, a map's B is the same at every step, as its W is (feedback alignment through time; ``rerandomised`` alone
+draws one for each). Under a direct rule
 the two maps are two layers, and each receives its own error at every step.
 """
 

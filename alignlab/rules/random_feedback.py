@@ -15,6 +15,8 @@ class FeedbackAlignment(Rule):
 class Rerandomised(Rule):
     """A new B for each backward pass: there is nothing that W could align with. A control, not a proposal.
 
+    It is drawn with the forward pass, for each use of the layer: one that runs several times in a pass, a cell unrolled over
+    time among them, sends each use's error down by another B (in an activation checkpoint by the last one).
     Draw number ``t`` is a function of the layer's seed and ``t`` alone, so a resumed run sees the same sequence. Tied layers
     see the same B at the same pass of each; where one is used more often than the other, their draws part.
     """
