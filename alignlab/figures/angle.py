@@ -1,7 +1,8 @@
 """Angles over training: how far a rule's teaching signal points away from backprop's, layer by layer.
 
 The figure of Lillicrap et al. 2016 (doi:10.1038/ncomms13276, fig. 2c): at 90° the rule's gradient is as good as a
-random direction, below it the step descends the true loss. The band around 90° is what chance alone would give.
+random direction, below it the step descends the true loss. The band around 90° holds random directions. Random feedback is
+none: its gradient shares inputs and errors with backprop's, and strays further (:mod:`alignlab.measures.chance`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def angles(
 
     The band holds 95 % of the angles to a random direction in as many dimensions as the two vectors have:
     fan_in · fan_out for gradients, weights and updates, fan_out for delta_angle and fan_in for local_angle (there for
-    one sample, so that it is too wide for their means). Where a panel shows several layers it is the smallest one's.
+    one sample, so that it is too wide for their means). Where a panel shows several layers it is the smallest one's. A
+    gradient outside of the band is no random direction; that its feedback is better than random does not follow.
 
     Raises:
         ValueError: for a quantity that is no such angle or was not recorded, and for an unknown hue or col.
@@ -89,4 +91,6 @@ def _legend(bands: list[float]) -> dict[str, Artist]:
 
     least, most = f"±{min(bands):.2g}°", f"±{max(bands):.2g}°"
     width = most if least == most else f"{least} to {most}"
-    return lines.reference_entry("chance (90°)") | {f"95 % of chance ({width})": Patch(color=style.SHADE)}
+    return lines.reference_entry("chance (90°)") | {
+        f"95 % of random directions ({width})": Patch(color=style.SHADE)
+    }

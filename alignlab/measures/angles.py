@@ -145,8 +145,9 @@ def angle_from_products(n11: Tensor, n12: Tensor, n22: Tensor) -> Tensor:
 def gradient_angle(delta_rule: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
     """∠(G_rule, G_bp) in degrees, Frobenius, over the whole minibatch: the headline. Shape (...).
 
-    Chance gives ``chance_band(out * in)`` about 90°. Args: ``delta_rule``, ``delta_bp`` (..., N, out),
-    ``h`` (..., N, in). Resolution and errors as in ``gradient_products``.
+    A direction random in all entries has 95 % of its angles in ``chance_band(out * in)`` about 90°. Random *feedback* strays
+    much further (``alignlab.measures.chance``): to judge an angle by it, draw it again. Args: ``delta_rule``, ``delta_bp``
+    (..., N, out), ``h`` (..., N, in). Resolution and errors as in ``gradient_products``.
 
     >>> h = torch.eye(2)
     >>> gradient_angle(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1.0]]), h).round(decimals=4)

@@ -3,6 +3,11 @@
 The cosine c of a uniformly random direction in n dimensions has c² ~ Beta(1/2, (n−1)/2) (e.g. Cai, Fan & Jiang
 2013, JMLR 14:1837), so t = c·√(n−1)/√(1−c²) is Student's t with n−1 degrees of freedom. In the many dimensions of
 a weight every random direction is nearly orthogonal: an angle of 89° can be far outside of chance.
+
+That is the chance of weights, and of noise on every entry of a gradient. The gradient of a rule with random feedback is no
+such direction: it shares inputs h, errors and derivatives with backprop's, so that few of its out·in dimensions are free,
+at most ``out`` where the inputs are alike. Its angles scatter about 90° over draws of B some ten times as wide as
+``chance_band(out * in)``; what chance gives there is found by drawing B again.
 """
 
 from __future__ import annotations

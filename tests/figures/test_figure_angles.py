@@ -52,7 +52,7 @@ def test_chance_band_is_that_of_the_layers_own_dimension(run, quantity, layer, e
     low, high = chance_band(entries)
     box = band.get_bbox()
     assert (box.y0, box.y1) == pytest.approx((low, high))
-    assert legend(figure)[-1] == f"95 % of chance (±{90 - low:.2g}°)"
+    assert legend(figure)[-1] == f"95 % of random directions (±{90 - low:.2g}°)"
     (middle,) = marks(panels(figure)[0], "_chance")
     assert list(middle.get_ydata()) == [90, 90]
 

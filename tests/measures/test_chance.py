@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import quad
 
-from alignlab.measures import chance_band, chance_radius, chance_std
+from alignlab.measures import chance_band, chance_radius, chance_std, gradient_angle
 from alignlab.testing import naive
 
 
@@ -76,3 +77,15 @@ def test_the_spectrum_of_unrelated_matrices_fills_the_disc_of_chance(n_out, n_in
 def test_a_disc_needs_sizes_and_norms(given, told):
     with pytest.raises(ValueError, match=told):
         chance_radius(*given)
+
+
+def test_random_feedback_strays_further_from_90_degrees_than_random_directions_do():
+    generator = torch.Generator().manual_seed(0)
+    h, W = torch.rand(32, 60, generator=generator), torch.randn(10, 40, generator=generator)
+    error, on = torch.randn(32, 10, generator=generator), torch.rand(32, 40, generator=generator) < 0.5
+    true = (error @ W) * on
+    drawn = [torch.randn(10, 40, generator=generator) for _ in range(200)]
+    angles = torch.stack([gradient_angle((error @ B) * on, true, h) for B in drawn])
+    assert angles.mean().item() == pytest.approx(90, abs=2)
+    assert angles.std() > 3 * chance_std(40 * 60)
+    assert angles.std() < 1.5 * chance_std(40)
