@@ -37,7 +37,8 @@ class Rule:
     model's output, by :meth:`handout`. ``hands_down``: whether layers pass errors to those below. ``perturbs_norms``: whether
     it acts at the outputs of normalisations and the like as at those of converted layers. ``stacks``: whether it acts on
     layers of several runs (:mod:`alignlab.rules.stacked`), run by run, as on those of one: what draws numbers or sums over a
-    batch must look for them (:mod:`alignlab.rules.runs`). ``each_its_own``: whether these runs may have settings of their
+    batch or a weight must look for them (:mod:`alignlab.rules.runs`). A rule from outside the package does only where its own
+    class says so; the runs of others are trained one by one. ``each_its_own``: whether these runs may have settings of their
     own; :meth:`together` then makes one rule of theirs.
     """
 
@@ -53,6 +54,11 @@ class Rule:
     perturbs_norms: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
     each_its_own: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "stacks" not in vars(cls) and cls.__module__.partition(".")[0] != "alignlab":
+            cls.stacks = False  # a norm over W would be one over all runs, and nothing would tell
 
     def __init__(self, init: str | Init = "kaiming") -> None:
         resolve_init(init)  # an unknown name fails here, before anything was touched

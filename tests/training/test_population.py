@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from training_runs import TINY, Model, images, parameters
 
 from alignlab.rules import RULES, Rule, backward
-from alignlab.training import RunSpec, SpecError, Split, Task, optimizers, stacking, tasks, train
+from alignlab.store import open_runs
+from alignlab.training import RunSpec, SpecError, Split, Sweep, Task, optimizers, stacking, tasks, train
 from alignlab.training.evaluation import losses_of_runs
 from alignlab.training.loop import built, standard_probes
-from alignlab.training.population import Population, check, train_population
+from alignlab.training.population import Population, alone, check, train_population
 
 XOR: dict[str, Any] = {
     "task": "xor_bits", "hidden": (10, 10), "bias": False, "weight_init": "gaussian", "loss": "absolute", "lr": 0.01,
@@ -387,11 +389,33 @@ def test_what_it_cannot_train_is_refused(fields: dict[str, Any], told: str, monk
         train_population(specs(2, **fields))
 
 
+class UnitNorm(RULES["fa"]):  # type: ignore[name-defined, misc]
+    """A rule written outside the package, whose norm would be one over all runs of a population."""
+
+    name = "unit_norm"
+
+    def refresh(self, layer: Any) -> None:
+        layer.feedback = layer.weight.detach() / layer.weight.detach().norm()
+
+
+def test_a_rule_from_outside_stands_in_populations_only_where_its_own_class_says_so(
+    monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(RULES, "unit_norm", UnitNorm)
+    cells = specs(2, rule="unit_norm", steps=20)
+    Sweep(cells, tmp_path).run()
+    together = open_runs(tmp_path).sortby("seed")["train_loss"].isel(step=-1).values
+    assert together.tolist() == [float(train(spec)["train_loss"][-1]) for spec in cells]
+    monkeypatch.setattr(UnitNorm, "stacks", True)
+    assert not alone(cells[0])
+
+
 class Careless(Rule):
     """Takes the mean over runs too."""
 
     name = "careless"
     closure = True
+    stacks = True
 
     def teach(self, passes: Any) -> Tensor:
         passes.land(loss := passes.first().mean())
