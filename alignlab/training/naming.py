@@ -1,19 +1,23 @@
 """What a cell of a sweep is called: a hash of its spec, of the source code that computes it, and of the data.
 
-So a changed program, data set or spec never passes for the old one, and equal runs are found again by whoever looks.
+So a changed program, data set or spec never passes for the old one, and equal runs are found again by whoever looks. Of a
+rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from alignlab.rules import INITS, RULES, make_rules
 from alignlab.store import StoreError
 from alignlab.training import tasks
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import RunSpec, SpecError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # the floors whose code decides what a run's numbers are
@@ -33,9 +37,42 @@ def code_hash() -> str:
 
 
 def cell_name(spec: RunSpec) -> str:
-    """The name of a spec's segment: hash(spec + code + data)."""
-    parts = f"{spec.digest()} {code_hash()} {tasks.load(spec.task).fingerprint}"
+    """The name of a spec's segment: hash(spec + code + data).
+
+    Raises :class:`SpecError` for a rule or a draw of one's own that comes from no file.
+    """
+    code = "".join([code_hash(), *_own_code(spec)])
+    parts = f"{spec.digest()} {code} {tasks.load(spec.task).fingerprint}"
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+def _own_code(spec: RunSpec) -> list[str]:
+    """Hashes of the files that the spec's rules and draws come from, where these are not alignlab's."""
+    if not any(map(_is_own, (*RULES.values(), *INITS.values()))):
+        return []
+    used: list[Any] = []
+    for rule in make_rules(spec.rule, **spec.rule_args).values():
+        used += [*type(rule).__mro__, INITS.get(getattr(rule, "init", ""))]
+    own = {thing.__module__: thing for thing in used if _is_own(thing)}
+    return [_file_hash(own[module]) for module in sorted(own)]
+
+
+def _is_own(thing: Any) -> bool:
+    return thing is not None and thing.__module__.partition(".")[0] not in (
+        "alignlab",
+        *sys.stdlib_module_names,
+    )
+
+
+@functools.cache
+def _file_hash(thing: Any) -> str:
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise SpecError(
+            f"{thing.__qualname__} comes from no file ({thing.__module__}), so that a store could not tell a changed one from "
+            "this: put it into a module and import it, or train(spec) without a store"
+        )
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def short(spec: RunSpec) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from training_runs import TINY
 
+from alignlab.rules import INITS, RULES, Rule
 from alignlab.store import StoreError
-from alignlab.training import RunSpec, naming, tasks
+from alignlab.training import RunSpec, SpecError, naming, tasks
 from alignlab.training.naming import cell_name, check_stored, code_hash
 
 BASE = RunSpec(
@@ -59,6 +62,51 @@ def test_the_code_hash_follows_every_source_that_computes(
         seen.append(hashed())
     assert len({real, *seen}) == len(seen) + 1
     assert hashed() == real
+
+
+OWN = """
+from alignlab.rules import FeedbackLayer, Rule
+
+class Own(Rule):
+    name = "own"
+
+    def refresh(self, layer):
+        layer.feedback = 2 * layer.weight.detach()
+
+def draw(like, generator):
+    return like * 0
+"""
+
+
+def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(text: str) -> list[str]:
+        """Of runs by the rule, with the draw, and with neither, as another process would name them."""
+        (tmp_path / "own_rule.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_rule")
+        monkeypatch.setitem(RULES, "own", own.Own)
+        monkeypatch.setitem(INITS, "own", own.draw)
+        patterns = {"1": {"rule": "fa", "init": "own"}, "*": "bp"}
+        return [cell_name(BASE.changed(rule=rule)) for rule in ("own", patterns, "fa", "bp")]
+
+    without = cell_name(BASE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    first, again, other = names(OWN), names(OWN), names(OWN.replace("2 *", "3 *"))
+    assert first == again
+    assert [a == b for a, b in zip(first, other, strict=True)] == [False, False, True, True]
+    assert first[2] == without
+
+
+def test_a_rule_that_comes_from_no_file_has_no_name_in_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = type("Typed", (Rule,), {"name": "typed", "__module__": "console"})
+    monkeypatch.setitem(RULES, "typed", made)
+    with pytest.raises(SpecError, match=r"Typed comes from no file \(console\).*put it into a module"):
+        cell_name(BASE.changed(rule="typed"))
+    assert cell_name(BASE)
 
 
 def test_the_code_that_computes_is_where_the_hash_looks() -> None:
