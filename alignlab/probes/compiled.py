@@ -5,12 +5,14 @@ Its angle would be a false 0. Uncompiled, the same module has the same gradients
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
+_lock = threading.RLock()  # a finalizer may come in between
 _holders = 0
 _stance: Any = None
 
@@ -18,18 +20,20 @@ _stance: Any = None
 def hold_eager() -> None:
     """From now on compiled modules run uncompiled, until each who asked for it has called :func:`release_eager`."""
     global _holders, _stance
-    if _holders == 0:
-        _stance = torch.compiler.set_stance("force_eager")  # works from here on
-    _holders += 1
+    with _lock:
+        if _holders == 0:
+            _stance = torch.compiler.set_stance("force_eager")  # works from here on
+        _holders += 1
 
 
 def release_eager() -> None:
     """Undo one :func:`hold_eager`; the last one brings back the stance that was set before the first."""
     global _holders, _stance
-    _holders -= 1
-    if _holders == 0:
-        _stance.__exit__(None, None, None)
-        _stance = None
+    with _lock:
+        _holders -= 1
+        if _holders == 0:
+            _stance.__exit__(None, None, None)
+            _stance = None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -3,8 +3,9 @@ one line for whoever hands over something else, before anything is built."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ import torch
 from alignlab.training import tasks
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Task
+
+# held while what is the process's, torch's random state and its number of threads among it, is a run's
+ALONE = threading.RLock()
 
 
 def spec_of(given: Any) -> RunSpec:
@@ -46,9 +50,39 @@ def task_of(spec: RunSpec, given: Any) -> Task:
 
 
 @contextmanager
-def learning() -> Iterator[None]:
-    """Within the block gradients are computed, whatever the caller switched off."""
+def learning(task: Task) -> Iterator[None]:
+    """Within the block a run's numbers are its spec's, whatever the caller has set: gradients are computed, numbers are of the
+    data's type, products of full precision, tensors on the CPU unless they are moved, and no other thread trains."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("nothing can be trained within torch.inference_mode(): call it outside")
-    with torch.enable_grad():
+    with ALONE, torch.enable_grad(), _full_precision(), _default_dtype(task), ExitStack() as settings:
+        for device in ("cpu", "cuda"):
+            settings.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            settings.enter_context(torch.device("cpu"))
         yield
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No bfloat16 in float32 products of a CPU; torch 2.9 and later can be told so of these alone."""
+    kinds: list[Any] = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv")]
+    told = [(kind, kind.fp32_precision) for kind in kinds if hasattr(kind, "fp32_precision")]
+    changed = [(kind, before) for kind, before in told if before not in ("none", "ieee")]
+    for kind, _ in changed:
+        kind.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for kind, before in changed:
+            kind.fp32_precision = before
+
+
+@contextmanager
+def _default_dtype(task: Task) -> Iterator[None]:
+    before, own = torch.get_default_dtype(), task.train.inputs.dtype
+    torch.set_default_dtype(own if own.is_floating_point else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

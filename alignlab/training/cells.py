@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from alignlab.measures.iterative import one_thread
 from alignlab.store import Segments, StoreError
 from alignlab.store.claims import Claims, claim_file
+from alignlab.training.arguments import ALONE
 from alignlab.training.errors import SweepError
 from alignlab.training.loop import Progress, train
 from alignlab.training.naming import cell_name, code_hash
@@ -56,7 +57,7 @@ class Outcome(NamedTuple):
 
 def run_cell(spec: RunSpec, store: Path, name: str, progress: Progress | None = None) -> None:
     """Train one spec on one thread and store it: its numbers then do not depend on how many cores were free."""
-    with one_thread():
+    with ALONE, one_thread():
         _store(train(spec, progress=progress), store, name)
 
 
@@ -67,7 +68,7 @@ def run_job(job: Job) -> list[Outcome]:
     """
     refuse(job)
     try:
-        with Claims(job.store) as claims, one_thread():
+        with Claims(job.store) as claims, ALONE, one_thread():
             return _run(job, claims)
     except StoreError as error:  # not even room for a claim
         if getattr(error.__cause__, "errno", None) in FORBIDDEN:  # this worker's fault, not the cells'

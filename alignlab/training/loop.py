@@ -63,7 +63,7 @@ def train(
     device = torch.device(device)
     task = task_of(spec_of(spec), task)
     probes = standard_probes(spec.spectra_every) if probes is None else probes
-    with learning(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with learning(task), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed(spec.stream("noise"), device)
         return Run(spec, task, device, probes).go(progress)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.rules import LocallyConnected2d
+from alignlab.training.arguments import ALONE
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Task
 
@@ -28,7 +29,7 @@ def build(spec: RunSpec, task: Task) -> nn.Module:
 
     Raises :class:`SpecError` where the network does not fit the task, or ``frozen`` leaves nothing or names nothing.
     """
-    with torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(
             spec.stream("init")
         )  # torch.manual_seed would reseed every GPU as well

@@ -22,6 +22,7 @@ import torch
 
 from alignlab.measures.iterative import one_thread
 from alignlab.training import models, stacking, tasks
+from alignlab.training.arguments import learning
 from alignlab.training.population import Population, alone
 from alignlab.training.spec import RunSpec
 
@@ -111,9 +112,9 @@ def _best_size(spec: RunSpec, number: int, largest: int) -> int:
 def price_of(shape: RunSpec, size: int) -> float:
     """Seconds that a step of one run costs in a population of this size, on one thread of this machine's CPU."""
     specs = [shape.changed(seed=seed, steps=2 * TIMED, record_every=0, record_log=0) for seed in range(size)]
-    population = Population(specs, tasks.load(shape.task), torch.device("cpu"))
-    times = []
-    with one_thread():
+    task, times = tasks.load(shape.task), []
+    with learning(task), one_thread():
+        population = Population(specs, task, torch.device("cpu"))
         for step, rows in enumerate(population.batches()):
             start = time.perf_counter()
             population.step(step, rows)
@@ -131,14 +132,14 @@ def fitting(spec: RunSpec, workers: int, device: torch.device | None = None) -> 
 
 
 @functools.cache
-@torch.no_grad()
 def _numbers(shape: RunSpec) -> tuple[int, int]:
     """How many weights a run of this shape has, and how many values all its modules give for a sample."""
     task = tasks.load(shape.task)
-    model = models.build(shape, task)
-    x = task.train.inputs[:1]
-    values = x.numel()
-    for module in model.children():  # one after the other
-        x = module(x)
-        values += x.numel()
+    with learning(task), torch.no_grad():
+        model = models.build(shape, task)
+        x = task.train.inputs[:1]
+        values = x.numel()
+        for module in model.children():  # one after the other
+            x = module(x)
+            values += x.numel()
     return sum(p.numel() for p in model.parameters()), values

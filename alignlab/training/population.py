@@ -70,7 +70,7 @@ def train_population(specs: Iterable[RunSpec], *, task: Task | None = None) -> l
     specs = specs_of(specs)
     check(specs)
     task = task_of(specs[0], task)
-    with learning(), torch.random.fork_rng(devices=[]):
+    with learning(task), torch.random.fork_rng(devices=[]):
         return Population(specs, task, torch.device("cpu")).go()
 
 

@@ -170,15 +170,20 @@ def _cached(name: str, seed_data: int) -> Task:
     return _LOADERS[name](seed_data)
 
 
+def _split(inputs: npt.NDArray[np.float32], targets: npt.NDArray[np.float32 | np.int64]) -> Split:
+    """Of these numbers, whatever PyTorch's default type and device are."""
+    return Split(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
 def _xor(seed_data: int) -> Task:
-    inputs = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
-    points = Split(inputs, torch.tensor([0, 1, 1, 0]))
+    inputs = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float32)
+    points = _split(inputs, np.array([0, 1, 1, 0], np.int64))
     return Task("xor", points, points, points, cross_entropy, (2,), 2, True, ("equal", "different"))
 
 
 def _xor_bits(seed_data: int) -> Task:
-    inputs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    points = Split(inputs, torch.tensor([[0.0], [1.0], [1.0], [0.0]]))
+    inputs = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    points = _split(inputs, np.array([[0], [1], [1], [0]], np.float32))
     return Task("xor_bits", points, points, points, half_squared_error, (2,), 1, True, threshold=0.5)
 
 
@@ -190,7 +195,7 @@ def _linear_toy(seed_data: int) -> Task:
         x_ni = random.standard_normal((size, 30)).astype(np.float32)
         # term by term, since a BLAS product rounds differently from one machine to the next
         y_no = sum(np.float64(x_ni[:, i, None]) * np.float64(T_oi[:, i]) for i in range(30))
-        splits.append(Split(torch.from_numpy(x_ni), torch.from_numpy(np.float32(y_no))))
+        splits.append(_split(x_ni, np.asarray(y_no, np.float32)))
     return Task("linear_toy", splits[0], splits[1], splits[2], half_squared_error, (30,), 10, False)
 
 
@@ -231,8 +236,7 @@ def _image_task(
     labels = (train_labels[kept], train_labels[held_out], test_labels)
     tables = _standardising_tables(pixels[0])
     splits = [
-        Split(_standardise(p, tables), torch.from_numpy(y.astype(np.int64)))
-        for p, y in zip(pixels, labels, strict=True)
+        _split(_standardise(p, tables), y.astype(np.int64)) for p, y in zip(pixels, labels, strict=True)
     ]
     n_in = tuple(int(n) for n in train.shape[1:])
     return Task(name, splits[0], splits[1], splits[2], cross_entropy, n_in, len(classes), True, classes)
@@ -269,12 +273,12 @@ def _standardising_tables(train: idx.Pixels) -> list[npt.NDArray[np.float32]]:
     return tables
 
 
-def _standardise(pixels: idx.Pixels, tables: list[npt.NDArray[np.float32]]) -> Tensor:
+def _standardise(pixels: idx.Pixels, tables: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """(N, C, H, W) uint8 through the channels' tables."""
     result = np.empty(pixels.shape, dtype=np.float32)
     for channel, table in enumerate(tables):
         result[:, channel] = table[pixels[:, channel]]
-    return torch.from_numpy(result)
+    return result
 
 
 _LOADERS: dict[str, Callable[[int], Task]] = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 import xarray as xr
 
-from alignlab.training import RunSpec, SpecError, train
+from alignlab.training import RunSpec, SpecError, models, tasks, train
 from alignlab.training.population import train_population
 
 FIELDS: dict[str, Any] = {"task": "xor", "hidden": (3,), "steps": 3, "batch_size": 2, "record_every": 0}
@@ -53,6 +56,76 @@ def test_gradients_that_the_caller_switched_off_are_computed_all_the_same(
         found = made()
         assert not torch.is_grad_enabled()
     xr.testing.assert_identical(found, made())
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        lambda: torch.device("meta"),
+        coarse_products,
+    ],
+    ids=["autocast", "default dtype", "default device", "precision of products"],
+)
+@pytest.mark.parametrize("made", [train, lambda spec: train_population([spec])[0]])
+def test_what_the_caller_has_set_for_other_work_changes_no_number(
+    made: Callable[[RunSpec], xr.Dataset], setting: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    spec = SPEC.changed(task="linear_toy", hidden=(20,), batch_size=64, rule="fa")
+    usual = made(spec)
+    with setting():
+        found = made(spec)
+    xr.testing.assert_identical(found, usual)
+
+
+def test_a_task_has_its_numbers_whatever_the_default_type_and_device() -> None:
+    usual = {name: tasks.load(name).fingerprint for name in ("xor", "xor_bits")}
+    tasks._cached.cache_clear()
+    with default_dtype(torch.float64), torch.device("meta"):
+        assert {name: tasks.load(name).fingerprint for name in usual} == usual
+
+
+def test_runs_in_two_threads_do_not_draw_from_each_others_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, network, other = [train(SPEC.changed(seed=seed)) for seed in (1, 2)], models._network, Event()
+    entered: list[int] = []
+
+    def slowly(spec: RunSpec, task: tasks.Task) -> torch.nn.Module:
+        entered.append(spec.seed)
+        if len(entered) == 2:
+            other.set()
+        else:
+            other.wait(0.3)  # for the other thread to be here too
+        return network(spec, task)
+
+    monkeypatch.setattr(models, "_network", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(train, [SPEC.changed(seed=seed) for seed in (1, 2)]))
+    assert sorted(entered) == [1, 2]
+    for run, own in zip(found, usual, strict=True):
+        xr.testing.assert_identical(run, own)
 
 
 @pytest.mark.parametrize("made", TRAINED)
