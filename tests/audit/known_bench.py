@@ -41,5 +41,12 @@ class KnownBench:
         return self.values(self.groups[group].specs)
 
     def dataset(self, spec):
-        table = {"feedback_gain": 7.0, "applied_gain": self._applied(spec)}
-        return xr.Dataset({k: (("step", "layer"), np.full((3, 2), v)) for k, v in table.items()})
+        return recorded(np.full((3, 2), 7.0), np.full((3, 2), self._applied(spec)))
+
+
+def recorded(gain, applied, norm=None):
+    """A run with these (step, layer) gains, at one learning rate; of equal gradients where none are given."""
+    norm = np.ones_like(gain) if norm is None else norm
+    table = {"feedback_gain": gain, "applied_gain": applied, "gradient_norm_bp": norm}
+    run = xr.Dataset({name: (("step", "layer"), values) for name, values in table.items()})
+    return run.assign(learning_rate=("step", np.full(len(gain), 0.1)))

@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import xarray as xr
-from known_bench import CLAIM, KnownBench
+from known_bench import CLAIM, KnownBench, recorded
 
 import alignlab as al
 from alignlab.audit.bench import Bench, Group
@@ -70,8 +69,7 @@ def test_one_bad_run_fails_the_manipulation_check_wherever_it_stands():
             self.applied = iter((7.0, 1.0))
 
         def dataset(self, spec):
-            gain = {"feedback_gain": 7.0, "applied_gain": next(self.applied)}
-            return xr.Dataset({k: (("step", "layer"), np.full((3, 2), v)) for k, v in gain.items()})
+            return recorded(np.full((3, 2), 7.0), np.full((3, 2), next(self.applied)))
 
     assert not manipulation_check(Runs(), [spec, spec]).passed
 
@@ -170,14 +168,26 @@ def test_one_layer_that_was_not_grafted_fails_the_manipulation_check():
     spec = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "rule", "magnitude": "bp"})
 
     def bench(*applied):
-        gains = {"feedback_gain": (200.0, 14.0, 1.0), "applied_gain": applied}
-        run = xr.Dataset({k: (("step", "layer"), np.tile(v, (4, 1))) for k, v in gains.items()})
+        run = recorded(*(np.tile(v, (4, 1)) for v in ((200.0, 14.0, 1.0), applied)))
         return SimpleNamespace(dataset=lambda spec: run)
 
     assert manipulation_check(bench(1.0, 1.0, 1.0), [spec]).passed
     assert not manipulation_check(bench(200.0, 1.0, 1.0), [spec]).passed
     assert manipulation_check(bench(np.nan, 1.0, 1.0), [spec]).passed  # a layer that is not measured
     assert not manipulation_check(bench(np.nan, np.nan, np.nan), [spec]).passed
+
+
+def test_steps_that_float32_weights_cannot_take_once_a_run_has_converged_do_not_fail_the_manipulation_check():
+    spec = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "rule", "magnitude": "bp"})
+    norm, gain = np.array([[1.0], [1e-9], [1e-9], [0.0]]), np.array([[7.0], [7.0], [7.0], [np.nan]])
+
+    def check(*applied):
+        run = recorded(gain, np.array(applied)[:, None], norm)
+        return manipulation_check(SimpleNamespace(dataset=lambda spec: run), [spec])
+
+    assert check(1.0, 0.0, 0.0, np.nan).passed
+    assert not check(1.02, 1.0, 1.0, np.nan).passed
+    assert not check(np.nan, 0.0, 0.0, np.nan).passed  # none of the steps that are known was taken
 
 
 @pytest.mark.parametrize(

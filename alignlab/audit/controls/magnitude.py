@@ -7,7 +7,7 @@ y(T,T) − y(T,B) − y(B,T) + y(B,B). The graft is Agarwal et al. 2020's, betwe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.evidence import Check, ControlSamples
 from alignlab.training.spec import RunSpec, SpecError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 TOLERANCE = 0.01  # relative: the applied step is a difference of float32 weights
 
@@ -56,21 +59,29 @@ def manipulation_check(bench: Bench, specs: list[RunSpec]) -> Check:
     """Whether the steps that the optimizer really took had the size that the graft meant them to have.
 
     ‖ΔW‖ / (lr ‖G_bp‖), recorded by the probes from the weights, must be 1 where backprop's size was grafted and equal the
-    rule's own feedback gain where the rule's was.
+    rule's own feedback gain where the rule's was. Recorded steps count by their size: once a run has converged, float32
+    weights do not take the steps that are left, and nothing comes of these.
     """
-    worst = 0.0
-    for spec in specs:
-        run = bench.dataset(spec)
-        gain = run["feedback_gain"].transpose("step", "layer").values
-        meant = np.ones_like(gain) if spec.graft is not None and spec.graft.magnitude == "bp" else gain
-        off = np.abs(run["applied_gain"].transpose("step", "layer").values / meant - 1)
-        layers = [float(np.median(o[np.isfinite(o)])) for o in off.T if np.isfinite(o).any()]
-        worst = max(worst, max(layers, default=np.inf))
+    worst = max((_off(bench.dataset(spec), spec) for spec in specs), default=0.0)
     detail = (
-        f"steps differ from the grafted size by {worst:.1e} (median of the worst layer of the worst run; "
-        f"tolerance {TOLERANCE:g})"
+        f"steps differ from the grafted size by {worst:.1e} (mean over the steps by their size, in the worst layer of the "
+        f"worst run; tolerance {TOLERANCE:g})"
     )
     return Check("manipulation: magnitude", worst <= TOLERANCE, detail)
+
+
+def _off(run: xr.Dataset, spec: RunSpec) -> float:
+    """By how much a run's steps differ from those that its graft meant, relatively, in the worst layer; inf where unknown."""
+    gain, applied, norm = (
+        run[name].transpose("step", "layer").values.astype(np.float64)
+        for name in ("feedback_gain", "applied_gain", "gradient_norm_bp")
+    )
+    meant = np.ones_like(gain) if spec.graft is not None and spec.graft.magnitude == "bp" else gain
+    off, size = np.abs(applied / meant - 1), run["learning_rate"].values[:, None] * norm * meant
+    known = np.isfinite(off) & np.isfinite(size)
+    total = np.where(known, size, 0.0).sum(0)
+    means = np.where(known, off * size, 0.0).sum(0)[total > 0] / total[total > 0]
+    return float(means.max()) if len(means) else np.inf
 
 
 def _effects(tt: Any, bb: Any, tb: Any, bt: Any) -> list[Contrast]:
