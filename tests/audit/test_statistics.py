@@ -149,6 +149,14 @@ def test_differences_that_rounding_alone_sets_apart_are_equal():
     assert paired(d + 1e-9 * np.arange(4)).method == "t"
 
 
+def test_accuracies_that_differ_by_one_of_ten_thousand_samples_in_every_seed_are_equal_differences():
+    right = np.arange(5000, 9999)
+    steps = (right + 1) / 10_000 - right / 10_000
+    most, least = steps.max(), steps.min()
+    assert most > least
+    assert paired([most, least]).unbounded
+
+
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_fewer_than_two_seeds_are_an_error_that_says_how_many(seeds):
     with pytest.raises(ValueError, match=rf"{seeds} paired seed.*at least 2"):
