@@ -398,6 +398,18 @@ def test_seeds_needed_depends_on_the_spread_and_not_on_the_observed_effect():
     assert seeds_needed(2 * d, 0.5) > 2 * seeds_needed(d, 0.5)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seeds_needed_suffice_in_both_directions_where_differences_are_skewed(seed):
+    """Exponential differences: telling 0 from m takes more seeds than telling m from 0, or the reverse if mirrored."""
+    d = np.random.default_rng(seed).exponential(size=25)
+    needed = seeds_needed(d, 0.5)
+    assert seeds_needed(-d, 0.5) == pytest.approx(needed, rel=0.05)
+    residuals = math.sqrt(25 / 24) * np.random.default_rng(9).choice(d - d.mean(), (2000, needed))
+    half = scipy.stats.t.ppf(0.975, needed - 1) * scipy.stats.sem(residuals, axis=1)
+    assert np.mean(residuals.mean(axis=1) - half > -0.5) > 0.77
+    assert np.mean(residuals.mean(axis=1) + half < 0.5) > 0.77
+
+
 def test_seeds_needed_gives_up_beyond_its_limit_and_not_before():
     d = np.random.default_rng(4).normal(size=6)
     needed = seeds_needed(d, 0.5)
