@@ -13,6 +13,7 @@ from alignlab.audit.claim import Claim
 from alignlab.audit.controls import ALL, Control
 from alignlab.audit.evidence import gather
 from alignlab.audit.result import AuditResult
+from alignlab.audit.shares import unseen_share
 from alignlab.audit.verdict import decide
 from alignlab.probes.metadata import alignlab_version
 from alignlab.training import tasks
@@ -101,9 +102,10 @@ def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
     for words, explains in (("not controlled for", True), ("not checked by", False)):
         if names := [control.name for control in left_out if control.explains == explains]:
             notes.append(f"{words}: {', '.join(names)}")
-    steps = claim.spec(claim.treatment, claim.seeds[0]).steps
+    steps, n = claim.spec(claim.treatment, claim.seeds[0]).steps, len(claim.seeds)
     notes.append(
-        f"shown on {claim.task} with {steps} steps and {len(claim.seeds)} seeds; nothing is said about other settings"
+        f"shown on {claim.task} with {steps} steps and {n} seeds; nothing is said about other settings, and what happens in "
+        f"{100 * unseen_share(n, claim.alpha):.2g} % of seeds or fewer may be missing from these by chance"
     )
     return notes
 

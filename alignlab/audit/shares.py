@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alignlab.audit.multiplicity import check_level
 
-__all__ = ["Share", "mcnemar_p", "share_of", "wilson"]
+__all__ = ["Share", "mcnemar_p", "share_of", "unseen_share", "wilson"]
 
 
 class Share(NamedTuple):
@@ -48,6 +48,15 @@ def wilson(p: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def unseen_share(n: int, alpha: float = 0.05) -> float:
+    """The largest share of all seeds that n of them miss altogether with a probability of alpha: 1 − alpha^(1/n).
+
+    >>> round(unseen_share(10), 2)
+    0.26
+    """
+    return float(1 - check_level(alpha) ** (1 / n))
 
 
 def mcnemar_p(treatment: Sequence[bool] | NDArray[Any], baseline: Sequence[bool] | NDArray[Any]) -> float:

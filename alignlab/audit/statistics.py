@@ -4,7 +4,10 @@ their mean.
 Pairing by seed takes out what both arms share (initial weights, data order). Below 20 seeds the interval is
 Student's: percentile bootstraps of five runs cover .835 where .95 was promised, and an exact sign-flip
 p-value stands beside it for whoever distrusts the normal distribution. From 20 on it is the studentised
-bootstrap of whole runs. Differences that are all equal have no spread to go by: of them sign flips alone can
+bootstrap of whole runs. Either misses more often on the side of a long tail, where 2.5 % were promised:
+Student's of exponential differences 11 % at 5 seeds and 8 % at 19, of lognormal ones (σ = 1) 18 and 14 %,
+the bootstrap 4 and 7 % at 20; of what one seed in ten does, 59 % of the intervals from five seeds know
+nothing. Differences that are all equal have no spread to go by: of them sign flips alone can
 tell, and too few of them tell nothing. "No difference" is never concluded from a large p, only from
 equivalence tests (Schuirmann 1987). The probability of improvement follows Agarwal et al. 2021, but paired.
 """

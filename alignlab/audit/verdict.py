@@ -41,7 +41,9 @@ class Verdict:
     """What the evidence says: its kind, the checks or controls it names, and why, in a sentence or two.
 
     `rule` is the number (1–7) of the rule that answered; `more_seeds` how many further seeds an inconclusive
-    audit would need, None where unknown or where more seeds are not what is missing. `str()` is the short
+    audit would need for a power of .8, None where unknown or where more seeds are not what is missing. Whoever
+    adds them looks again: followed up to four times from 8 seeds, wrong verdicts rose from 4 to 7 %, at an alpha
+    of 5 % and with every true effect on the edge of a rule. `str()` is the short
     form, for example `explained_by:magnitude,tuning` or `inconclusive (+12 seeds)`.
     """
 
@@ -151,6 +153,7 @@ def _caveats(e: Evidence) -> tuple[str, ...]:
         own.append("No validity check was run: nothing shows that this audit would notice its own failure.")
     if any(interval.tied for interval in e.intervals()):
         own.append(
-            "In some contrast all seeds gave exactly the same difference: check that they reach the runs."
+            "In some contrast all seeds gave exactly the same difference: check that they reach the runs. Its interval has "
+            "no width, or no ends, and leaves out whatever other seeds may show."
         )
     return tuple(dict.fromkeys(own))

@@ -106,7 +106,8 @@ def inconclusive(e: Evidence, more_seeds: int | None) -> str:
     if more_seeds is None:
         return text
     return (
-        f"{text} At the observed spread {more_seeds} more seeds would tell an effect of m = {m:g} from none."
+        f"{text} At the observed spread {more_seeds} more seeds would tell an effect of m = {m:g} from none in four audits of "
+        "five; a verdict that is asked for again is wrong somewhat more often than one that was not."
     )
 
 

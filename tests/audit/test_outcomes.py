@@ -18,7 +18,7 @@ from alignlab.audit.outcomes import (
     steps_to,
     with_errors,
 )
-from alignlab.audit.shares import mcnemar_p, share_of, wilson
+from alignlab.audit.shares import mcnemar_p, share_of, unseen_share, wilson
 
 NAN = np.nan
 RUNS = xr.Dataset(
@@ -146,3 +146,10 @@ def test_mcnemar_counts_discordant_pairs_as_coins() -> None:
     assert mcnemar_p(a, a) == 1
     with pytest.raises(ValueError, match="one truth a seed"):
         mcnemar_p(a, b[:3])
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(2, 0.05), (6, 0.05), (30, 0.01)])
+def test_what_a_share_of_all_seeds_does_is_missing_from_n_of_them_with_probability_alpha(
+    n: int, alpha: float
+) -> None:
+    assert (1 - unseen_share(n, alpha)) ** n == pytest.approx(alpha)

@@ -243,6 +243,10 @@ def test_inconclusive_names_what_is_undecided_and_asks_for_seeds_only_where_they
     assert "without noise" in verdict.text
     assert "magnitude" not in verdict.text
     assert "12 more seeds" in verdict.text
+    assert (
+        "in four audits of five; a verdict that is asked for again is wrong somewhat more often"
+        in verdict.text
+    )
     unsure = control("noise", without=(-0.05, 0.05), given=(-0.5, 0.5), removed=(0.0, 1.0))
     assert decide(evidence(unsure, seeds_needed=17)).more_seeds == 12
     for structural in (None, (0.5, 0.9)):  # no more than m is left without it, yet it does not suffice
@@ -277,7 +281,9 @@ def test_an_audit_without_checks_or_spread_says_so():
     constant = dataclasses.replace(
         control(), removed=Interval(1.0, 1.0, 1.0, 0.0, 5, 0.0, "degenerate", 0.05)
     )
-    assert "exactly the same difference" in decide(evidence(constant)).caveats[0]
+    (caveat,) = decide(evidence(constant)).caveats
+    assert "exactly the same difference" in caveat
+    assert "leaves out whatever other seeds may show" in caveat
 
 
 def test_two_equal_differences_decide_nothing_and_the_verdict_says_why():

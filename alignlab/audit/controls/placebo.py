@@ -17,7 +17,8 @@ ORDER = 1  # another than the claim's own, 0
 
 
 class Placebo(Control):
-    """The check fails where the placebo's interval excludes 0 and it is not equivalent to 0 within ±m.
+    """The check fails where the placebo's interval excludes 0 and it is not equivalent to 0 within ±m: by chance alone in
+    alpha of all sound audits, unless the spread is small beside m.
 
     It cannot pass where it could not have failed: where another order changes nothing, because each batch is the
     whole data set or because every run ended exactly as it did before. Then it is not applicable, and a caveat says so.
