@@ -57,8 +57,10 @@ def duration_ratio(
     """Ratio of the durations (n,) of two methods, paired by seed; infinite where a run had not arrived after ``budget`` steps.
 
     exp of the mean of log(treatment / baseline) with the interval of :func:`alignlab.audit.paired` at 1 − alpha. Infinite
-    durations count as ``budget``; where only one method has such, the true ratio lies on one side of what that gives, and so
-    does the end of the interval that is kept. Raises ``ValueError`` for durations that are not positive or beyond the budget.
+    durations count as ``budget``; where only one method has such, the true ratio lies on one side of what that gives, and the
+    end of the interval that is kept bounds it no less surely than 1 − alpha. Waiting longer may all the same give an interval
+    that reaches beyond this end, as the late runs then show their spread. Raises ``ValueError`` for
+    durations that are not positive or beyond the budget.
 
     >>> print(duration_ratio([200, 400, 330], [100, 200, 150], budget=1000))
     2.06 [1.80, 2.37]

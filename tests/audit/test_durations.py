@@ -31,6 +31,18 @@ def decays(speed: dict[str, dict[float, list[float]]]) -> xr.Dataset:
     return xr.Dataset({"train_loss": (("run", "step"), loss)}, coords)
 
 
+def test_the_end_kept_beside_late_runs_bounds_the_true_ratio_as_often_as_promised_but_not_what_waiting_would_give():
+    """True ratio 2, lognormal around it; with a budget of 2.2 the half of five runs is late."""
+    rng, repeats, beyond, waited = np.random.default_rng(0), 1000, 0, 0
+    for _ in range(repeats):
+        durations = 2 * np.exp(0.4 * rng.standard_normal(5))
+        seen = duration_ratio(np.where(durations > 2.2, INF, durations), np.ones(5), 2.2)
+        beyond += seen.low > 2
+        waited += duration_ratio(durations, np.ones(5), 100).low < seen.low
+    assert beyond <= 0.025 * repeats
+    assert waited > 0
+
+
 def test_a_level_is_interpolated_on_the_logarithm_of_a_loss() -> None:
     runs = decays({"bp": {0.1: [0.05, 0.01]}})
     for level, at in ((2 / math.e, [20, 100]), (2 / math.e**0.5, [10, 50]), (2 / math.e**4, [80, INF])):
