@@ -7,7 +7,9 @@ p-value stands beside it for whoever distrusts the normal distribution. From 20 
 bootstrap of whole runs. Either misses more often on the side of a long tail, where 2.5 % were promised:
 Student's of exponential differences 11 % at 5 seeds and 8 % at 19, of lognormal ones (σ = 1) 18 and 14 %,
 the bootstrap 4 and 7 % at 20; of what one seed in ten does, 59 % of the intervals from five seeds know
-nothing. Differences that are all equal have no spread to go by: of them sign flips alone can
+nothing. With long tails on both sides, as in differences of lognormal losses, Student's keeps its word and
+the bootstrap does not: of its 95 % intervals from 20 to 30 seeds 7 to 11 % miss, of 98.3 % ones 2 to 4 %.
+Differences that are all equal have no spread to go by: of them sign flips alone can
 tell, and too few of them tell nothing. "No difference" is never concluded from a large p, only from
 equivalence tests (Schuirmann 1987). The probability of improvement follows Agarwal et al. 2021, but paired.
 """
