@@ -36,7 +36,7 @@ def seeds_needed(
     resampled residuals from 20 differences on), each read by its t interval at 1 − alpha; the power is that of
     the harder of both tasks, which differ where the residuals are skewed. The spread is taken as observed: few
     seeds know it badly, so that averaged over samples of six the n found for a power of .8 has .7. And from 20
-    seeds on the bootstrap of `paired` is wider than t towards a long tail: from 22 exponential differences
+    seeds on `paired` is wider than t towards a long tail: from 22 exponential differences
     the n found has .67 there, .84 on the other side. Differences that are all equal show no spread to
     simulate; then it is the n at which sign flips can tell anything, 2^(1−n) ≤ alpha. None where even `max_n` do not suffice.
 

@@ -5,8 +5,9 @@ well have the other sign: counting the 2^n sign patterns gives an exact p-value 
 is the studentised one (Efron and Tibshirani 1993, ch. 12), because with twenty or more runs it is the one
 that keeps its word: at n = 20 nominal 95 % intervals cover .95 of normal and .92 of lognormal means;
 percentile ones .94 and .85, BCa .93 and .87. It gives way to long tails on both sides, which Student's interval
-stands: of differences of two lognormals (σ = 1) it covers .89 to .93 at n = 20 to 30, Student's .96. Both are
-seeded, do not depend on the order of the pairs, and mirror when treatment and baseline swap places.
+stands: of differences of two lognormals (σ = 1) it covers .89 to .93 at n = 20 to 30, Student's .96; so
+:func:`alignlab.audit.paired` takes both. Both resampling schemes are seeded, do not depend on the order of the
+pairs, and mirror when treatment and baseline swap places.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from alignlab.audit.resampling import bootstrap_pivots, pivot_interval, sign_flip_p
+from alignlab.audit.resampling import bootstrap_pivots, pivot_interval, pivot_p, sign_flip_p
 from alignlab.audit.statistics import (
     Interval,
     paired,
@@ -78,6 +78,30 @@ def test_from_twenty_seeds_on_whole_runs_are_bootstrapped():
     assert result.p_value != result.p_sign_flip
     t = scipy.stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
     np.testing.assert_allclose([result.low, result.high], [t.low, t.high], atol=0.25 * (t.high - t.low))
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+@pytest.mark.parametrize("mirrored", [1, -1])
+def test_from_twenty_seeds_on_an_interval_reaches_as_far_as_students_and_the_bootstraps(mirrored, alpha):
+    rng = np.random.default_rng(3)
+    for draw in (rng.normal, rng.exponential, rng.standard_t):
+        d = mirrored * (0.3 + draw(*([2] if draw == rng.standard_t else []), size=25))
+        t, (low, high) = scipy.stats.ttest_1samp(d, 0.0), bootstrap_interval(d, alpha)
+        ends, result = t.confidence_interval(1 - alpha), paired(d, alpha)
+        assert result.low == pytest.approx(min(low, ends.low))
+        assert result.high == pytest.approx(max(high, ends.high))
+        assert result.p_value == pytest.approx(max(t.pvalue, pivot_p(bootstrap_pivots(d))))
+
+
+def test_long_tails_on_both_sides_do_not_take_from_the_coverage_of_twenty_seeds():
+    def lognormals(rng, n):
+        return rng.lognormal(size=n) - rng.lognormal(size=n)
+
+    def make(d):
+        return paired(d).low, paired(d).high
+
+    assert coverage(20, lognormals, 0.0, 200, make) > 0.93
+    assert coverage(20, lognormals, 0.0, 200, lambda d: bootstrap_interval(d, 0.05)) < 0.92
 
 
 def bootstrap_interval(d, alpha):
