@@ -8,6 +8,7 @@ file system) refuses it instead, for its results would be lost or wrong.
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,7 +152,15 @@ def _written(dataset: xr.Dataset, job: Job, name: str) -> Outcome:
 
 
 def _store(dataset: xr.Dataset, store: Path, name: str, writer: str | None = None) -> None:
-    Segments(store).append(dataset.assign_coords(run_id=name), name=name, exist_ok=True, writer=writer)
+    named = dataset.assign_coords(run_id=name)
+    _segments(store).append(named, name=name, exist_ok=True, writer=writer)
+
+
+@functools.lru_cache(maxsize=4)
+def _segments(store: Path) -> Segments:
+    """One for all cells of a process: the first append of each looks at every claim in the folder, of which there are as many
+    as cells under way."""
+    return Segments(store)
 
 
 def told(error: Exception) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, open_runs
+from alignlab.store import Segments, StoreError, atomic, open_runs
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, train
 from alignlab.training import sweep as sweeping
@@ -84,6 +84,16 @@ def test_unless_told_otherwise_runs_of_one_shape_train_together(tmp_path: Path) 
     for spec, run in zip([specs[4], *CELLS], together, strict=True):
         stored = Segments(tmp_path).read(sweep.names[spec])
         np.testing.assert_array_equal(stored["train_loss"], run["train_loss"])
+
+
+def test_a_folder_is_swept_once_however_many_cells_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[Path] = []
+    monkeypatch.setattr(atomic, "sweep", swept.append)
+    assert sweeping.Sweep(CELLS, tmp_path).run() == 3
+    assert Sweep([BASE.changed(seed=3)], tmp_path).run() == 1
+    assert swept == [tmp_path]
 
 
 class Dying(Workers):
