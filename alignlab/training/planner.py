@@ -27,6 +27,7 @@ from alignlab.training.population import Population, alone
 from alignlab.training.spec import RunSpec
 
 SIZES = (4, 16, 64, 256, 1024)
+MOST = 4096  # runs at a time: none is stored before all have ended, and many file systems give a claim 65,000 links
 TIMED = 4  # steps of a population, after as many to warm up
 WORTH = 20_000  # steps of runs together, from which measuring pays
 WORTH_OF_MAPS = 2_000  # of convolutional nets, whose steps take longer
@@ -46,7 +47,7 @@ class Question(NamedTuple):
 def best_size(question: Question) -> int:
     """The answer, measured on the machine that is asked."""
     spec, number, workers = question
-    room = math.ceil(number / workers)
+    room = min(math.ceil(number / workers), MOST)
     try:
         room = min(room, fitting(spec, workers))
         return min(room, _best_size(spec, number, room))

@@ -103,6 +103,18 @@ def test_packs_are_no_larger_than_memory_allows(monkeypatch: Any) -> None:
     assert sorted(map(len, packs(specs(8)))) == [2, 3, 3]
 
 
+def test_packs_stay_below_the_links_that_a_file_may_have_however_cheap_a_run_gets(monkeypatch: Any) -> None:
+    measured: list[int] = []
+
+    def cheaper(shape: RunSpec, size: int) -> float:
+        measured.append(size)
+        return 1 / size
+
+    monkeypatch.setattr(planner, "price_of", cheaper)
+    assert planner.best_size(planner.Question(specs(1)[0], 1_000_000, 2)) == planner.MOST == max(measured)
+    assert planner.MOST < 65_000
+
+
 def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
     small, large = specs(1)[0], specs(1, hidden=(500, 500))[0]
     assert fitting(small, 1) > 50 * fitting(large, 1) > 0
