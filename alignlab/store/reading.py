@@ -50,7 +50,9 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
     if not paths:
         raise StoreError("no store to open: the list of paths is empty")
-    shelves = [Shelf(p) for p in dict.fromkeys(paths)]
+    shelves = [
+        Shelf(p.absolute()) for p in dict.fromkeys(paths)
+    ]  # the caller may go elsewhere before it computes
     if len(shelves) == 1 and shelves[0].compaction is not None and shelves[0].is_compacted:
         return _lazy(shelves[0].compaction).to_dataset()
     owner: dict[str, Shelf] = {}

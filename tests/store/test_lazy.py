@@ -199,6 +199,14 @@ def test_one_run_reads_one_chunk_of_each_variable(grown, monkeypatch):
     assert sorted(chunks) == sorted(runs.data_vars)
 
 
+@pytest.mark.parametrize("where", ["store", "store/compact.zarr"])
+def test_runs_opened_by_a_relative_path_are_read_from_wherever_the_caller_is_then(grown, where, monkeypatch):
+    monkeypatch.chdir(grown.parent)
+    runs = open_runs(where)
+    monkeypatch.chdir("/")
+    assert_same(runs, open_runs(grown.parent / where))
+
+
 def test_lazy_runs_can_be_sent_to_another_process(grown):
     for path in (grown, grown / "compact.zarr"):
         runs = open_runs(path)
