@@ -102,7 +102,7 @@ def aligning(
         if control is not None:
             _draw_control(below, contents.as_runs(control))
         _finish_lower(below, data, marked)
-        title = f"{groups.context(data, 'layer')} · clouds: layer {cloud}, seed {shown['seed'].item()}, each to its scale"
+        title = f"{groups.context(data, 'layer')} · clouds: layer {style.plain(cloud)}, seed {shown['seed'].item()}, each to its scale"
         return style.finish(figure, title, _legend(data, control, marked), "", lines.note(drawn, log=False))
 
 
@@ -254,14 +254,13 @@ def _legend(data: xr.Dataset, control: xr.Dataset | None, marks: Mapping[str, fl
         "range of the symmetric part": Line2D([], [], **BAR),
     }
     for layer, look in style.looks(groups.levels(data, "layer")).items():
-        entries[f"layer {layer}"] = Line2D([], [], **look._asdict(), markeredgecolor="white")
+        entries[f"layer {style.plain(layer)}"] = Line2D([], [], **look._asdict(), markeredgecolor="white")
     entries |= {
         text: Line2D([], [], color=c, linestyle=d) for name, (c, d, text) in LOSSES.items() if name in data
     }
     if control is not None:
-        entries[
-            f"control: {', '.join(map(str, dict.fromkeys(contents.as_runs(control)['rule'].values.tolist())))}"
-        ] = Line2D([], [], **CONTROL | {"label": None})
+        rules = ", ".join(map(style.plain, groups.levels(contents.as_runs(control), "rule")))
+        entries[f"control: {rules}"] = Line2D([], [], **CONTROL | {"label": None})
     entries |= lines.reference_entry("chance (of the symmetric part: 0)")
     for dashes, (text, step) in zip(MARKS, marks.items(), strict=False):
         entries[f"{text}: step {step:,.0f}"] = Line2D(

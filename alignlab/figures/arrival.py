@@ -47,7 +47,7 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
         n = sorted({int(taken[arm].count()) for arm in taken})
         runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
         note = f"{runs} runs an arm; bands: 95 % Wilson interval. Right: the runs that were ever there, and their median."
-        entries = {str(arm): _entry(own) for arm, own in look.items()}
+        entries = {text: _entry(look[arm]) for arm, text in style.level_texts(look).items()}
         return style.finish(figure, groups.context(data, "arm", "layer"), entries, "arm", note)
 
 

@@ -17,6 +17,7 @@ from alignlab.figures.sweeps import Sweep, sweeps
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -123,6 +124,7 @@ def _ring(
 
 def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep]) -> None:
     look = style.looks(list(question.arms))
+    entries: dict[str, Artist] = {}
     for arm, name in question.arms.items():
         sweep, own = found[arm], look[arm]
         ends = np.nan_to_num([sweep.mean - sweep.low, sweep.high - sweep.mean])
@@ -133,10 +135,18 @@ def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep]) -> None:
             capsize=2.5,
         )  # fmt: skip
         drawn.lines[0].set_label(label)
+        entries[style.plain(label)] = drawn
     lrs = np.unique(np.concatenate([found[arm].lrs for arm in question.arms]))
     ax.set_xscale("log")
     ax.set_xlim(*scales.limits(lrs, np.array([]), log=True))
     ax.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
     ax.set_xticks([], minor=True)
-    ax.set_title(question.title, loc="left", fontsize=8.5)
-    ax.legend(loc="lower left", fontsize=7.5, borderaxespad=0.2, handlelength=2.2)
+    ax.set_title(style.plain(question.title), loc="left", fontsize=8.5)
+    ax.legend(
+        list(entries.values()),
+        list(entries),
+        loc="lower left",
+        fontsize=7.5,
+        borderaxespad=0.2,
+        handlelength=2.2,
+    )

@@ -45,7 +45,7 @@ class Shown:
     @property
     def title(self) -> str:
         words = style.axis_label(self.name, width=60)
-        return words if self.layer is None else f"layer {self.layer}: {words}"
+        return words if self.layer is None else f"layer {style.plain(self.layer)}: {words}"
 
 
 def angle_panels(
@@ -156,8 +156,8 @@ def _legend(look: Mapping[Hashable, style.Look], panels: Sequence[Shown]) -> dic
     from matplotlib.lines import Line2D
 
     entries: dict[str, Artist] = {
-        style.level_text(level): Line2D([], [], **own._asdict(), markeredgecolor="white")
-        for level, own in look.items()
+        text: Line2D([], [], **look[level]._asdict(), markeredgecolor="white")
+        for level, text in style.level_texts(look).items()
     }
     if any(panel.predicted for panel in panels):
         entries["predicted"] = Line2D([], [], **PREDICTED)

@@ -54,11 +54,11 @@ def durations(
         figure, axes = style.grid(1, len(arms) + 1, 3.1, 3.0)
         for ax, arm in zip(axes[0], arms, strict=False):
             _ratios(ax, [ratio for ratio in found if ratio.arm == arm], rates)
-            ax.set_title(arm, loc="left")
+            ax.set_title(style.plain(arm), loc="left")
             for value in (published or {}).values():
                 ax.axhline(value, color=style.ALERT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1.5)
         _fit(list(axes[0, :-1]), found, list((published or {}).values()), levels, outcome)
-        axes[0, 0].set_ylabel(f"steps of the panel's arm / steps of {baseline}")
+        axes[0, 0].set_ylabel(f"steps of the panel's arm / steps of {style.plain(baseline)}")
         _curves(axes[0, -1], data, outcome)
         title = groups.context(data, "arm", "lr", "layer", "rule", "feedback_init")
         return style.finish(
@@ -136,7 +136,7 @@ def _curves(ax: Axes, data: xr.Dataset, outcome: str) -> None:
         rate = sweep.lrs[sweep.best]
         own = data.isel(run=np.flatnonzero((data["arm"].values == sweep.level) & (data["lr"].values == rate)))
         (curve,) = lines.curves(own, outcome, "arm", layered=False, log=log)
-        name = f"{sweep.level}, {rate:g}{' (edge)' if sweep.on_edge else ''}"
+        name = f"{style.plain(sweep.level)}, {rate:g}{' (edge)' if sweep.on_edge else ''}"
         lines.draw(ax, curve, look[sweep.level], name)
         drawn.append(curve)
         entries[name] = Line2D([], [], **look[sweep.level]._asdict(), markeredgecolor="white")

@@ -59,7 +59,7 @@ def forest(contrasts: xr.Dataset, smallest_effect: float | None = None, title: s
     m = contrasts.attrs.get("smallest_effect") if smallest_effect is None else smallest_effect
     if m is not None and not m >= 0:
         raise ValueError(f"smallest_effect is {m}: it is a distance from zero and cannot be negative")
-    title = str(contrasts.attrs.get("statement", "")) if title is None else title
+    title = style.plain(contrasts.attrs.get("statement", "") if title is None else title)
     rows = _rows(contrasts)
     with style.styled():
         figure, axes = style.grid(1, 1, WIDTH, ROW * len(rows) + 1.0)
@@ -165,7 +165,9 @@ def _numbers(estimate: float, low: float, high: float, digits: int) -> str:
 def _label_rows(figure: Figure, ax: Axes, contrasts: xr.Dataset, rows: list[str | int]) -> float:
     """Groups in bold and labels under them, flush left; returns the inches that text takes on both sides."""
     labels = [str(label) for label in contrasts["label"].values]
-    texts = [row if isinstance(row, str) else f"   {style.level_text(labels[row])}" for row in rows]
+    texts = [
+        style.plain(row) if isinstance(row, str) else f"   {style.level_text(labels[row])}" for row in rows
+    ]
     ax.set_yticks(range(len(rows)), texts, ha="left")
     for tick, row in zip(ax.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if isinstance(row, str) else "normal")

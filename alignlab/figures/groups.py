@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alignlab.figures.style import broken, level_text, level_texts
+from alignlab.figures.style import broken, level_text, level_texts, plain
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -109,7 +109,7 @@ def _split(data: xr.Dataset, keys: list[str]) -> Iterator[Panel]:
 
 def named(key: str, level: Hashable, text: str = "") -> str:
     """A level as a title says it; ``text``: how it is written, where not by its own short form."""
-    return str(level) if key in _SELF_EVIDENT else f"{key.replace('_', ' ')} {text or level_text(level)}"
+    return plain(level) if key in _SELF_EVIDENT else f"{key.replace('_', ' ')} {text or level_text(level)}"
 
 
 def context(data: xr.Dataset, *shown: str | None) -> str:

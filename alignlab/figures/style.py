@@ -104,15 +104,24 @@ def axis_label(name: str, words: str | None = None, width: int = 30) -> str:
     return f"{words}\n{symbol}" if len(words) + len(symbol) / 2 > width else f"{words} {symbol}"
 
 
+def plain(text: object) -> str:
+    """Text that matplotlib draws as it is: between two dollars it would read formulas, and refuse bad ones.
+
+    >>> plain("$HOME/runs")
+    '\\\\$HOME/runs'
+    """
+    return str(text).replace("$", r"\$")
+
+
 def level_text(level: Hashable) -> str:
     """A level as text: numbers short, long names with their middle left out so that both ends can be read."""
     if isinstance(level, float | np.floating):
         return f"{level:g}"
     text = str(level)
     if len(text) <= LONGEST_NAME:
-        return text or "(none)"
+        return plain(text) or "(none)"
     head = LONGEST_NAME // 3
-    return f"{text[:head]}…{text[head + 1 - LONGEST_NAME :]}"
+    return plain(f"{text[:head]}…{text[head + 1 - LONGEST_NAME :]}")
 
 
 def broken(text: str, width: int = 30) -> str:
@@ -129,7 +138,7 @@ def level_texts(levels: Iterable[Hashable]) -> dict[Hashable, str]:
     """`level_text` of each, in full where the short forms of two levels would be the same."""
     short = {level: level_text(level) for level in levels}
     forms = list(short.values())
-    return {level: text if forms.count(text) == 1 else str(level) for level, text in short.items()}
+    return {level: text if forms.count(text) == 1 else plain(level) for level, text in short.items()}
 
 
 @contextmanager

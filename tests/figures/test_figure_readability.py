@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from figure_reading import assert_readable, panels
+from figure_reading import assert_readable, panels, texts
 
 from alignlab import figures
 from alignlab.testing.synthetic import synthetic_audit, synthetic_run, synthetic_runs
@@ -70,8 +70,9 @@ def only_fa(runs):
     return runs.isel(run=(runs.rule.values == "fa") & (runs.lr.values == runs.lr.values.min()))
 
 
-def asked(runs):
-    return figures.questions(runs, [figures.Question("which?", {"bp": "bp", "fa": "fa"})], "train_loss")
+def asked(runs, names=None):
+    question = figures.Question("which?", names or {"bp": "bp", "fa": "fa"})
+    return figures.questions(runs, [question], "train_loss")
 
 
 FIGURES = {
@@ -133,6 +134,38 @@ def test_what_leaves_little_to_draw_is_drawn_all_the_same(name):
 def test_panels_of_layers_that_differ_in_the_middle_of_their_names_can_be_told_apart():
     titles = [axes.get_title(loc="left").replace("\n", "") for axes in panels(figures.spectra(alike()))]
     assert [f"blocks.{i}." in title for i, title in enumerate(titles)] == [True] * 3
+
+
+DOLLARS = {
+    "angles": lambda run: figures.angles(run),
+    "spectra": lambda run: figures.spectra(run),
+    "aligning": lambda run: figures.aligning(run, cloud="$x_{$"),
+    "board": lambda run: figures.board(run, [figures.Shown("loss"), figures.Shown("weight_angle", "$x_{$")]),
+    "reaching": lambda run: figures.reaching(run, "train_loss", 0.5),
+    "questions": lambda run: figures.questions(
+        run, [figures.Question("$x_{$", {"$x_{$": "$x_{$"})], "train_loss"
+    ),
+    "trends": lambda run: figures.trends(run, "lr", {"train_loss": "loss"}, hue="arm"),
+    "loss_against_lr": lambda run: figures.loss_against_lr(run, hue="arm"),
+    "forest": lambda _: figures.forest(
+        synthetic_audit().assign_coords(label=("contrast", ["$x_{$"] * 9)), title="$x_{$"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOLLARS)
+def test_dollars_in_names_are_no_formula(name):
+    """matplotlib would fail to read "x_{" as one, and drop the dollars of one that it can read."""
+    run = synthetic_run(layers=["in", "$x_{$", "out"], arm="$x_{$", task="$x_{$", steps=20)
+    figure = DOLLARS[name](run.expand_dims("run"))
+    figure.canvas.draw()
+    assert any("\\$x_{\\$" in text.get_text() for text in texts(figure))
+
+
+def test_an_arm_whose_name_begins_with_an_underscore_is_in_the_legend():
+    runs = synthetic_runs(("bp", "fa"), range(2), (0.05, 0.1), steps=20)
+    figure = asked(runs.assign_coords(arm=("run", runs.rule.values)), {"bp": "_bp", "fa": "_fa"})
+    assert [text.get_text() for text in panels(figure)[0].get_legend().get_texts()] == ["_bp", "_fa"]
 
 
 def test_no_figure_is_left_open_in_pyplot():
