@@ -47,8 +47,12 @@ def draw_runs(runs: Any, folder: Path) -> dict[str, bytes]:
     """Every figure that the runs allow; their SVG files by name."""
     from alignlab.figures import run_figures
 
-    pictures = _saved(run_figures(runs), folder)
-    typer.echo(f"figures in {folder}")
+    refused: dict[str, str] = {}
+    pictures = _saved(run_figures(runs, refused), folder)
+    for name, why in refused.items():
+        typer.echo(f"no {name}: {why}")
+    held = ", ".join(sorted(map(str, runs.data_vars))) or "nothing"
+    typer.echo(f"figures in {folder}" if pictures else f"no figures: these runs hold {held}")
     return pictures
 
 

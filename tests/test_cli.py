@@ -13,6 +13,8 @@ import torch
 import yaml
 
 from alignlab import cli
+from alignlab.store import Segments
+from alignlab.testing.synthetic import synthetic_run
 from alignlab.training import cells
 
 SPEC = {
@@ -96,6 +98,48 @@ def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
     assert run(["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn"], monkeypatch) == 0
     assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
+
+
+@pytest.fixture
+def draws(tmp_path, monkeypatch, capsys):
+    """Draw a store of these runs: the exit code, what was printed, and what was drawn."""
+
+    def drawn(*runs):
+        segments = Segments(tmp_path / "store").prepare()
+        for i, one in enumerate(runs):
+            segments.append(one.assign_coords(run_id=f"run{i}"))
+        code = run(["figures", tmp_path / "store", "--out", tmp_path / "drawn"], monkeypatch)
+        return code, capsys.readouterr().out, {path.stem for path in (tmp_path / "drawn").glob("*.png")}
+
+    return drawn
+
+
+def test_a_figure_that_these_runs_do_not_allow_is_said_and_costs_no_other(draws):
+    code, out, drawn = draws(synthetic_run(layers=41, steps=10))
+    assert code == 0
+    assert drawn >= {"angles", "gains", "learning_curves_train_loss"}
+    assert "no spectra: these runs need 41 panels" in out
+
+
+def test_spectra_are_those_of_the_first_run_that_has_one(draws):
+    perturbed = synthetic_run("node_perturbation", steps=10)
+    bare = perturbed.drop_vars([name for name in perturbed.data_vars if name.startswith("spectrum")])
+    code, _, drawn = draws(bare, synthetic_run("fa", steps=10))
+    assert code == 0
+    assert "spectra" in drawn
+
+
+def test_a_search_in_which_all_runs_diverged_is_drawn(draws):
+    code, out, drawn = draws(*(synthetic_run("fa", lr=lr, steps=10) for lr in (50.0, 100.0, 200.0)))
+    assert code == 0
+    assert "learning_curves_train_loss" in drawn
+    assert "no loss_against_lr: no run finished" in out
+
+
+def test_a_store_with_nothing_to_draw_says_what_it_holds(draws):
+    code, out, drawn = draws(synthetic_run(steps=5)[["wall_time"]])
+    assert (code, drawn) == (0, set())
+    assert "no figures: these runs hold wall_time" in out
 
 
 def test_compact_makes_one_zarr_that_figures_draws(spec, tmp_path, monkeypatch, capsys):

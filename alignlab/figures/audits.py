@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from alignlab.figures import contents, groups
 from alignlab.figures.angle import angles
 from alignlab.figures.evidence import forest
 from alignlab.figures.gain import gains
@@ -12,6 +14,8 @@ from alignlab.figures.spectrum import spectra
 from alignlab.figures.tuning import loss_against_lr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import xarray as xr
     from matplotlib.figure import Figure
 
@@ -41,25 +45,48 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
     if _there(runs, "gradient_angle"):
         drawn["angles"] = angles(runs)
     if _there(runs, "spectrum_real", "spectrum_imag"):
-        drawn["spectra"] = spectra(runs.isel(run=0))
+        drawn["spectra"] = spectra(_first_with_spectrum(runs))
     return drawn
 
 
-def run_figures(runs: xr.Dataset) -> dict[str, Figure]:
-    """Every figure that a store's content allows, by file name."""
+def run_figures(runs: xr.Dataset, refused: dict[str, str] | None = None) -> dict[str, Figure]:
+    """Every figure that a store's content allows, by file name.
+
+    ``refused`` is told, by name, why there is none of something that was recorded (a spectrum of fifty layers, say). Raises
+    ``ValueError`` where it is not given.
+    """
     drawn = {}
+    for name, draw in _drawings(contents.as_runs(runs)).items():
+        try:
+            drawn[name] = draw()
+        except ValueError as error:
+            if refused is None:
+                raise
+            refused[name] = str(error)
+    return drawn
+
+
+def _drawings(runs: xr.Dataset) -> dict[str, Callable[[], Figure]]:
+    """What was recorded, and how to draw it."""
+    found: dict[str, Callable[[], Figure]] = {}
     if _there(runs, "gradient_angle"):
-        drawn["angles"] = angles(runs)
+        found["angles"] = lambda: angles(runs)
     if _there(runs, "feedback_gain", "effective_lr"):
-        drawn["gains"] = gains(runs)
+        found["gains"] = lambda: gains(runs)
     if _there(runs, "spectrum_real", "spectrum_imag"):
-        drawn["spectra"] = spectra(runs.isel(run=0) if "run" in runs.dims else runs)
+        found["spectra"] = lambda: spectra(_first_with_spectrum(runs))
     for outcome in ("train_loss", "validation_loss", "test_accuracy", "loss"):
         if _there(runs, outcome):
-            drawn[f"learning_curves_{outcome}"] = learning_curves(runs, outcome, hue="rule")
-    if "run" in runs.dims and _there(runs, "validation_loss") and len(set(runs["lr"].values.tolist())) > 2:
-        drawn["loss_against_lr"] = loss_against_lr(runs, "validation_loss", hue="rule")
-    return drawn
+            found[f"learning_curves_{outcome}"] = partial(learning_curves, runs, outcome, hue="rule")
+    if _there(runs, "validation_loss") and "lr" in runs.coords and len(groups.levels(runs, "lr")) > 2:
+        found["loss_against_lr"] = lambda: loss_against_lr(runs, "validation_loss", hue="rule")
+    return found
+
+
+def _first_with_spectrum(runs: xr.Dataset) -> xr.Dataset:
+    """Rules without feedback weights have none, and may come first."""
+    there = contents.values(runs, "spectrum_real", ("layer", "mode", "step")).notnull()
+    return runs.isel(run=int(there.any(("layer", "mode", "step")).argmax("run")))
 
 
 def _there(runs: xr.Dataset, *names: str) -> bool:
