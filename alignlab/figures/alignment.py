@@ -102,7 +102,8 @@ def aligning(
         if control is not None:
             _draw_control(below, contents.as_runs(control))
         _finish_lower(below, data, marked)
-        title = f"{groups.context(data, 'layer')} · clouds: layer {style.plain(cloud)}, seed {shown['seed'].item()}, each to its scale"
+        clouds_of = f"layer {style.plain(cloud)}, seed {shown['seed'].item()}"
+        title = f"{groups.context(data, 'layer')} · clouds: {clouds_of}, each to its scale"
         return style.finish(figure, title, _legend(data, control, marked), "", lines.note(drawn, log=False))
 
 
@@ -119,7 +120,7 @@ def _cloud(data: xr.Dataset, layer: str, seed: int | None, steps: Sequence[int] 
         if wanted is not None and wanted not in known:
             raise ValueError(f"no {key} {wanted!r} in these runs; there are {', '.join(map(str, known))}")
     run = 0 if seed is None else int(np.argmax(data["seed"].values == seed))
-    own = data.isel(run=[run]).sel(layer=[layer])
+    own = groups.select(data.isel(run=[run]), "layer", layer)
     modes = contents.values(own, "spectrum_real", ("layer", "mode", "step")).notnull()
     there = own["step"].values[modes.any(("run", "layer", "mode")).values]
     if not len(there):
@@ -129,7 +130,7 @@ def _cloud(data: xr.Dataset, layer: str, seed: int | None, steps: Sequence[int] 
         raise ValueError(
             f"no spectrum at step {', '.join(map(str, missing))}; there is one at {', '.join(map(str, there))}"
         )
-    return own.isel(run=0, layer=0).sel(step=np.unique(chosen))
+    return own.isel(run=0, layer=0, missing_dims="ignore").sel(step=np.unique(chosen))
 
 
 def _spread(there: np.ndarray) -> np.ndarray:

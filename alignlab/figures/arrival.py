@@ -32,6 +32,8 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
     """
     contents.need_outcome(dataset, outcome)
     data = contents.as_runs(dataset)
+    for key in ("arm", "seed"):
+        groups.levels(data, key)
     taken = steps_to(data, outcome, level)
     what = what or f"{outcome.replace('_', ' ')} {'≤' if outcome.endswith('loss') else '≥'} {level:g}"
     look = style.looks(list(taken.columns))

@@ -7,7 +7,7 @@ depends on it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from alignlab.figures.sweeps import Sweep, sweeps
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -52,10 +51,11 @@ def questions(
     for name in filter(None, (outcome, choose)):
         contents.need_outcome(dataset, name)
     data = contents.as_runs(dataset)
-    known = dict.fromkeys(data["arm"].values.tolist())
+    groups.levels(data, "lr")
+    known = groups.levels(data, "arm")
     lost = [repr(arm) for question in asked for arm in question.arms if arm not in known]
     if lost:
-        raise ValueError(f"no run has the arm {', '.join(lost)}; there are {', '.join(known)}")
+        raise ValueError(f"no run has the arm {', '.join(lost)}; there are {', '.join(map(str, known))}")
     found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log=True)}
     shown = [found[arm] for question in asked for arm in question.arms]
     used, columns = {sweep.level for sweep in shown}, min(COLUMNS, len(asked))
@@ -124,7 +124,7 @@ def _ring(
 
 def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep]) -> None:
     look = style.looks(list(question.arms))
-    entries: dict[str, Artist] = {}
+    entries: dict[str, Any] = {}
     for arm, name in question.arms.items():
         sweep, own = found[arm], look[arm]
         ends = np.nan_to_num([sweep.mean - sweep.low, sweep.high - sweep.mean])

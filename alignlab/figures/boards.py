@@ -115,7 +115,7 @@ def _of_layer(data: xr.Dataset, layer: str | None) -> xr.Dataset:
         return data
     if layer not in (known := groups.levels(data, "layer")):
         raise ValueError(f"no layer {layer!r} in this dataset; choose from {', '.join(map(str, known))}")
-    return data.sel(layer=[layer])
+    return groups.select(data, "layer", layer)
 
 
 def _draw(

@@ -52,7 +52,7 @@ def recorder_of(name: str) -> str:
 
 
 def as_runs(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with the dim `run`, and on it every coordinate that describes a run.
+    """The dataset with the dims `run` and `step`, and on `run` every coordinate that describes a run.
 
     Where runs were trained from specs that differ in a field which is no coordinate yet (hidden, rule_args, ...), that
     field becomes one; the attr `differing` lists them.
@@ -61,10 +61,18 @@ def as_runs(dataset: xr.Dataset) -> xr.Dataset:
     scalars = {str(name): c.item() for name, c in dataset.coords.items() if not c.ndim and name not in kept}
     runs = dataset.drop_vars(list(scalars))
     runs = runs if "run" in runs.dims else runs.expand_dims("run")
+    runs = runs if "step" in runs.dims or "step" not in runs.coords else runs.expand_dims("step")
     scalars.pop("run", None)
     runs = runs.assign_coords({name: ("run", [value] * runs.sizes["run"]) for name, value in scalars.items()})
     fields = {name: column for name, column in _differing(runs).items() if name not in runs.variables}
-    return runs.assign_coords(fields).assign_attrs(differing=list(fields))
+    known = [
+        name for name in runs.attrs.get("differing", ()) if name in runs.coords and _several(runs[name])
+    ]  # of a dataset that was here before
+    return runs.assign_coords(fields).assign_attrs(differing=[*known, *fields])
+
+
+def _several(column: xr.DataArray) -> bool:
+    return len(set(column.values.tolist())) > 1
 
 
 def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:

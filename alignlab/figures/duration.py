@@ -47,7 +47,11 @@ def durations(
     """
     contents.need_outcome(dataset, outcome)
     data = contents.as_runs(dataset)
+    for key in ("arm", "lr", "seed"):
+        groups.levels(data, key)
     found = duration_ratios(data, outcome, levels, baseline=baseline)
+    if not found:
+        raise ValueError(f"all of these runs are {baseline!r}: there is no arm to compare with it")
     arms = list(dict.fromkeys(ratio.arm for ratio in found))
     rates = style.looks(np.unique(data["lr"].values).tolist())
     with style.styled():

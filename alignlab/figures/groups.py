@@ -7,6 +7,7 @@ value, so that no line ever mixes conditions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -40,20 +41,28 @@ def levels(data: xr.Dataset, key: str) -> list[Hashable]:
     """The values of a coordinate: layers in network order, others sorted, backprop (the control) first."""
     if key not in data.coords or (key != "layer" and data[key].dims != ("run",)):
         known = sorted(
-            {"layer", *(str(name) for name, coord in data.coords.items() if coord.dims == ("run",))}
+            str(name) for name, coord in data.coords.items() if coord.dims == ("run",) or name == "layer"
         )
         raise ValueError(
             f"cannot split by {key!r}: choose one of these runs' coordinates, {', '.join(known)}"
         )
     found = list(dict.fromkeys(np.atleast_1d(data[key].values).tolist()))
-    return found if key == "layer" else sorted(found, key=lambda level: (level != "bp", level))
+    known = [level for level in found if level == level]
+    missing = [math.nan] if len(known) < len(found) else []  # one object, which dicts and sets find again
+    return [*(known if key == "layer" else sorted(known, key=lambda level: (level != "bp", level))), *missing]
 
 
 def select(data: xr.Dataset, key: str, level: Hashable) -> xr.Dataset:
     """The part of the dataset where the coordinate `key` has this value."""
     if key == "layer":
         return data.sel(layer=[level]) if "layer" in data.dims else data
-    return data.isel(run=np.flatnonzero(data[key].values == level))
+    return data.isel(run=np.flatnonzero(having(data, key, level)))
+
+
+def having(data: xr.Dataset, key: str, level: Hashable) -> np.ndarray:
+    """Whether each run's coordinate `key` has this value (run,); NaN is a value like any other."""
+    found = data[key].values
+    return np.asarray(found == level if level == level else found != found)
 
 
 def panels(
@@ -118,7 +127,7 @@ def context(data: xr.Dataset, *shown: str | None) -> str:
     if "arm" in keys and "rule" in data.coords and (data["arm"].values == data["rule"].values).all():
         keys.remove("arm")  # an arm that is named by its rule says nothing more
     alike = {key: found[0] for key in keys if len(found := levels(data, key)) == 1}
-    parts = [named(key, level) for key, level in alike.items() if level not in _NOTHING]
+    parts = [named(key, level) for key, level in alike.items() if level not in _NOTHING and level == level]
     if "seed" in keys and "seed" not in alike:
         parts.append(f"{len(levels(data, 'seed'))} seeds")
     return " · ".join(parts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures.contents import values
-from alignlab.figures.groups import Panel, levels
+from alignlab.figures.groups import Panel, having, levels
 from alignlab.figures.scales import limits, log_axis, step_axis
 from alignlab.figures.style import REFERENCE, Look, axis_label, bottoms, level_texts, looks, present
 
@@ -63,7 +63,7 @@ def curves(data: xr.Dataset, name: str, hue: str, layered: bool, log: bool) -> l
     recorded = np.isfinite(array.values).any(axis=tuple(range(1, array.ndim - 1)))
     found = []
     for level in levels(data, hue):
-        mine = np.ones(data.sizes["run"], bool) if hue == "layer" else data[hue].values == level
+        mine = np.ones(data.sizes["run"], bool) if hue == "layer" else having(data, hue, level)
         # A panel holds several layers only where the hue tells them apart.
         rows = (
             array.isel(layer=np.atleast_1d(data["layer"].values).tolist().index(level))

@@ -116,7 +116,7 @@ def plain(text: object) -> str:
 def level_text(level: Hashable) -> str:
     """A level as text: numbers short, long names with their middle left out so that both ends can be read."""
     if isinstance(level, float | np.floating):
-        return f"{level:g}"
+        return "(none)" if np.isnan(level) else f"{level:g}"
     text = str(level)
     if len(text) <= LONGEST_NAME:
         return plain(text) or "(none)"

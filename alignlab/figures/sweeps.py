@@ -42,7 +42,7 @@ def sweeps(
     final, status = final_values(data, outcome), _status(data)
     found = []
     for level in groups.levels(data, hue):
-        mine = data[hue].values == level
+        mine = groups.having(data, hue, level)
         lrs = np.unique(data["lr"].values[mine])
         at = [mine & (data["lr"].values == lr) for lr in lrs]
         tables = [final[here & (status == "finished") & np.isfinite(final)] for here in at]

@@ -62,6 +62,8 @@ def trends(
         contents.need_outcome(dataset, name)
     data = contents.as_runs(dataset)
     xs = [float(str(value)) for value in groups.levels(data, x)]
+    if np.isnan(xs).any():
+        raise ValueError(f"some of these runs have no {x!r} (NaN): select the others first")
     look = style.looks(groups.levels(data, hue))
     columns = [""] if col is None else [v for v in groups.levels(data, col) if v not in _EVERYWHERE] or [""]
     with style.styled():
@@ -109,7 +111,7 @@ def _panel(
     final, drawn = final_values(data, name), np.zeros(0)
     for place, (level, own) in enumerate(look.items()):
         shift = DODGE * step * (place - (len(look) - 1) / 2)
-        mine = np.isfinite(final) & (data[hue].values == level)
+        mine = np.isfinite(final) & groups.having(data, hue, level)
         at = data[x].values.astype(np.float64)
         xs = np.unique(at[mine])
         ax.plot(at[mine] + shift, final[mine], ".", color=own.color, markersize=3, alpha=0.5, label="_run")

@@ -5,6 +5,7 @@ import pytest
 from figure_reading import labels, legend, line, marks, panels, same
 
 from alignlab import figures
+from alignlab.figures import contents
 from alignlab.figures.lines import mean_and_interval
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.testing.synthetic import synthetic_runs
@@ -60,6 +61,45 @@ def test_specs_that_differ_in_more_than_the_seed_are_not_averaged(runs):
     specs = [f"hidden: [{width}]\nseed: {seed}\n" for seed, width in enumerate((32, 32, 64, 64))]
     figure = figures.learning_curves(fa.assign_coords(spec=("run", specs)))
     assert [axes.get_title(loc="left") for axes in panels(figure)] == ["hidden [32]", "hidden [64]"]
+
+
+def test_runs_that_a_study_has_read_keep_their_conditions_apart(runs):
+    """Its dataset is one of runs already: read as one again, it had no conditions, and widths were averaged."""
+    fa = runs.isel(run=runs.rule.values == "fa")
+    specs = [f"hidden: [{width}]\nlr: 0.05\n" for width in (32, 32, 64, 64)]
+    once = contents.as_runs(fa.assign_coords(spec=("run", specs)))
+    assert len(panels(figures.learning_curves(once))) == 2
+    assert len(panels(figures.learning_curves(once.isel(run=[0, 1])))) == 1
+    assert contents.as_runs(contents.as_runs(once)).attrs["differing"] == ["hidden"]
+
+
+def test_runs_without_one_learning_rate_have_a_panel_too(runs):
+    """A Recorder notes NaN where an optimizer has several; NaN equals nothing, so these runs were in no panel."""
+    rates = np.where(runs.rule.values == "fa", np.nan, runs.lr.values)
+    rates[runs.rule.values == "bp"] = 0.1
+    figure = figures.learning_curves(runs.assign_coords(lr=("run", rates)))
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == ["lr 0.05", "lr 0.1", "lr (none)"]
+    assert [labels(axes) for axes in panels(figure)] == [["sign_sync"], ["bp"], ["fa"]]
+    by_rate = figures.learning_curves(
+        runs.assign_coords(lr=("run", rates)).isel(run=runs.rule.values == "fa"), hue="lr"
+    )
+    assert legend(by_rate) == ["(none)"]
+    assert "4 runs" in by_rate._supxlabel.get_text()
+
+
+@pytest.mark.parametrize("draw", [figures.angles, figures.gains, figures.spectra, figures.aligning])
+def test_a_single_step_that_was_selected_is_drawn(runs, draw):
+    fa = runs.isel(run=runs.rule.values == "fa")
+    more = {"cloud": "fc2"} if draw is figures.aligning else {}
+    assert draw(fa.sel(step=40), **more).axes
+    assert draw(fa.sel(step=40).isel(run=0), **more).axes
+
+
+def test_a_layer_that_was_selected_is_drawn(runs):
+    fa = runs.isel(run=runs.rule.values == "fa")
+    own = fa.sel(layer="fc2").assign_coords(arm=("run", fa.rule.values))
+    assert figures.aligning(own, cloud="fc2").axes
+    assert figures.board(own, [figures.Shown("weight_angle", "fc2")]).axes
 
 
 def test_specs_that_differ_in_the_seed_alone_are(runs):
