@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "") -> Figure:
     """Left, the share of an arm's runs with ``outcome`` at ``level`` or better over training, with Wilson's 95 % interval;
-    right, the step at which each run was first there, and the median.
+    right, the step at which each run was first there, and the median of all, where at least half were.
 
     ``dataset``: several runs (data contract), all evaluated at the same steps; an arm's runs are its seeds. ``what`` says in
     words what reaching the level means. Raises ``ValueError`` if the outcome was not recorded.
@@ -48,7 +48,7 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
             ax.set(xlabel="optimizer step", xlim=(0, max(1, int(data["step"].max())) * 1.02))
         n = sorted({int(taken[arm].count()) for arm in taken})
         runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        note = f"{runs} runs an arm; bands: 95 % Wilson interval. Right: the runs that were ever there, and their median."
+        note = f"{runs} runs an arm; bands: 95 % Wilson interval. Right: the runs that were ever there; bar: the median of all."
         entries = {text: _entry(look[arm]) for arm, text in style.level_texts(look).items()}
         return style.finish(figure, groups.context(data, "arm", "layer"), entries, "arm", note)
 
@@ -82,8 +82,9 @@ def _durations(ax: Axes, taken: pd.DataFrame, look: Looks) -> None:
         reached = steps[np.isfinite(steps)]
         y = row + rng.uniform(-0.28, 0.28, len(reached))
         ax.plot(reached, y, ".", color=own.color, alpha=0.45, markersize=4, markeredgewidth=0)
-        if len(reached):
-            ax.plot([np.median(reached)] * 2, [row - 0.36, row + 0.36], color="black", linewidth=2)
+        middle = taken[arm].median()  # of all: those that never arrive are late
+        if np.isfinite(middle):
+            ax.plot([middle] * 2, [row - 0.36, row + 0.36], color="black", linewidth=2, label="_median")
     labels = [f"{int(np.isfinite(taken[arm]).sum())} of {int(taken[arm].count())}" for arm in look]
     ax.set_yticks(range(len(look)), labels)
     ax.set_ylim(len(look) - 0.5, -0.5)

@@ -1,0 +1,47 @@
+"""Reaching a level: shares of all runs with their intervals, and when each run was first there."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from figure_reading import assert_readable, marks, texts
+
+from alignlab.audit.shares import share_of
+from alignlab.figures import reaching
+
+STEPS = np.array([0, 10, 20, 30])
+ARRIVALS = {"soon": (10, 10, 20), "late": (30, 20, None), "rarely": (10, None, None)}
+
+
+def curves(arrivals):
+    rows = [(arm, seed, at) for arm, steps in arrivals.items() for seed, at in enumerate(steps)]
+    right = [[0.5 if at is None or step < at else 1.0 for step in STEPS] for _, _, at in rows]
+    coords = {name: ("run", [row[i] for row in rows]) for i, name in enumerate(("arm", "seed"))}
+    coords |= {"status": ("run", ["finished"] * len(rows)), "step": STEPS}
+    return xr.Dataset({"train_accuracy": (("run", "step"), right)}, coords)
+
+
+def test_shares_are_of_all_runs_of_the_arm_with_wilsons_interval():
+    figure = reaching(curves(ARRIVALS), "train_accuracy", 1.0)
+    left = figure.axes[0]
+    assert [line.get_ydata().tolist() for line in left.lines] == [
+        pytest.approx([0, 2 / 3, 1, 1]),
+        pytest.approx([0, 0, 1 / 3, 2 / 3]),
+        pytest.approx([0, 1 / 3, 1 / 3, 1 / 3]),
+    ]
+    band = left.collections[2].get_paths()[0].vertices[:, 1]
+    share = share_of(np.array([True, False, False]))
+    assert [band.min(), band.max()] == pytest.approx([share_of(np.zeros(3, bool)).low, share.high])
+    assert_readable(figure)
+
+
+def test_the_median_is_that_of_all_runs_so_that_arriving_rarely_is_not_arriving_soon():
+    figure = reaching(curves(ARRIVALS), "train_accuracy", 1.0)
+    right = figure.axes[1]
+    assert [float(bar.get_xdata()[0]) for bar in marks(right, "_median")] == [10, 30]  # of "rarely" none
+    assert {"3 of 3", "2 of 3", "1 of 3"} <= {text.get_text() for text in texts(figure)}
+    assert "the median of all" in figure._supxlabel.get_text().replace("\n", " ")
+
+
+def test_what_an_arm_is_has_to_be_known():
+    with pytest.raises(ValueError, match="cannot split by 'arm'"):
+        reaching(curves(ARRIVALS).drop_vars("arm"), "train_accuracy", 1.0)
