@@ -104,7 +104,7 @@ def aligning(
         _finish_lower(below, data, marked)
         clouds_of = f"layer {style.plain(cloud)}, seed {shown['seed'].item()}"
         title = f"{groups.context(data, 'layer')} · clouds: {clouds_of}, each to its scale"
-        return style.finish(figure, title, _legend(data, control, marked), "", lines.note(drawn, log=False))
+        return style.finish(figure, title, _legend(data, control, marked), "", lines.note(drawn, False, True))
 
 
 def _one_condition(data: xr.Dataset) -> None:
@@ -216,15 +216,16 @@ def _draw_losses(ax: Axes, data: xr.Dataset) -> None:
 
 
 def _draw_control(axes: list[Axes], control: xr.Dataset) -> None:
-    """The means of other runs, all layers alike, as thin lines; limits stay where they were."""
+    """The means of other runs, all layers alike, as thin lines; limits stay where they were. Of a loss they are geometric."""
     for ax, name in zip(axes, (*LAYERED, "loss"), strict=True):
         if name not in control:
             continue
         limits = ax.get_ylim()
-        table = contents.values(control, name, ("layer", "step") if name in LAYERED else ("step",)).mean(
-            "run", skipna=False
-        )
-        for row in np.atleast_2d(table.values):
+        if name in LAYERED:
+            table = contents.values(control, name, ("layer", "step")).mean("run", skipna=False).values
+        else:
+            table = lines.mean_and_interval(contents.values(control, name, ("step",)).values, log=True)[0]
+        for row in np.atleast_2d(table):
             there = np.isfinite(row)
             ax.plot(control["step"].values[there] + 1, row[there], zorder=1.2, **CONTROL)
         if name in LAYERED:

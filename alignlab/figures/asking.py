@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from alignlab.audit.crossfit import tuned
-from alignlab.figures import contents, groups, scales, style
-from alignlab.figures.sweeps import Sweep, sweeps
+from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures.sweeps import Sweep, final_values, sweeps
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,7 +40,8 @@ def questions(
     chance: float | None = None,
     note: str = "",
 ) -> Figure:
-    """The final ``outcome`` (one value a step) of each question's arms against the learning rate, on one log axis.
+    """The final ``outcome`` (one value a step) of each question's arms against the learning rate, on one log axis
+    (a linear one, with plain means, where a run ended at 0).
 
     ``dataset``: runs with the coordinates ``arm`` and ``lr``. Points are geometric means of the runs that finished, bars
     95 % t-intervals; "k of n diverged" stands beside an arm's name where some did. Rings: with ``choose`` (an outcome) the
@@ -56,7 +57,8 @@ def questions(
     lost = [repr(arm) for question in asked for arm in question.arms if arm not in known]
     if lost:
         raise ValueError(f"no run has the arm {', '.join(lost)}; there are {', '.join(map(str, known))}")
-    found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log=True)}
+    log = not (final_values(data, outcome) <= 0).any()  # an error of 0 has no place on a log axis
+    found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log)}
     shown = [found[arm] for question in asked for arm in question.arms]
     used, columns = {sweep.level for sweep in shown}, min(COLUMNS, len(asked))
     data = data.isel(run=[arm in used for arm in data["arm"].values.tolist()])
@@ -65,11 +67,12 @@ def questions(
         figure, axes = style.grid(-(-len(asked) // columns), columns, 2.75, 2.65, sharey=True)
         for ax in axes.flat[len(asked) :]:
             ax.remove()
-        bottom, top = _limits(shown, chance)
+        bottom, top = _limits(shown, chance, log)
         for ax, question in zip(axes.flat, asked, strict=False):
-            ax.set_yscale("log")
+            ax.set_yscale("log" if log else "linear")
             ax.set_ylim(bottom, top)
-            scales.log_axis(ax)
+            if log:
+                scales.log_axis(ax)
             if chance is not None:
                 ax.axhline(chance, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance")
             _draw(ax, question, found)
@@ -85,20 +88,18 @@ def questions(
             if choose
             else "best mean"
         )
-        told = (
-            f"Points: geometric mean of {runs} runs; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
-        )
+        told = f"Points: {lines.mean_name([log])} of {runs} runs; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
         title = groups.context(data, "arm", "lr", "rule", *data.attrs.get("differing", ()))
         return style.finish(figure, title, {}, "", told.strip())
 
 
-def _limits(shown: Sequence[Sweep], chance: float | None) -> tuple[float, float]:
+def _limits(shown: Sequence[Sweep], chance: float | None, log: bool) -> tuple[float, float]:
     """All means and chance, with room below for the legend; intervals may leave the frame."""
     means = np.concatenate([sweep.mean for sweep in shown])
     values = np.append(means[np.isfinite(means)], [] if chance is None else [chance])
     values = values if values.size else np.ones(1)  # all diverged: empty frames whose legends say so
-    bottom, top = scales.limits(values, np.array([]), log=True)
-    return bottom / (top / bottom) ** 0.35, top * 1.1
+    bottom, top = scales.limits(values, np.array([]), log)
+    return (bottom / (top / bottom) ** 0.35, top * 1.1) if log else (bottom - 0.35 * (top - bottom), top)
 
 
 def _chosen(data: xr.Dataset, choose: str) -> Mapping[object, set[float]]:

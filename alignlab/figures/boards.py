@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDEST = 75  # letters of a title, its formula's source included, beside which another panel's has room
 PREDICTED: dict[str, Any] = {"color": "black", "linewidth": 1.1, "linestyle": (0, (1, 1.6)), "zorder": 3}
 
 
@@ -45,7 +46,12 @@ class Shown:
     @property
     def title(self) -> str:
         words = style.axis_label(self.name, width=60)
-        return words if self.layer is None else f"layer {style.plain(self.layer)}: {words}"
+        if self.layer is None:
+            return words
+        title = f"layer {style.plain(self.layer)}: {words}"
+        return (
+            title if len(title) <= WIDEST else f"{style.broken(f'layer {style.plain(self.layer)}:')}\n{words}"
+        )
 
 
 def angle_panels(
@@ -91,7 +97,7 @@ def board(
         for ax in style.bottoms(axes):
             ax.set_xlabel("optimizer step")
             ax.tick_params(labelbottom=True)
-        note = f"{lines.note(drawn, log=False)} {remark}".strip()
+        note = f"{lines.note(drawn, *(panel.log for panel in panels))} {remark}".strip()
         title = groups.context(
             data, hue, "layer", "rule", "lr", "feedback_init", *data.attrs.get("differing", ())
         )

@@ -55,4 +55,4 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         )
         if "lr" in data.coords:
             entries |= lines.reference_entry("nominal learning rate", ":")
-        return style.finish(figure, groups.context(data, hue, col), entries, hue, lines.note(drawn, log=True))
+        return style.finish(figure, groups.context(data, hue, col), entries, hue, lines.note(drawn, True))

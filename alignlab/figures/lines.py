@@ -204,13 +204,26 @@ def reference_entry(label: str, linestyle: Any = "-") -> dict[str, Artist]:
     return {label: Line2D([], [], color=REFERENCE, linewidth=1, linestyle=linestyle)}
 
 
-def note(drawn: list[Curve], log: bool) -> str:
-    """What lines, bands and crosses stand for in this figure; empty for single runs that finished."""
+def mean_name(logs: Iterable[bool]) -> str:
+    """What means are in panels on log axes or linear ones.
+
+    >>> mean_name([True]), mean_name([True, False])
+    ('geometric mean', 'mean (geometric on log axes)')
+    """
+    kinds = set(logs)
+    return "mean (geometric on log axes)" if len(kinds) > 1 else "geometric mean" if True in kinds else "mean"
+
+
+def note(drawn: list[Curve], *logs: bool) -> str:
+    """What lines, bands and crosses stand for in this figure, in whose panels the axis is a `log` one or not.
+
+    Empty for single runs that finished.
+    """
     counts = sorted({len(curve.runs) for curve in drawn if curve.mean is not None})
     parts = []
     if counts:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        parts.append(f"Lines: {'geometric ' if log else ''}mean of {number} runs; bands: 95 % t-interval.")
+        parts.append(f"Lines: {mean_name(logs)} of {number} runs; bands: 95 % t-interval.")
     if any(curve.mean is None and len(curve.runs) > 1 for curve in drawn):
         parts.append("Thin lines: single runs.")
     if any(curve.diverged.any() for curve in drawn):

@@ -30,6 +30,7 @@ def limits(values: np.ndarray, extras: np.ndarray, log: bool) -> tuple[float, fl
     [0.7, 1412.5]
     """
     inside = values[np.isfinite(values) & ((values > 0) | (not log))].astype(np.float64)
+    inside = inside if inside.size else np.ones(1)  # nothing that this axis can show
     outside = np.concatenate([inside, extras[np.isfinite(extras) & ((extras > 0) | (not log))]])
     inside, outside = (np.log10(inside), np.log10(outside)) if log else (inside, outside)
     low, high = inside.min(), inside.max()

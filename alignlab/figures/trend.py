@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,10 +54,12 @@ def trends(
 
     ``hue`` and ``col`` are coordinates of the runs; a run whose ``col`` is empty or "none" (backprop has no feedback to
     initialise) is drawn in every column. Dots are runs, markers their mean with a 95 % t-interval, on a log axis for errors
-    and losses (then geometric), else on a linear one. A red rim: most of a point's runs have the coordinate ``on_edge`` set
-    (:func:`alignlab.audit.crossfit.tuned`). ``references`` are hollow, ``referred`` says in the legend what they are, if any.
+    and losses that are above 0 (then geometric), else on a linear one. A red rim: most of a point's runs have the coordinate
+    ``on_edge`` set (:func:`alignlab.audit.crossfit.tuned`). ``references`` are hollow, ``referred`` says in the legend what
+    they are, if any.
 
-    Raises ``ValueError`` if an outcome was not recorded, and for an unknown x, hue or col.
+    Raises ``ValueError`` if an outcome was not recorded, for an unknown x, hue or col, and where a point has two runs of one
+    seed, which differ in something else.
     """
     for name in outcomes:
         contents.need_outcome(dataset, name)
@@ -68,14 +71,16 @@ def trends(
     columns = [""] if col is None else [v for v in groups.levels(data, col) if v not in _EVERYWHERE] or [""]
     with style.styled():
         figure, axes = style.grid(len(outcomes), len(columns), 3.1, 2.4, sharex=True, sharey="row")
+        logs = []
         for row, (name, words) in zip(axes, outcomes.items(), strict=True):
             own = [reference for reference in references if reference.outcome == name]
-            ends = np.zeros(0)
+            values, ends = _values(data, name, own), np.zeros(0)
+            logs.append(name.endswith(("loss", "error")) and bool((values > 0).all()))
             for ax, level in zip(row, columns, strict=True):
                 part = data if not level or col is None else _column(data, col, level)
-                ends = np.append(ends, _panel(ax, part, x, name, hue, look, own, _step(xs)))
+                ends = np.append(ends, _panel(ax, part, x, name, hue, look, own, _step(xs), logs[-1]))
             row[0].set_ylabel(words)
-            _fit(row, data, name, own, ends)
+            _fit(row, values, ends, logs[-1])
         for ax, level in zip(axes[0], columns, strict=True):
             ax.set_title(groups.named(col, level) if col and level else "", loc="left")
         for ax in axes[-1]:
@@ -87,7 +92,7 @@ def trends(
             title,
             _legend(data, look, referred if references else ""),
             hue,
-            f"{_note(data)} {note}".strip(),
+            f"{_note(data, _counts(data, x, hue, col), logs)} {note}".strip(),
         )
 
 
@@ -100,12 +105,27 @@ def _step(xs: Sequence[float]) -> float:
     return float(np.diff(sorted(xs)).min()) if len(xs) > 1 else 1.0
 
 
-def _log(name: str) -> bool:
-    return name.endswith(("loss", "error"))
+def _values(data: xr.Dataset, name: str, references: Sequence[Reference]) -> np.ndarray:
+    """What the axis of a row has to show."""
+    final = final_values(data, name)
+    return np.concatenate([final[np.isfinite(final)], [point.value for point in references]])
+
+
+def _counts(data: xr.Dataset, x: str, hue: str, col: str | None) -> list[int]:
+    """How many runs there are in a point. Raises where one has a seed twice: another condition would be averaged over."""
+    names = [name for name in (hue, x, col) if name]
+    points = list(zip(*(data[name].values.tolist() for name in names), strict=True))
+    seeds = data["seed"].values.tolist() if "seed" in data.coords else list(range(len(points)))
+    for (point, seed), n in Counter(zip(points, seeds, strict=True)).items():
+        if n > 1:
+            where = ", ".join(f"{name} {level}" for name, level in zip(names, point, strict=True))
+            raise ValueError(f"{n} runs of {where} have seed {seed}: select one of each seed first")
+    return sorted(set(Counter(points).values()))
 
 
 def _panel(
-    ax: Axes, data: xr.Dataset, x: str, name: str, hue: str, look: Looks, references: Sequence[Reference], step: float
+    ax: Axes, data: xr.Dataset, x: str, name: str, hue: str, look: Looks, references: Sequence[Reference], step: float,
+    log: bool,
 ) -> np.ndarray:  # fmt: skip
     """One column of one row; returns the ends of its intervals."""
     final, drawn = final_values(data, name), np.zeros(0)
@@ -119,7 +139,7 @@ def _panel(
         if not tables:
             continue
         mean, low, high = np.array(
-            [[part[0] for part in lines.mean_and_interval(t[:, None], _log(name))] for t in tables]
+            [[part[0] for part in lines.mean_and_interval(t[:, None], log)] for t in tables]
         ).T
         ends, drawn = np.nan_to_num([mean - low, high - mean]), np.concatenate([drawn, low, high])
         ax.errorbar(
@@ -141,13 +161,8 @@ def _on_edge(runs: xr.Dataset) -> bool:
     return "on_edge" in runs.coords and bool(np.mean(runs["on_edge"].values) > 0.5)
 
 
-def _fit(
-    row: Sequence[Axes], data: xr.Dataset, name: str, references: Sequence[Reference], ends: np.ndarray
-) -> None:
+def _fit(row: Sequence[Axes], values: np.ndarray, ends: np.ndarray, log: bool) -> None:
     """Limits for a row that shares y: every run and reference, and the intervals within reason."""
-    final = final_values(data, name)
-    values = np.concatenate([final[np.isfinite(final)], [point.value for point in references]])
-    log = _log(name) and bool((values > 0).all())
     bottom, top = scales.limits(values, ends, log)
     for ax in row:
         ax.set_yscale("log" if log else "linear")
@@ -171,8 +186,9 @@ def _legend(data: xr.Dataset, look: Looks, referred: str) -> dict[str, Artist]:
     return entries
 
 
-def _note(data: xr.Dataset) -> str:
-    seeds = len(groups.levels(data, "seed"))
+def _note(data: xr.Dataset, counts: Sequence[int], logs: Sequence[bool]) -> str:
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     diverged = int((data["status"].values == "diverged").sum()) if "status" in data.coords else 0
     lost = f" {diverged} of {data.sizes['run']} runs diverged: shown where they ended." if diverged else ""
-    return f"Dots: single runs; markers: mean of {seeds} seeds with 95 % t-interval, set side by side to be seen.{lost}"
+    means = f"{lines.mean_name(logs)} of {n} with 95 % t-interval"
+    return f"Dots: single runs; markers: {means}, set side by side to be seen.{lost}"

@@ -93,3 +93,11 @@ def test_what_is_not_there_is_named(fa, wanted, told):
 def test_several_conditions_are_refused():
     with pytest.raises(ValueError, match="differ in rule"):
         figures.aligning(synthetic_runs(("bp", "fa"), range(2), steps=100), cloud="fc1")
+
+
+def test_losses_of_runs_and_control_are_the_same_kind_of_mean(fa, drawn):
+    """Geometric, on their log axis; the control's was arithmetic, above what it is compared with."""
+    bp = synthetic_runs(("bp",), range(3), steps=100)["loss"].dropna("step").values.astype(np.float64)
+    (control,) = marks(drawn.axes[-1], "_control")
+    np.testing.assert_allclose(control.get_ydata(), np.exp(np.log(bp).mean(axis=0)))
+    assert "mean (geometric on log axes) of 3 runs" in drawn._supxlabel.get_text().replace("\n", " ")

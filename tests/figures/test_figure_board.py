@@ -7,6 +7,7 @@ from figure_reading import assert_readable, legend, line, marks
 import alignlab as al
 from alignlab import figures
 from alignlab.figures import Shown
+from alignlab.testing.synthetic import synthetic_runs
 
 PANELS = (
     Shown("weight_angle", "fc2", log=True, reference=10.0, predicted={"fa": ([0, 50], [80.0, 40.0])}),
@@ -78,3 +79,20 @@ def test_what_is_missing_or_mixed_is_told(runs, sweep):
         figures.board(runs, [Shown("joy")], hue="rule")
     with pytest.raises(ValueError, match="rule 'bp' differ in lr"):
         figures.board(sweep, [Shown("train_loss")], hue="rule")
+
+
+def test_the_note_names_the_means_and_long_titles_have_two_lines():
+    runs = synthetic_runs(("bp", "fa"), range(3), layers=["encoder.layers.0.self_attn.out_proj", "head"])
+    runs = runs.assign_coords(arm=("run", runs.rule.values))
+    angle = Shown("gradient_angle", "encoder.layers.0.self_attn.out_proj")
+    figure = figures.board(runs, [Shown("train_loss", log=True), angle, Shown("feedback_gain", "head")])
+    assert "mean (geometric on log axes) of 3 runs" in figure._supxlabel.get_text().replace("\n", " ")
+    assert_readable(figure)
+    alone = figures.board(runs, [Shown("train_loss", log=True)])
+    assert "Lines: geometric mean of 3 runs" in alone._supxlabel.get_text().replace("\n", " ")
+
+
+def test_a_log_panel_without_a_positive_value_is_empty():
+    runs = synthetic_runs(("bp", "fa"), range(3), steps=20)
+    runs = runs.assign_coords(arm=("run", runs.rule.values))
+    assert figures.board(runs.assign(loss=0 * runs["loss"]), [Shown("loss", log=True)]).axes

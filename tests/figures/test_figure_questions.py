@@ -57,3 +57,14 @@ def test_rings_are_at_the_rates_that_the_other_seeds_choose_where_an_outcome_doe
 def test_an_arm_without_runs_is_named(arms):
     with pytest.raises(ValueError, match="no run has the arm 'fa'; there are"):
         figures.questions(arms, [figures.Question("?", {"fa": "fa"})], "validation_loss")
+
+
+def test_an_error_of_zero_has_a_plain_mean_on_a_linear_axis(arms):
+    none = arms.isel(run=(arms.rule.values == "bp") & (arms.lr.values < 0.02)).copy(deep=True)
+    last = np.isfinite(none["validation_loss"].values[0]).nonzero()[0][-1]
+    none["validation_loss"].values[:, last] = 0, 0.1, 0.2, 0.2, 0.3, 0.4
+    figure = figures.questions(none, [figures.Question("?", {"bp": "bp"})], "validation_loss")
+    (axes,) = panels(figure)
+    assert sorted(line(axes, "bp").get_ydata()) == pytest.approx([0.1, 0.3])
+    assert axes.get_yscale() == "linear"
+    assert "Points: mean of 3 runs" in figure._supxlabel.get_text()

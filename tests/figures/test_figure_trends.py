@@ -23,6 +23,7 @@ RUNS = xr.Dataset(
     },
     {name: ("run", [row[i] for row in ROWS]) for i, name in enumerate(NAMES)} | {"step": [0, 10]},
 )
+ONE = RUNS.isel(run=RUNS.feedback_init.values != "b")  # a condition a rule
 OUTCOMES = {"test_error": "test error [%]", "angle": "angle [°]"}
 
 
@@ -70,23 +71,23 @@ def test_what_a_source_reported_becomes_references_and_none_has_no_legend():
         (found, True),
         (reported("nokland2016", "test_error", 7, task="fashion_mnist", **where), False),
     ):
-        figure = trends(RUNS, "depth", OUTCOMES, references=references, referred="theirs")
+        figure = trends(ONE, "depth", OUTCOMES, references=references, referred="theirs")
         assert ("theirs" in legend(figure)) is told
 
 
 def test_a_point_mostly_at_the_grids_edge_has_a_rim():
-    edge = [rule == "fa" and depth == 3 and seed > 0 for rule, _, depth, seed in ROWS]
-    figure = trends(RUNS.assign_coords(on_edge=("run", edge)), "depth", {"angle": "angle"})
+    edge = (ONE.rule.values == "fa") & (ONE.depth.values == 3) & (ONE.seed.values > 0)
+    figure = trends(ONE.assign_coords(on_edge=("run", edge)), "depth", {"angle": "angle"})
     rims = [len(mark.get_xdata()) for mark in marks(figure.axes[0], "_edge")]
     assert rims == [0, 1]
     assert "best learning rate on\nthe grid's edge" in legend(figure)
-    assert not any("edge" in text for text in legend(trends(RUNS, "depth", {"angle": "angle"})))
+    assert not any("edge" in text for text in legend(trends(ONE, "depth", {"angle": "angle"})))
 
 
 def test_diverged_runs_are_counted():
-    status = ["diverged"] + ["finished"] * (len(ROWS) - 1)
-    figure = trends(RUNS.assign_coords(status=("run", status)), "depth", OUTCOMES)
-    assert f"1 of {len(ROWS)} runs diverged" in " ".join(figure._supxlabel.get_text().split())
+    status = ["diverged"] + ["finished"] * (ONE.sizes["run"] - 1)
+    figure = trends(ONE.assign_coords(status=("run", status)), "depth", OUTCOMES)
+    assert f"1 of {ONE.sizes['run']} runs diverged" in " ".join(figure._supxlabel.get_text().split())
 
 
 def test_what_is_missing_is_named():
@@ -94,3 +95,25 @@ def test_what_is_missing_is_named():
         trends(RUNS, "depth", {"loss": "loss"})
     with pytest.raises(ValueError, match="cannot split by 'width'"):
         trends(RUNS, "width", OUTCOMES)
+
+
+def test_an_error_of_zero_has_a_plain_mean_on_a_linear_axis():
+    """The geometric mean of 0, 10 and 20 is 0: a marker under the runs, without an interval."""
+    none = RUNS.isel(run=[0, 1, 2]).copy(deep=True)
+    none["test_error"].values[:, -1] = 0, 10, 20
+    figure = trends(none, "depth", {"test_error": "test error [%]"})
+    assert line_of(figure.axes[0], "bp") == pytest.approx([10])
+    assert figure.axes[0].get_yscale() == "linear"
+    assert "markers: mean of 3 with" in figure._supxlabel.get_text()
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_one_point():
+    twice = xr.concat([RUNS.assign_coords(lr=("run", [lr] * RUNS.sizes["run"])) for lr in (0.1, 0.3)], "run")
+    with pytest.raises(ValueError, match="2 runs of rule bp, depth 1, feedback_init  have seed 0"):
+        trends(twice, "depth", OUTCOMES, col="feedback_init")
+
+
+def test_the_note_counts_the_runs_of_a_point_and_names_the_means():
+    figure = trends(RUNS.isel(run=slice(1, None)), "depth", OUTCOMES, col="feedback_init")
+    note = figure._supxlabel.get_text().replace("\n", " ")
+    assert "mean (geometric on log axes) of 2 to 3 with" in note
