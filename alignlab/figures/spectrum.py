@@ -68,7 +68,9 @@ def spectra(
         _colour_bar(figure, used, len(axes), colours, shown)
         most = max(panel.data.sizes["run"] for panel in panels)
         note = f"Each panel shows the eigenvalues of up to {most} runs together." if most > 1 else ""
-        return style.finish(figure, title, _legend(data), "", note)
+        finished = style.finish(figure, title, _legend(data), "", note)
+        finished.draw_without_rendering()  # square panels shrink, and their labels with them: laid out again when drawn
+        return finished
 
 
 def _draw_panel(axes: Axes, panel: groups.Panel, colours: np.ndarray) -> None:

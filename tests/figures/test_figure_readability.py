@@ -47,6 +47,19 @@ def long_labels():
     return audit.assign_coords(label=("contrast", words))
 
 
+def two_eigenvalues():
+    """A single panel whose tick labels change as it is made square."""
+    run = synthetic_run("sign_sync", layers=["3"], steps=1, lr=300.0, task="xor", arm="treatment").isel(
+        mode=[0, 1]
+    )
+    changed = run.copy(deep=True)
+    for name, values in (("spectrum_real", (1.4488673, 0.0)), ("spectrum_imag", (0.0, 0.0))):
+        changed[name].values[:] = values
+    for name, value in (("symmetric_min", -0.00112183), ("symmetric_max", 1.4499892)):
+        changed[name].values[:] = value
+    return changed
+
+
 def alike():
     """Names that differ in the middle alone."""
     return synthetic_run(
@@ -89,6 +102,7 @@ FIGURES = {
     "spectra with names alike at both ends": lambda: figures.spectra(alike()),
     "spectra of rules": lambda: figures.spectra(six_layers(), layer=LONG[1]),
     "spectra of backprop": lambda: figures.spectra(synthetic_run("bp")),
+    "spectra of two eigenvalues": lambda: figures.spectra(two_eigenvalues()),
     "spectra at one step": lambda: figures.spectra(one_step()),
     "learning curves of many rules": lambda: figures.learning_curves(many_rules()),
     "learning curves in panels": lambda: figures.learning_curves(wide_sweep()),
