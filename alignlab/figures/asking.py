@@ -1,4 +1,5 @@
 """Several questions in one figure: a panel each, with the final outcome of a few arms against the learning rate.
+An arm looks the same in all of them.
 
 A comparison at one learning rate answers how well that rate suits each arm; a panel shows at a glance where the answer
 depends on it.
@@ -6,7 +7,7 @@ depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    Looks = Mapping[Hashable, style.Look]
 
 COLUMNS = 4
 
@@ -61,6 +64,9 @@ def questions(
     found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log)}
     shown = [found[arm] for question in asked for arm in question.arms]
     used, columns = {sweep.level for sweep in shown}, min(COLUMNS, len(asked))
+    look = style.looks(
+        list(dict.fromkeys(arm for question in asked for arm in question.arms))
+    )  # in all panels
     data = data.isel(run=[arm in used for arm in data["arm"].values.tolist()])
     rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
@@ -75,8 +81,8 @@ def questions(
                 scales.log_axis(ax)
             if chance is not None:
                 ax.axhline(chance, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance")
-            _draw(ax, question, found)
-            _ring(ax, question, found, rings)
+            _draw(ax, question, found, look)
+            _ring(ax, question, found, rings, look)
         for ax in style.bottoms(axes):
             ax.set_xlabel("learning rate")
         for ax in axes[:, 0]:
@@ -115,16 +121,20 @@ def _best(shown: Sequence[Sweep]) -> Mapping[object, set[float]]:
 
 
 def _ring(
-    ax: Axes, question: Question, found: Mapping[object, Sweep], rings: Mapping[object, set[float]]
+    ax: Axes,
+    question: Question,
+    found: Mapping[object, Sweep],
+    rings: Mapping[object, set[float]],
+    look: Looks,
 ) -> None:
-    for arm, own in style.looks(list(question.arms)).items():
+    for arm in question.arms:
+        own = look[arm]
         for lr, mean in zip(found[arm].lrs, found[arm].mean, strict=True):
             if lr in rings[arm]:
                 ax.plot(lr, mean, "o", color=own.color, markerfacecolor="none", markersize=10, label="_best")
 
 
-def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep]) -> None:
-    look = style.looks(list(question.arms))
+def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep], look: Looks) -> None:
     entries: dict[str, Any] = {}
     for arm, name in question.arms.items():
         sweep, own = found[arm], look[arm]

@@ -55,4 +55,7 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         )
         if "lr" in data.coords:
             entries |= lines.reference_entry("nominal learning rate", ":")
-        return style.finish(figure, groups.context(data, hue, col), entries, hue, lines.note(drawn, True))
+        silent = int((data["feedback_gain"].values <= 0).sum())
+        unseen = f"{silent} values are 0 and not on these log axes." if silent else ""
+        note = f"{lines.note(drawn, True)} {unseen}".strip()
+        return style.finish(figure, groups.context(data, hue, col), entries, hue, note)

@@ -64,11 +64,15 @@ def test_constant_gain_is_not_blown_up_to_noise():
     assert high / low >= 4
 
 
-def test_a_gain_of_zero_is_left_out_of_the_log_axis(run):
+def test_a_gain_of_zero_is_left_out_of_the_log_axis_and_said(run):
     silent = run.copy(deep=True)
     silent["feedback_gain"].values[:, 0] = 0
-    left, _ = panels(figures.gains(silent))
+    figure = figures.gains(silent)
+    left, _ = panels(figure)
     assert labels(left) == ["fc2", "fc3"]
+    note = figure._supxlabel.get_text().replace("\n", " ")
+    assert f"{silent.sizes['step']} values are 0 and not on these log axes" in note
+    assert figures.gains(run)._supxlabel is None
 
 
 @pytest.mark.parametrize("name", ["feedback_gain", "effective_lr"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from figure_reading import line, marks, panels
+from figure_reading import labels, line, marks, panels
 
 from alignlab import figures
 from alignlab.figures.lines import mean_and_interval
@@ -68,3 +68,12 @@ def test_an_error_of_zero_has_a_plain_mean_on_a_linear_axis(arms):
     assert sorted(line(axes, "bp").get_ydata()) == pytest.approx([0.1, 0.3])
     assert axes.get_yscale() == "linear"
     assert "Points: mean of 3 runs" in figure._supxlabel.get_text()
+
+
+def test_an_arm_looks_the_same_in_all_panels(arms):
+    first, second = panels(figures.questions(arms, ASKED, "validation_loss"))
+    (lone,) = [label for label in labels(second) if label.startswith("signs")]
+    assert line(first, lone).get_color() == line(second, lone).get_color()
+    assert line(first, lone).get_marker() == line(second, lone).get_marker()
+    rings = [{ring.get_color() for ring in marks(axes, "_best")} for axes in (first, second)]
+    assert rings[1] == {line(second, lone).get_color()} < rings[0]
