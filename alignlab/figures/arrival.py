@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "") -> Figure:
     """Left, the share of an arm's runs with ``outcome`` at ``level`` or better over training, with Wilson's 95 % interval;
-    right, the step at which each run was first there, and the median of all, where at least half were.
+    right, the step at which each run was first there, and the median of all, where more than half were.
 
     ``dataset``: several runs (data contract), all evaluated at the same steps; an arm's runs are its seeds. ``what`` says in
     words what reaching the level means. Raises ``ValueError`` if the outcome was not recorded.

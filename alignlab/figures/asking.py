@@ -148,10 +148,7 @@ def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep], look: Loo
         drawn.lines[0].set_label(label)
         entries[style.plain(label)] = drawn
     lrs = np.unique(np.concatenate([found[arm].lrs for arm in question.arms]))
-    ax.set_xscale("log")
-    ax.set_xlim(*scales.limits(lrs, np.array([]), log=True))
-    ax.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
-    ax.set_xticks([], minor=True)
+    scales.lr_axis(ax, lrs, most=7)
     ax.set_title(style.plain(question.title), loc="left", fontsize=8.5)
     ax.legend(
         list(entries.values()),

@@ -57,3 +57,13 @@ def log_axis(axes: Axes, which: str = "y") -> None:
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:g}") if plain else LogFormatterSciNotation()
     )
+
+
+def lr_axis(axes: Axes, lrs: np.ndarray, most: int) -> None:
+    """A log axis with its ticks at the learning rates of the grid, while these are `most` or fewer."""
+    axes.set_xscale("log")
+    axes.set_xlim(*limits(lrs, np.array([]), log=True))
+    log_axis(axes, "x")
+    if len(lrs) <= most:
+        axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        axes.set_xticks([], minor=True)

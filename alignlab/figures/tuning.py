@@ -94,7 +94,7 @@ def _fit(axes: list[Axes], every: list[Sweep], log: bool, ceiling: float) -> Non
     top = max(min(top, ceiling), means[shown].max())
     lrs = np.unique(np.concatenate([sweep.lrs for sweep in every]))  # panels share both axes
     for ax in axes:
-        _lr_axis(ax, lrs)
+        scales.lr_axis(ax, lrs, most=6)
         ax.set_yscale("log" if log else "linear")
         ax.set_ylim(bottom / (top / bottom) ** 0.15 if log else bottom - 0.15 * (top - bottom), top)
         if log:
@@ -115,16 +115,6 @@ def _draw_panel(
         line.lines[0].set_label(style.level_text(sweep.level))
     _draw_optima(axes, found, look)
     _draw_diverged(axes, [sweep for sweep in found if sweep.diverged.any()], look)
-
-
-def _lr_axis(axes: Axes, lrs: np.ndarray) -> None:
-    """A log axis with its ticks at the learning rates of the grid, while these are few."""
-    axes.set_xscale("log")
-    axes.set_xlim(*scales.limits(lrs, np.array([]), log=True))
-    scales.log_axis(axes, "x")
-    if len(lrs) <= 6:
-        axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
-        axes.set_xticks([], minor=True)
 
 
 def _draw_optima(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look]) -> None:

@@ -1,11 +1,14 @@
 """Questions: a panel each, arms against the learning rate."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from figure_reading import labels, line, marks, panels
 
 from alignlab import figures
 from alignlab.figures.lines import mean_and_interval
+from alignlab.testing.synthetic import synthetic_runs
 
 ASKED = [
     figures.Question("first", {"bp": "backprop", "sign_sync": "signs"}),
@@ -77,3 +80,19 @@ def test_an_arm_looks_the_same_in_all_panels(arms):
     assert line(first, lone).get_marker() == line(second, lone).get_marker()
     rings = [{ring.get_color() for ring in marks(axes, "_best")} for axes in (first, second)]
     assert rings[1] == {line(second, lone).get_color()} < rings[0]
+
+
+@pytest.mark.parametrize("rates", [4, 12])
+def test_the_rates_of_a_long_grid_do_not_run_into_each_other(rates):
+    runs = synthetic_runs(
+        ("bp",), range(2), [float(f"{lr:.2g}") for lr in np.geomspace(1e-4, 1, rates)], steps=20
+    )
+    arms = runs.assign_coords(arm=("run", runs.rule.values))
+    figure = figures.questions(arms, [figures.Question("?", {"bp": "bp"})], "validation_loss")
+    figure.canvas.draw()
+    (axes,) = panels(figure)
+    low, high = axes.get_xlim()
+    ticks = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [label.get_window_extent() for label in ticks]
+    assert len(boxes) >= 3
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
