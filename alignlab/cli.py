@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def run(
                 run_cell(made, folder / "store", name, progress=notify)
             except RuntimeError as error:  # ifa meets pooling, a module that no rule takes
                 raise SweepError(f"{spec}: {error}") from error
-    made.to_yaml(folder / "spec.yaml")
+    write(folder / "spec.yaml", made.to_yaml())
     finished = segments.read(name)
     for quantity in ("train_loss", "validation_loss", "test_loss", "test_accuracy"):
         if quantity in finished:
@@ -224,7 +225,13 @@ def data_path(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
 
 
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="A data set.")], out: Out = None) -> None:
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where to; by default where alignlab looks for it.", show_default=False),
+    ] = None,
+) -> None:
     """Download a data set, checked, from the public mirrors.
 
     Example: alignlab data fetch fashion_mnist
@@ -236,6 +243,9 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A data set.")], out: Ou
 
 def main() -> None:
     """The entry point: turns every expected error into one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every console has the signs of a table
     if sys.argv[1:] in ([], ["data"]):
         sys.argv.append("--help")
     atexit.register(
@@ -252,7 +262,7 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # typer's own complaints about the command line
         if usage is None and not _expected(error):
             raise
-        sys.exit(_fail(str(error) if usage is None else usage()))
+        sys.exit(_fail(_told(error) if usage is None else usage()))
     if code == 130:  # typer makes an exit of Ctrl-C
         typer.echo("\nstopped; what was finished is stored, the same command goes on from there", err=True)
     sys.exit(code if isinstance(code, int) else 0)
@@ -261,6 +271,15 @@ def main() -> None:
 def _fail(message: str) -> int:
     typer.echo(f"alignlab: error: {' '.join(message.split())}", err=True)
     return 2
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; of a file that the system refused also what to do."""
+    from alignlab.store.atomic import cannot_write
+
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(cannot_write(Path(error.filename), error))
+    return str(error)
 
 
 def _expected(error: BaseException) -> bool:

@@ -64,6 +64,8 @@ def _saved(figures: Mapping[str, Figure], folder: Path) -> dict[str, bytes]:
 
 def make_room(folder: Path, *files: str) -> None:
     """Whatever will be written has a place: found out before the work, not after it."""
+    from alignlab.store.atomic import make_folder
+
     figures = folder / "figures"
     if figures.exists() and not figures.is_dir():
         raise FileExistsError(
@@ -74,7 +76,7 @@ def make_room(folder: Path, *files: str) -> None:
             raise IsADirectoryError(
                 f"{folder / name} is a folder where a file is to be: move it away, or choose another --out"
             )
-    figures.mkdir(parents=True, exist_ok=True)
+    make_folder(figures)
 
 
 def write_result(result: AuditResult, folder: Path) -> None:
@@ -89,10 +91,15 @@ def write_result(result: AuditResult, folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    """Replace a file as a whole, or leave it as it was."""
+    from alignlab.store.atomic import cannot_write, temporary_name
+
+    try:
+        with temporary_name(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")  # a locale may lack the signs of a table
+            unfinished.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def summary(result: AuditResult) -> str:

@@ -3,17 +3,20 @@
 import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
-from alignlab import cli
-from alignlab.store import Segments
+from alignlab import cli, output
+from alignlab.store import Segments, StoreError
 from alignlab.testing.synthetic import synthetic_run
 from alignlab.training import cells
 
@@ -167,6 +170,12 @@ BAD = [
     (["run", {**SPEC, "task": "minst"}], "mnist"),
     (["run", SPEC, "--out", "/proc/nothing/here"], "/proc/nothing"),
     (["run", SPEC, "--seed", "-1"], "--seed"),
+    (["run", SPEC, "--out", "1.yaml"], "1.yaml/figures: Not a directory; a file lies in the way"),
+    (["run", {**SPEC, "steps": 10**30}], "steps is 1000000"),
+    (["run", {**SPEC, "hidden": [10**30]}], "hidden is [1000000"),
+    (["run", {**SPEC, "evaluations": 10**14}], "evaluations is 1000000"),
+    (["run", {**SPEC, "record_log": 10**14}], "record_log is 1000000"),
+    (["audit", {**CLAIM, "seeds": 10**17}], "seeds is 1000000"),
     (["audit", "sign_sink"], "sign_sync"),
     (["audit", "nowhere.yaml"], "nowhere.yaml"),
     (["audit", {**CLAIM, "smallest_effect": 0}], "smallest_effect"),
@@ -232,6 +241,38 @@ def test_run_trains_on_one_thread_like_every_cell_of_its_name(spec, tmp_path, mo
     finally:
         torch.set_num_threads(before)
     assert seen == [1]
+
+
+def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
+    def full(path, text, encoding):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "spec.yaml").write_text("old")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match=r"spec\.yaml: No space left on device; free some space"):
+        output.write(tmp_path / "spec.yaml", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_full_disk_names_the_figure_and_the_way_out(spec, tmp_path, monkeypatch, capsys):
+    def full(figure, file, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    assert run(["run", spec, "--out", tmp_path / "out"], monkeypatch) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"cannot write \S+/figures/\w+\.png: No space left on device; free some space", error)
+
+
+@pytest.mark.parametrize("stdout", ["utf-8", "cp1252"])
+def test_a_table_is_told_whatever_the_console_can_show(claim, tmp_path, stdout):
+    plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": stdout}
+    command = [sys.executable, "-m", "alignlab.cli", "audit", str(claim), "--workers", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **plain}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "placebo" in done.stdout.decode(stdout)
+    assert "✓" in (tmp_path / "out" / "claim" / "table.txt").read_text(encoding="utf-8")
 
 
 def test_a_place_that_is_taken_is_found_before_the_work(spec, claim, tmp_path, monkeypatch, capsys):

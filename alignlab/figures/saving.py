@@ -28,6 +28,7 @@ def save(
 
     Raises:
         ValueError: for a format that matplotlib cannot write.
+        OSError: where a file cannot be written; it names the file.
     """
     import matplotlib
 
@@ -42,7 +43,10 @@ def save(
     with matplotlib.rc_context(RC):
         try:
             for path, suffix in zip(paths, formats, strict=True):
-                _write(figure, path, suffix)
+                try:
+                    _write(figure, path, suffix)
+                except OSError as error:  # of a full disk it says no more than that
+                    raise OSError(error.errno, error.strerror, str(path)) from error
                 figure.set_layout_engine("none")  # laid out once: as long as a drawing, and formats are alike
         finally:
             figure.set_layout_engine(layout)
