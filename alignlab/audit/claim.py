@@ -20,6 +20,7 @@ from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
 OUTCOMES = tuple(
     f"{split}_{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")
 )
+MOST_SEEDS = 10**6
 CONTROLS = ("magnitude", "tuning", "placebo")  # of a claim that names none
 KNOWN_CONTROLS = (*CONTROLS, "spike_in")
 
@@ -67,6 +68,8 @@ class Claim(SpecModel):
     @classmethod
     def _seeds_from_any_sequence(cls, seeds: Any) -> Any:
         if isinstance(seeds, int) and not isinstance(seeds, bool):
+            if seeds > MOST_SEEDS:
+                raise ValueError(f"expected at most {MOST_SEEDS}, or a list of seeds")
             return tuple(range(seeds))
         return tuple(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str | bytes) else seeds
 

@@ -31,6 +31,9 @@ from alignlab.training import tasks
 STREAMS = ("init", "order", "feedback", "noise")
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+MOST = 10**9  # of anything that is counted: more than a machine has room or time for
+LOOKS = 10**6
+SHOWN = 200  # characters of a wrong value
 LARGEST = 3.4e38  # float32 ends there, and PyTorch's optimizers raise at a number beyond
 ADAMS_LARGEST = 3e37  # it divides the learning rate by 0.1 in its first step
 
@@ -107,20 +110,20 @@ class RunSpec(SpecModel):
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, le=MOST)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = Field(default=False, strict=True)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=MOST)
     sampling: Literal["epochs", "replacement"] = "epochs"
-    steps: int = Field(default=500, ge=1)
-    evaluations: int = Field(default=6, ge=2)
+    steps: int = Field(default=500, ge=1, le=MOST)
+    evaluations: int = Field(default=6, ge=2, le=LOOKS)
     splits: tuple[SplitName, ...] = Field(default=SPLITS, min_length=1)
     spacing: Literal["even", "geometric"] = "even"
-    record_every: int = Field(default=25, ge=0)
-    record_log: int = Field(default=0, ge=0)
-    spectra_every: int = Field(default=4, ge=0)
+    record_every: int = Field(default=25, ge=0, le=MOST)
+    record_log: int = Field(default=0, ge=0, le=LOOKS)
+    spectra_every: int = Field(default=4, ge=0, le=MOST)
     graft: Graft | None = None
     order: int = Field(default=0, ge=0, lt=2**63)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -156,6 +159,8 @@ class RunSpec(SpecModel):
     def _widths_are_positive(cls, hidden: tuple[int, ...]) -> tuple[int, ...]:
         if any(width < 1 for width in hidden):
             raise ValueError("every hidden layer needs at least one unit")
+        if any(width > MOST for width in hidden):
+            raise ValueError(f"expected at most {MOST} units")
         return hidden
 
     @field_validator("splits")
@@ -268,8 +273,11 @@ def _complaint(kind: type[BaseModel], fault: Any) -> str:
         return f"{place} is missing"
     if fault["type"] == "extra_forbidden":
         return _unknown_key(_owner(kind, fault["loc"]), place)
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{place} is {fault['input']!r}: {message}" if place else message
+    message: str = fault["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    given = " ".join(repr(fault["input"]).split())  # a whole module or data set, handed over for a name
+    return f"{place} is {given if len(given) <= SHOWN else given[:SHOWN] + '…'}: {message}"
 
 
 def _unknown_key(kind: type[BaseModel], place: str) -> str:
@@ -314,6 +322,8 @@ def read_yaml(source: str | Path) -> dict[str, Any]:
         raise SpecError(f"{where}: cannot be read ({error.strerror}), expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SpecError(f"{where}: too many brackets within each other") from None
     if isinstance(found, str) and isinstance(source, str):
         return read_yaml(Path(source))
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):

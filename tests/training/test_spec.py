@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pydantic import ValidationError
 
@@ -329,3 +330,13 @@ def test_streams_stay_what_they_are_from_one_version_to_the_next() -> None:
 def test_an_unknown_stream_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'dropout'.*init, order, feedback, noise"):
         RunSpec().stream("dropout")
+
+
+def test_a_wrong_value_however_large_is_told_in_a_short_line() -> None:
+    for field in ("task", "model"):
+        with pytest.raises(SpecError, match=f"^{field} is ") as told:
+            RunSpec(**{field: torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(99)))})
+        assert "\n" not in str(told.value)
+        assert len(str(told.value)) < 300
+    with pytest.raises(SpecError, match="too many brackets"):
+        RunSpec.from_yaml("a: " + "[" * 9999)
