@@ -39,17 +39,28 @@ def audit(
     ``workers``: how many processes, of one thread each; or a dask scheduler's address, or a ``distributed.Client``, see
     :class:`alignlab.training.workers.Workers`. ``phase``: called as ``phase(what, n)`` for progress, see :class:`Bench`.
     """
+    if not isinstance(claim, Claim):
+        raise SpecError(f"expected a Claim, not {type(claim).__name__}: make one by Claim(statement=…)")
     claim = claim.model_copy(
         deep=True
     )  # what is hashed is what runs, whatever happens to its dicts meanwhile
     store = Path("runs") / f"audit-{claim.digest()}" if store is None else Path(store)
-    chosen = [ALL[name]() for name in claim.controls] if controls is None else list(controls)
+    chosen = [ALL[name]() for name in claim.controls] if controls is None else _controls(controls)
     if claim.outcome.endswith("accuracy") and not tasks.load(claim.task).has_accuracy:
         raise SpecError(f"outcome is {claim.outcome}, but the task {claim.task} has no classes: take a loss")
     for control in chosen:
         control.check(claim)
     with Bench(claim, store, workers=workers, phase=phase) as bench:
         return _audited(bench, chosen)
+
+
+def _controls(given: Sequence[Control]) -> list[Control]:
+    wrong = [given] if isinstance(given, Control | str) else [c for c in given if not isinstance(c, Control)]
+    if wrong:
+        raise SpecError(
+            f"controls has {wrong[0]!r:.80}: expected a list of instances, as in [controls.Magnitude(), controls.Placebo()]"
+        )
+    return list(given)
 
 
 def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:

@@ -92,3 +92,16 @@ def test_a_claim_of_nothing_is_not_reproduced(tmp_path):
     claim = CLAIM.model_copy(update={"treatment": al.Arm(rule="bp", name="backprop again")})
     verdict = al.audit(claim, [al.controls.Placebo()], store=tmp_path / "store").verdict
     assert verdict.kind == "not_reproduced"
+
+
+@pytest.mark.parametrize(
+    "wrong", [["placebo"], "placebo", [al.controls.Placebo], al.controls.Placebo()], ids=str
+)
+def test_controls_are_a_list_of_instances(result, store, wrong):
+    with pytest.raises(al.training.SpecError, match=r"controls has .*expected a list of instances"):
+        al.audit(result.claim, controls=wrong, store=store)
+
+
+def test_what_is_no_claim_is_refused(store):
+    with pytest.raises(al.training.SpecError, match="expected a Claim, not dict"):
+        al.audit({"statement": "fa beats bp"}, store=store)
