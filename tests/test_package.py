@@ -1,8 +1,10 @@
 """The package as a whole: light to import, its public face complete, its house in order."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import alignlab as al
@@ -75,3 +77,14 @@ def test_analyses_are_gallery_short():
         text = path.read_text()
         beyond = len(text.splitlines()) - len(ast.get_docstring(ast.parse(text), clean=False).splitlines())
         assert beyond <= 60, path
+
+
+def test_everything_that_is_required_is_imported():
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    code = "\n".join(path.read_text() for path in (ROOT / "alignlab").rglob("*.py"))
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
+    names = {re.match("[a-z0-9]+", line)[0] for line in required}
+    assert names - imported == {
+        "h5netcdf",
+        "pyyaml",
+    }  # whoever opens a segment by xarray needs the one; the other is yaml
