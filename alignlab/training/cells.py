@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from alignlab.measures.iterative import one_thread
+from alignlab.rules import make_rules
 from alignlab.store import Segments, StoreError
 from alignlab.store.claims import Claims, claim_file
 from alignlab.training.arguments import ALONE
@@ -111,10 +112,19 @@ def _taken(spec: RunSpec, name: str, job: Job, claims: Claims) -> Outcome | None
     if found:
         return found
     if cell_name(spec) != name:
-        return Outcome("failed", "its spec or its data changed after the sweep began")
+        return Outcome("failed", _why_another(spec))
     if not claims.take(name):
         return Outcome("busy")
     return stored(job, name)  # by another before its claim ended
+
+
+def _why_another(spec: RunSpec) -> str:
+    """Why a spec has another name here than where the sweep began."""
+    try:
+        make_rules(spec.rule, **spec.rule_args)
+    except ValueError as error:
+        return f"{error}; put a rule of your own into RULES where workers do too: in a module imported at the script's top"
+    return "its spec or its data changed after the sweep began, or the file of a rule of its own"
 
 
 def stored(job: Job, name: str) -> Outcome | None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 
+from alignlab.rules import RULES, Rule
 from alignlab.store import Segments, StoreError, atomic
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, train
@@ -162,7 +163,8 @@ def test_a_spec_that_changed_after_it_was_named_is_not_stored(tmp_path: Path) ->
 def test_a_job_whose_data_changed_on_the_way_is_not_stored(store: Path) -> None:
     own = job(store)
     first, *others = run_job(replace(own, names=("another", *own.names[1:])))
-    assert first == Outcome("failed", "its spec or its data changed after the sweep began")
+    assert first.state == "failed"
+    assert first.reason.startswith("its spec or its data changed after the sweep began")
     assert others == [DONE] * 3
 
 
@@ -186,3 +188,20 @@ def test_a_cell_that_holds_another_run_is_told_by_who_reads_it(tmp_path: Path) -
         StoreError, match=f"{cell_name(CELLS[1])}.nc holds a run of another spec .* fa lr=0.05 seed=1"
     ):
         bench.values(CELLS)
+
+
+class Own(Rule):
+    """A rule that the caller has put into RULES, and a worker has not."""
+
+    name = "own"
+
+
+def test_a_rule_that_a_worker_does_not_know_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as caller:
+        caller.setitem(RULES, "own", Own)
+        spec = BASE.changed(rule="own")
+        asked = Job((spec,), (cell_name(spec),), store, code_hash(), "mark")
+    (outcome,) = run_job(asked)
+    assert outcome.state == "failed"
+    assert "unknown rule 'own'" in outcome.reason
+    assert "put a rule of your own into RULES where workers do too" in outcome.reason
