@@ -62,10 +62,11 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
     from alignlab.figures import run_figures
     from alignlab.figures.contents import as_runs
 
-    many = as_runs(runs)
+    many, refused = as_runs(runs), dict[str, str]()
     names = [name for name in ("task", "rule", "lr", "seed", "status", "last_step") if name in many.coords]
     return _page(
-        _drawn(run_figures(runs)) if pictures is None else pictures,
+        _drawn(run_figures(runs, refused)) if pictures is None else pictures,
+        refused=refused,
         title=_title(many),
         kind="run" if many.sizes["run"] == 1 else f"{many.sizes['run']} runs",
         asked=[(name.replace("_", " "), _told(many[name].values)) for name in names],
@@ -83,7 +84,13 @@ def _page(pictures: Mapping[str, bytes], **content: Any) -> str:
         name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in pictures.items()
     }
     template = Environment(autoescape=True, trim_blocks=True).from_string(text)
-    return template.render(captions=CAPTIONS, pictures=images, **content)
+    return template.render(captions={name: _caption(name) for name in images}, pictures=images, **content)
+
+
+def _caption(name: str) -> str:
+    if name.startswith("learning_curves_"):
+        return f"{name.removeprefix('learning_curves_').replace('_', ' ').capitalize()} over training."
+    return CAPTIONS.get(name, name)
 
 
 def _drawn(figures: Mapping[str, Figure]) -> dict[str, bytes]:

@@ -124,6 +124,12 @@ def test_a_page_of_one_run_draws_what_it_holds():
     assert "alignlab · run" in page.text
 
 
+def test_a_page_says_what_could_not_be_drawn():
+    page = Page(run_page(synthetic_run(steps=20, layers=45)))
+    assert "No spectra:" in page.text
+    assert "Train loss over training." in page.text
+
+
 def test_a_page_of_very_many_runs_shows_the_first_and_says_so():
     one = synthetic_run(steps=5)
     many = xr.concat([one.assign_coords(seed=seed) for seed in range(60)], "run")
