@@ -95,7 +95,9 @@ def test_a_claim_of_nothing_is_not_reproduced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["placebo"], "placebo", [al.controls.Placebo], al.controls.Placebo()], ids=str
+    "wrong",
+    [["placebo"], "placebo", [al.controls.Placebo], al.controls.Placebo()],
+    ids=["names", "a name", "classes", "an instance"],
 )
 def test_controls_are_a_list_of_instances(result, store, wrong):
     with pytest.raises(al.training.SpecError, match=r"controls has .*expected a list of instances"):
