@@ -137,10 +137,11 @@ def tabulated(evaluations: Evaluations, clipped: Sequence[bool] | None = None) -
     if clipped is not None:
         shares = [float(np.mean(clipped[a:b])) for a, b in pairwise(steps)]
         columns["clip_fraction"] = [np.nan, *shares]
-    table = {
-        name: ("step", np.asarray(column, np.float32), QUANTITIES[name].attrs())
-        for name, column in columns.items()
-    }
+    with np.errstate(over="ignore"):  # a loss that left float32 is infinite there
+        table = {
+            name: ("step", np.asarray(column, np.float32), QUANTITIES[name].attrs())
+            for name, column in columns.items()
+        }
     return xr.Dataset(table, {"step": np.asarray(steps, np.int64)})
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, l1_loss
 
 from alignlab.training import SpecError, Task, tasks
-from alignlab.training.evaluation import FEW, losses_of_runs, sample_losses, scores, scores_of_runs
+from alignlab.training.evaluation import FEW, losses_of_runs, sample_losses, scores, scores_of_runs, tabulated
 from alignlab.training.tasks import Loss, absolute_error, half_squared_error
 
 
@@ -82,3 +84,10 @@ def test_outputs_with_positions_are_those_of_each_run_too() -> None:
     targets = torch.randint(3, (2, 4, 3), generator=generator)
     alone = torch.stack([cross_entropy(o, t) for o, t in zip(output, targets, strict=True)])
     torch.testing.assert_close(losses_of_runs(cross_entropy, output, targets), alone)
+
+
+def test_a_loss_beyond_float32_is_infinite_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = tabulated({0: {"train_loss": 1.0}, 5: {"train_loss": 1e60}})
+    assert table["train_loss"].values.tolist() == [1.0, float("inf")]
