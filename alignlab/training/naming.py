@@ -1,7 +1,8 @@
 """What a cell of a sweep is called: a hash of its spec, of the source code that computes it, and of the data.
 
 So a changed program, data set or spec never passes for the old one, and equal runs are found again by whoever looks. Of a
-rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it.
+rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it; of a
+partial function or an instance also what it holds.
 """
 
 from __future__ import annotations
@@ -47,17 +48,32 @@ def cell_name(spec: RunSpec) -> str:
 
 
 def _own_code(spec: RunSpec) -> list[str]:
-    """Hashes of the files that the spec's rules and draws come from, where these are not alignlab's."""
+    """Hashes of the files that the spec's rules and draws come from, where these are not alignlab's, and what draws hold."""
     if not any(map(_is_own, (*RULES.values(), *INITS.values()))):
         return []
     used: list[Any] = []
+    held: list[str] = []
     for rule in make_rules(spec.rule, **spec.rule_args).values():
-        used += [*type(rule).__mro__, INITS.get(getattr(rule, "init", ""))]
+        draw, holds = _origin(INITS.get(getattr(rule, "init", "")))
+        used += [*type(rule).__mro__, draw]
+        held.append(holds)
     own = {thing.__module__: thing for thing in used if _is_own(thing)}
-    return [_file_hash(own[module]) for module in sorted(own)]
+    return [*(_file_hash(own[module]) for module in sorted(own)), *held]
+
+
+def _origin(draw: Any) -> tuple[Any, str]:
+    """The function or class behind a draw, and what that was given: a partial function its arguments, an instance its fields."""
+    if isinstance(draw, functools.partial):
+        origin, holds = _origin(draw.func)
+        return origin, f"{holds}{draw.args}{sorted(draw.keywords.items())}"
+    if draw is None or hasattr(draw, "__qualname__"):
+        return draw, ""
+    return type(draw), str(sorted(vars(draw).items()))
 
 
 def _is_own(thing: Any) -> bool:
+    if isinstance(thing, functools.partial):
+        return True
     return thing is not None and thing.__module__.partition(".")[0] not in (
         "alignlab",
         *sys.stdlib_module_names,

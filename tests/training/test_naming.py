@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -99,6 +100,43 @@ def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
     assert first == again
     assert [a == b for a, b in zip(first, other, strict=True)] == [False, False, True, True]
     assert first[2] == without
+
+
+DRAWS = """
+class Draw:
+    __hash__ = None
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def __call__(self, like, generator):
+        return like * self.bound
+
+def scaled(like, generator, bound=1):
+    return like * bound
+"""
+
+
+def test_a_draw_that_is_partial_or_an_instance_goes_by_its_file_and_by_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def names(text: str, bound: float) -> list[str]:
+        (tmp_path / "own_draws.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "own_draws", raising=False)
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_draws")
+        found = []
+        for draw in (functools.partial(own.scaled, bound=bound), own.Draw(bound)):
+            monkeypatch.setitem(INITS, "own", draw)
+            found.append(cell_name(BASE.changed(rule_args={"init": "own"})))
+        return found
+
+    first = names(DRAWS, 0.1)
+    assert names(DRAWS, 0.1) == first
+    assert not set(first) & {*names(DRAWS, 0.2), *names(DRAWS.replace("like *", "2 * like *"), 0.1)}
 
 
 def test_a_rule_that_comes_from_no_file_has_no_name_in_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
