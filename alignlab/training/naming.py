@@ -1,8 +1,8 @@
 """What a cell of a sweep is called: a hash of its spec, of the source code that computes it, and of the data.
 
 So a changed program, data set or spec never passes for the old one, and equal runs are found again by whoever looks. Of a
-rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it, and
-what a draw holds that is a partial function or an instance.
+rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it,
+and what a draw holds that is a partial function or an instance.
 """
 
 from __future__ import annotations
