@@ -69,15 +69,15 @@ class Bench:
 
     @contextmanager
     def about(self, claim: Claim, kind: Kind = "compared") -> Iterator[None]:
-        """Within the block runs are of another ``claim``, one that a control plants; those named there are of this ``kind``."""
-        own, before = self.claim, set(self.groups)
-        self.claim = claim
+        """Within the block runs are of another ``claim``, one that a control plants. Groups that are named there are of this
+        ``kind`` and end in ", planted" afterwards: an arm of the audit's own claim may have the same name."""
+        own, groups = self.claim, self.groups
+        self.claim, self.groups = claim, {}
         try:
             yield
         finally:
-            self.claim = own
-            for name in self.groups.keys() - before:
-                self.groups[name] = self.groups[name]._replace(kind=kind)
+            planted, self.claim, self.groups = self.groups, own, groups
+            groups |= {f"{name}, planted": group._replace(kind=kind) for name, group in planted.items()}
 
     def run(self, what: str, specs: Sequence[RunSpec]) -> None:
         """Have all ``specs`` in the store; ``what`` is shown as progress."""

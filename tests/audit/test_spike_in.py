@@ -6,7 +6,7 @@ from known_bench import CLAIM, KnownBench
 
 import alignlab as al
 from alignlab.audit.bench import Bench
-from alignlab.audit.controls import SpikeIn
+from alignlab.audit.controls import Magnitude, SpikeIn
 from alignlab.audit.controls import magnitude as magnitude_module
 from alignlab.training.spec import SpecError
 
@@ -82,11 +82,30 @@ def test_the_runs_that_a_spike_needs_are_foreseen():
     foreseen = SPIKE.foreseen(bench)
     SPIKE.apply(bench, np.ones(5), np.zeros(5))
     assert bench.groups.keys() == {
-        "bp × 7",
-        "bp × 7 direction, bp magnitude",
-        "bp direction, bp × 7 magnitude",
+        "bp × 7, planted",
+        "bp × 7 direction, bp magnitude, planted",
+        "bp direction, bp × 7 magnitude, planted",
     }
     assert set(foreseen) == {spec for group in bench.groups.values() for spec in group.specs}
+
+
+@pytest.mark.parametrize("spike_first", [True, False])
+def test_an_arm_that_is_called_as_the_spike_keeps_its_runs(spike_first):
+    arm = CLAIM.treatment.model_copy(update={"name": "bp × 7"})
+    bench = PlantedBench(CLAIM.model_copy(update={"treatment": arm}), planted(1.0))
+    controls = (SPIKE, Magnitude()) if spike_first else (Magnitude(), SPIKE)
+    for control in controls:
+        control.apply(bench, np.ones(5), np.zeros(5))
+    compared = [group for group in bench.groups.values() if group.kind == "compared"]
+    assert [spec.rule for group in compared for spec in group.specs] == 10 * ["sign_sync"]
+    assert len(bench.groups) == 5
+
+
+def test_a_spike_whose_effect_is_not_told_from_0_is_not_called_too_little():
+    found, _ = applied(SPIKE, CLAIM, lambda spec: 5.0 * (spec.rule == "noisy_backprop") * (-1) ** spec.seed)
+    assert found.checks[0].passed is None
+    assert "not told from 0, so that there is nothing to ask for its reasons" in found.caveats[0]
+    assert "too little" not in found.caveats[0]
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,8 @@ class SpikeIn(Control):
         verdict = decide(evidence)
         what = f"backprop {self.gain:g} times as loud differs from backprop by {evidence.total:+.3g}"
         if verdict.kind == "not_reproduced":
-            return Check("spike-in", None, f"{what}: too little to ask for its reasons")
+            why = "too little" if evidence.equivalent else "not told from 0, so that there is nothing"
+            return Check("spike-in", None, f"{what}: {why} to ask for its reasons")
         assert samples.sufficiency is not None
         left = float(np.abs([*samples.necessity, *samples.sufficiency]).max())
         explained = left <= claim.smallest_effect or verdict.kind == "explained_by"
