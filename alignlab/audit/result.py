@@ -32,7 +32,8 @@ MARKS = {True: "✓", False: "✗", None: "–"}
 class AuditResult:
     """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group; ``kinds`` and ``arms``: what each
     group is for, and which arm it is of (:class:`alignlab.audit.bench.Group`). ``outcomes``: final values of the
-    claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute."""
+    claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute.
+    ``controls``: those that were applied, which need not be those that the claim names."""
 
     claim: Claim
     verdict: Verdict
@@ -46,6 +47,7 @@ class AuditResult:
     store: Path
     computed: int
     provenance: dict[str, str] = field(default_factory=dict)
+    controls: tuple[str, ...] = ()
 
     def table(self) -> str:
         """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better).
@@ -117,6 +119,7 @@ class AuditResult:
         return {
             "claim": self.claim.model_dump(mode="json"),
             "claim_hash": self.claim.digest(),
+            "controls": list(self.controls),
             "verdict": {"short": str(self.verdict), **self.verdict.to_dict()},
             "evidence": self.evidence.to_dict(),
             "contrasts": [vars(contrast) for contrast in self.contrasts],

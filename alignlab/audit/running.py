@@ -99,6 +99,7 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         store=bench.store,
         computed=bench.computed,
         provenance=_provenance(claim),
+        controls=tuple(control.name for control in controls),
     )
 
 

@@ -42,7 +42,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         kind="audit",
         source=claim.source,
         verdict=verdict,
-        asked=_claimed(claim),
+        asked=_claimed(result),
         contrasts=[_contrast(claim, row) for row in rows],
         levels=f"Differences in {claim.outcome}, seed by seed; > 0 means that {claim.treatment.label} is better. "
         f"Intervals at: {levels(rows)}.",
@@ -99,7 +99,8 @@ def _drawn(figures: Mapping[str, Figure]) -> dict[str, bytes]:
     return {name: svg(figure) for name, figure in figures.items()}
 
 
-def _claimed(claim: Claim) -> list[tuple[str, str]]:
+def _claimed(result: AuditResult) -> list[tuple[str, str]]:
+    claim = result.claim
     better = "lower" if claim.direction == "lower" else "higher"
     setup = ", ".join(f"{name} {value}" for name, value in claim.setup.items())
     return [
@@ -109,7 +110,7 @@ def _claimed(claim: Claim) -> list[tuple[str, str]]:
         ("outcome", f"{claim.outcome}, {better} is better"),
         ("smallest effect m", f"{claim.smallest_effect:g}"),
         ("seeds", f"{len(claim.seeds)}: {_told(claim.seeds)}"),
-        ("controls", ", ".join(claim.controls) or "none"),
+        ("controls", ", ".join(result.controls) or "none"),
         ("alpha", f"{claim.alpha:g}"),
     ]
 

@@ -88,6 +88,14 @@ def test_an_audits_page_gives_each_groups_outcomes(result, html):
     assert result.claim.digest() in text
 
 
+def test_an_audits_page_names_the_controls_that_were_applied(result):
+    alone = al.audit(result.claim, [al.controls.Placebo()], store=result.store)
+    assert alone.claim.controls == ("magnitude", "placebo")
+    assert alone.to_dict()["controls"] == ["placebo"]
+    assert "controls placebo alpha" in Page(audit_page(alone, PICTURES)).text
+    assert "controls magnitude, placebo alpha" in Page(audit_page(result, PICTURES)).text
+
+
 def test_a_page_needs_nothing_but_itself(html):
     page = Page(html)
     assert len(page.sources) >= 4
