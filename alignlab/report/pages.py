@@ -63,13 +63,12 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
     from alignlab.figures.contents import as_runs
 
     many, refused = as_runs(runs), dict[str, str]()
-    names = [name for name in ("task", "rule", "lr", "seed", "status", "last_step") if name in many.coords]
     return _page(
         _drawn(run_figures(runs, refused)) if pictures is None else pictures,
         refused=refused,
         title=_title(many),
         kind="run" if many.sizes["run"] == 1 else f"{many.sizes['run']} runs",
-        asked=[(name.replace("_", " "), _told(many[name].values)) for name in names],
+        asked=_run(many),
         outcomes=_ended(many),
         provenance=[(name.replace("_", " "), value) for name, value in runs.attrs.items()],
         spec=_specs(many),
@@ -113,6 +112,23 @@ def _claimed(result: AuditResult) -> list[tuple[str, str]]:
         ("controls", ", ".join(result.controls) or "none"),
         ("alpha", f"{claim.alpha:g}"),
     ]
+
+
+def _run(runs: xr.Dataset) -> list[tuple[str, str]]:
+    """What the runs were, and how many ended how."""
+    names = [name for name in ("task", *_settings(runs), "last_step") if name in runs.coords]
+    told = [(name.replace("_", " "), _told(np.unique(runs[name].values))) for name in names]
+    if "status" in runs.coords:
+        kinds, counts = np.unique(runs["status"].values, return_counts=True)
+        each = [f"{n} {kind}" for kind, n in zip(kinds, counts, strict=True)]
+        told.append(("status", ", ".join(each if runs.sizes["run"] > 1 else kinds)))
+    return told
+
+
+def _settings(runs: xr.Dataset) -> list[str]:
+    """The coordinates by which runs differ."""
+    names = dict.fromkeys(("rule", "lr", *runs.attrs.get("differing", ()), "seed"))
+    return [name for name in names if name in runs.coords]
 
 
 def _arm(arm: Arm) -> str:
@@ -159,8 +175,8 @@ def _ended(runs: xr.Dataset) -> dict[str, Any]:
     if runs.sizes["run"] == 1:
         rows = [[name.replace("_", " "), _last(runs[name].isel(run=0))] for name in outcomes]
         return {"head": ["outcome", "last value"], "rows": rows} if rows else {}
-    coords = [name for name in ("rule", "lr", "seed", "status", "last_step") if name in runs.coords]
-    runs, rows = runs.sortby([name for name in ("rule", "lr", "seed") if name in runs.coords]), []
+    coords = [*_settings(runs), *(name for name in ("status", "last_step") if name in runs.coords)]
+    runs, rows = runs.sortby(_settings(runs)), []
     for i in range(min(runs.sizes["run"], MOST)):
         one = runs.isel(run=i)
         rows.append(
@@ -177,7 +193,7 @@ def _last(column: xr.DataArray) -> str:
 
 
 def _title(runs: xr.Dataset) -> str:
-    told = [_told(runs[name].values) for name in ("rule", "task") if name in runs.coords]
+    told = [_told(np.unique(runs[name].values)) for name in ("rule", "task") if name in runs.coords]
     return " on ".join(told) or "Recorded runs"
 
 

@@ -146,6 +146,23 @@ def test_a_page_of_very_many_runs_shows_the_first_and_says_so():
     assert "0, 1, …, 59" in page.text
 
 
+def test_a_page_of_runs_tells_them_apart_and_counts_those_that_diverged():
+    one = synthetic_run(steps=5)
+    cells = [("[4]", 0, "finished"), ("[9]", 0, "diverged"), ("[9]", 1, "finished")]
+    many = xr.concat(
+        [
+            one.assign_coords(spec=f"rule: fa\nhidden: {hidden}\n", seed=seed, status=status)
+            for hidden, seed, status in cells
+        ],
+        "run",
+    )
+    text = Page(run_page(many, {})).text
+    assert "hidden [4], [9]" in text
+    assert "status 1 diverged, 2 finished" in text
+    assert "The spec of the first run" in text
+    assert re.search(r"\[9\] 0 diverged .*\[9\] 1 finished", text)
+
+
 def test_a_recorded_loop_without_spec_or_end_has_a_page():
     run = xr.Dataset(
         {"loss": ("step", [1.0, np.nan]), "train_loss": ("step", [np.nan, np.nan])}, {"step": [0, 1]}
