@@ -3,6 +3,7 @@ one line for whoever hands over something else, before anything is built."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,16 @@ from alignlab.training.tasks import Task
 
 # held while what is the process's, torch's random state and its number of threads among it, is a run's
 ALONE = threading.RLock()
+
+
+def _freed() -> None:
+    """The thread that trained is not in a forked process, and would hold the lock there for ever."""
+    if not ALONE._is_owned():  # type: ignore[attr-defined]
+        ALONE._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_freed)
 
 
 def spec_of(given: Any) -> RunSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ import torch
 import xarray as xr
 
 from alignlab.training import RunSpec, SpecError, models, tasks, train
+from alignlab.training.arguments import ALONE
 from alignlab.training.population import train_population
 
 FIELDS: dict[str, Any] = {"task": "xor", "hidden": (3,), "steps": 3, "batch_size": 2, "record_every": 0}
@@ -106,6 +108,26 @@ def test_a_task_has_its_numbers_whatever_the_default_type_and_device() -> None:
     tasks._cached.cache_clear()
     with default_dtype(torch.float64), torch.device("meta"):
         assert {name: tasks.load(name).fingerprint for name in usual} == usual
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # which is what is tried
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_that_is_forked_while_a_thread_trains_can_train() -> None:
+    held, done = Event(), Event()
+
+    def hold() -> None:
+        with ALONE:
+            held.set()
+            done.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hold)
+        held.wait()
+        child = os.fork()
+        if not child:
+            os._exit(not ALONE.acquire(blocking=False))
+        done.set()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_runs_in_two_threads_do_not_draw_from_each_others_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
