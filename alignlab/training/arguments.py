@@ -63,7 +63,7 @@ def task_of(spec: RunSpec, given: Any) -> Task:
 @contextmanager
 def learning(task: Task) -> Iterator[None]:
     """Within the block a run's numbers are its spec's, whatever the caller has set: gradients are computed, numbers are of the
-    data's type, products of full precision, tensors on the CPU unless they are moved, and no other thread trains."""
+    data's type, a CPU's products of full precision, tensors on the CPU unless moved, and no other thread trains."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("nothing can be trained within torch.inference_mode(): call it outside")
     with ALONE, torch.enable_grad(), _full_precision(), _default_dtype(task), ExitStack() as settings:
