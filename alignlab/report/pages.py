@@ -127,7 +127,7 @@ def _run(runs: xr.Dataset) -> list[tuple[str, str]]:
 
 def _settings(runs: xr.Dataset) -> list[str]:
     """The coordinates by which runs differ."""
-    names = dict.fromkeys(("rule", "lr", *runs.attrs.get("differing", ()), "seed"))
+    names = dict.fromkeys(("rule", "optimizer", "lr", *runs.attrs.get("differing", ()), "seed"))
     return [name for name in names if name in runs.coords]
 
 

@@ -156,7 +156,8 @@ def test_a_page_of_runs_tells_them_apart_and_counts_those_that_diverged():
         ],
         "run",
     )
-    text = Page(run_page(many, {})).text
+    text = Page(run_page(many.assign_coords(optimizer=("run", ["SGD()", "Adam()", "Adam()"])), {})).text
+    assert "optimizer Adam(), SGD()" in text
     assert "hidden [4], [9]" in text
     assert "status 1 diverged, 2 finished" in text
     assert "The spec of the first run" in text
