@@ -19,7 +19,7 @@ CLAIM = al.Claim(
     smallest_effect=0.02,
     setup={"hidden": (128, 64), "lr": 0.01, "batch_size": 64, "steps": 500},
     seeds=tuple(range(10)),
-    controls=("tuning", "magnitude", "placebo"),
+    controls=("tuning", "magnitude", "placebo", "spike_in"),
 )
 
 if __name__ == "__main__":
