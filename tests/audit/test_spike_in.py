@@ -59,6 +59,15 @@ def test_a_spike_without_an_effect_shows_nothing():
     assert "too little to ask for its reasons" in found.caveats[0]
 
 
+def test_a_spike_whose_rest_is_noise_tells_nothing():
+    chaos = planted(1.0)
+    found, _ = applied(
+        SPIKE, CLAIM, lambda spec: chaos(spec) + 0.3 * (-1) ** spec.seed * (spec.graft is not None)
+    )
+    assert [check.passed for check in found.checks] == [None, True, True]
+    assert "take fewer steps, a smaller gain or a larger m" in found.caveats[0]
+
+
 def test_probes_that_read_another_gain_than_the_planted_one_fail_the_check():
     found, _ = applied(SpikeIn(gain=6.9), CLAIM, planted(1.0))
     assert found.checks[1].detail.startswith("a gain of 7 was read")

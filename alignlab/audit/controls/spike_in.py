@@ -25,8 +25,9 @@ class SpikeIn(Control):
     """Plants "backprop with ``gain`` times its weight gradients beats backprop" (or the reverse, whichever is true), and
     audits it by :class:`Magnitude`: at equal step sizes nothing may be left of the difference.
 
-    The check fails where more than m is, and where the probes read another gain. Where so much louder backprop does as well as
-    backprop there is nothing to explain: then it is not applicable, and a caveat says so.
+    The check fails where more than m is, and where the probes read another gain. It is not applicable where so much louder
+    backprop does as well as backprop, which leaves nothing to explain, and where rounding has grown to noise that hides what
+    is left; then a caveat says so.
     """
 
     name = "spike_in"
@@ -87,8 +88,8 @@ class SpikeIn(Control):
         return claim.model_copy(update={"treatment": arm, "baseline": bp})
 
     def _checked(self, total: Sequence[float], samples: ControlSamples, claim: Claim) -> Check:
-        """What the audit makes of the planted claim. At equal step sizes the two are one: no seed may differ by more than m,
-        unless rounding grew to noise, which the verdict's intervals cover."""
+        """What the audit makes of the planted claim. At equal step sizes the two are one, so that no seed may differ by more
+        than m; where rounding grew to noise, the intervals decide."""
         evidence = gather(total, [samples], claim.smallest_effect, alpha=claim.alpha)
         verdict = decide(evidence)
         what = f"backprop {self.gain:g} times as loud differs from backprop by {evidence.total:+.3g}"
@@ -97,9 +98,14 @@ class SpikeIn(Control):
             return Check("spike-in", None, f"{what}: {why} to ask for its reasons")
         assert samples.sufficiency is not None
         left = float(np.abs([*samples.necessity, *samples.sufficiency]).max())
-        explained = left <= claim.smallest_effect or verdict.kind == "explained_by"
         detail = f"{what}, at equal step sizes by {left:.2g} at most on any seed"
-        return Check("spike-in", explained, detail)
+        if left <= claim.smallest_effect or verdict.kind == "explained_by":
+            return Check("spike-in", True, detail)
+        (found,) = evidence.controls
+        if any(i is not None and (i.low > 0 or i.high < 0) for i in (found.necessity, found.sufficiency)):
+            return Check("spike-in", False, detail)
+        why = "rounding has grown too large to tell whether anything is left: take fewer steps, a smaller gain or a larger m"
+        return Check("spike-in", None, f"{detail}; {why}")
 
     def _recorded(self, bench: Bench, runs: Sequence[RunSpec]) -> Check:
         """Whether the probes read the gain that was planted."""
