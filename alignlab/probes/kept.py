@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from alignlab.probes.answers import ask_values, check_number
 from alignlab.probes.probe import Probe
 
 LIMIT = 1 << 16  # numbers
@@ -43,9 +44,10 @@ class Row:
 
 
 class Kept:
-    """What was kept of many rows (measured steps)."""
+    """What was kept of many rows (measured steps). ``lead``: the shape of every value in a row, before a mode."""
 
-    def __init__(self) -> None:
+    def __init__(self, lead: tuple[int, ...]) -> None:
+        self.lead = lead
         self._rows: dict[tuple[Place, ...], list[Row]] = {}
         self._held = 0
 
@@ -66,6 +68,7 @@ class Kept:
                     tensors.setdefault(kind, []).append(value.detach().reshape(-1))
                     places.append(Place(probe, layer, name, value.shape, kind))
                 else:
+                    check_number(probe, "keep", layer, name, value)
                     numbers.append(float(value))
                     places.append(Place(probe, layer, name, torch.Size(), None))
         if places:
@@ -73,13 +76,14 @@ class Kept:
             self._rows.setdefault(tuple(places), []).append(row)
             self._held += sum(part.numel() for part in row.tensors.values())
 
-    def finish(self) -> Iterator[tuple[list[int], str, dict[str, Tensor]]]:
+    def finish(self) -> Iterator[tuple[list[int], str, Mapping[str, Tensor]]]:
         """Apply the formulas to everything and let go of it: for rows and a layer, the variables, a row each."""
         layouts, self._rows, self._held = self._rows, {}, 0
         for places, rows in layouts.items():
             indices = [row.index for row in rows]
             for (probe, layer), kept in _by_owner(places, rows).items():
-                yield indices, layer, probe.finish(kept)
+                shape = (len(rows), *self.lead)
+                yield indices, layer, ask_values(probe, "finish", kept, of=layer, lead=shape)
 
 
 def _by_owner(places: Sequence[Place], rows: Sequence[Row]) -> dict[tuple[Probe, str], dict[str, Tensor]]:

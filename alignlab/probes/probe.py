@@ -11,6 +11,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from alignlab.probes.observation import LayerObservation, Observation
 
+TAKEN = ("step", "layer", "mode", "run", "run_id", "kind", "fan_in", "fan_out", "learning_rate", "wall_time")
+
 
 class Probe:
     """Measures something at every scheduled step. Subclass it, set ``quantities`` and write :meth:`measure`.
@@ -43,7 +45,8 @@ class Probe:
         """Called before the forward pass of a step that will be measured."""
 
     def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
-        """Values for one layer: scalars, or vectors along ``mode``. Leave out what is not defined there."""
+        """Values for one layer by their names in ``quantities``: real scalars, or vectors along ``mode``; a recorder of several
+        runs takes one of these for each run, in a leading dimension. Leave out what is not defined there."""
         kept = self.keep(layer).items()
         return self.finish(
             {k: v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for k, v in kept}
@@ -76,7 +79,8 @@ class Probe:
 def checked(probes: Sequence[Probe]) -> list[Probe]:
     """The probes as a list.
 
-    Raises ``TypeError`` for what is no probe, ``ValueError`` where two probes would record one quantity.
+    Raises ``TypeError`` for what is no probe or has no tuple of names, ``ValueError`` where two probes would record one
+    quantity, or a probe one that is the recorder's.
     """
     probes = [probes] if isinstance(probes, Probe) else list(probes)
     owner: dict[str, Probe] = {}
@@ -86,7 +90,15 @@ def checked(probes: Sequence[Probe]) -> list[Probe]:
                 f": write {probe.__name__}()" if isinstance(probe, type) and issubclass(probe, Probe) else ""
             )
             raise TypeError(f"{probe!r} is not a probe{hint}")
+        if isinstance(probe.quantities, str):
+            raise TypeError(
+                f"{type(probe).__name__}.quantities is {probe.quantities!r}, expected a tuple: ({probe.quantities!r},)"
+            )
         for name in probe.quantities:
+            if name in TAKEN:
+                raise ValueError(
+                    f"{type(probe).__name__} records {name!r}, a name that every run has already: choose another"
+                )
             if name in owner:
                 raise ValueError(
                     f"{type(probe).__name__} and {type(owner[name]).__name__} both record {name!r}: drop one"

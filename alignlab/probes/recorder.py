@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.probes.answers import ask, ask_values
 from alignlab.probes.capture import Capture
 from alignlab.probes.compiled import tell_if_compiled, unwrapped
 from alignlab.probes.errors import ProbeError
@@ -247,15 +248,17 @@ class Recorder:
             seen = Observation(
                 step, layers, rate, time.perf_counter() - self._start, self._capture.passes, scale
             )
-            kept, by_layer = [], {}
+            kept, by_layer, lead = [], {}, self._recording.lead
             for name, layer in layers.items():
-                kept += [(probe, name, probe.keep(layer)) for probe in due if probe.in_two_stages]
-                by_layer[name] = _merged(probe.measure(layer) for probe in due if not probe.in_two_stages)
+                kept += [(p, name, ask(p, "keep", layer, of=name)) for p in due if p.in_two_stages]
+                by_layer[name] = _merged(
+                    ask_values(p, "measure", layer, of=name, lead=lead) for p in due if not p.in_two_stages
+                )
                 layer.forget()  # one layer's at a time: less memory
-            by_step = _merged(probe.measure_step(seen) for probe in due)
+            by_step = _merged(ask_values(p, "measure_step", seen, lead=lead) for p in due)
             for layer in layers.values():
                 layer.after = None  # the weight goes on: what is asked for later would be of another step
-        self._recording.attrs |= _merged(probe.attrs() for probe in due) | self._capture.attrs
+        self._recording.attrs |= _merged(ask(probe, "attrs") for probe in due) | self._capture.attrs
         facts = {"learning_rate": rate, "wall_time": seen.wall_time}
         self._recording.add(step, by_layer, facts | by_step, kept)
 

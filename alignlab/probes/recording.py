@@ -39,6 +39,11 @@ class Recording:
                 f"run {run_id!r} is in {path} already, and steps of two runs would be mixed: pass another run_id or path"
             )
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The shape of every value, before a mode: (runs,) where there are several."""
+        return self._tape.lead
+
     def describe(self, facts: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
         """Set the coordinates and attributes; what cannot be stored is refused now, not after the run."""
         self.facts, self.attrs = dict(facts), dict(attrs)

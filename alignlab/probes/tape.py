@@ -50,14 +50,14 @@ class Tape:
         runs = next(iter({geometry.runs(layer) for layer in layers.values()}), None)
         self._runs = None if runs is None else np.arange(runs)  # their numbers, where there are several
         self._rows: list[Row] = []
-        self._kept = Kept()
+        self._kept = Kept(self.lead)
         self._tables: list[Table] = []  # what became of it
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
-    def _lead(self) -> tuple[int, ...]:
+    def lead(self) -> tuple[int, ...]:
         """The shape of every value, before a mode."""
         return () if self._runs is None else self._runs.shape
 
@@ -65,6 +65,7 @@ class Tape:
         """What comes from here on is of these ``rows`` of the runs alone; after a flush."""
         assert self._runs is not None
         self._runs = self._runs[rows.numpy(force=True)]
+        self._kept.lead = self.lead
 
     def add(
         self,
@@ -73,21 +74,16 @@ class Tape:
         by_step: Mapping[str, Value],
         kept: Sequence[Found] = (),
     ) -> None:
-        """One step's measurements: ``by_layer[layer][variable]``, ``by_step[variable]``, and what two-stage probes kept.
-
-        Raises ``ValueError`` for a value that is neither a number nor a vector.
-        """
+        """One step's measurements: ``by_layer[layer][variable]``, ``by_step[variable]``, and what two-stage probes kept."""
         row = Row(step)
         scalars: dict[torch.device, dict[Key, Tensor]] = defaultdict(dict)
         for key, value in _entries(by_layer, by_step):
             if not isinstance(value, Tensor):
                 row.numbers[key] = float(value)
-            elif value.shape == self._lead:
+            elif value.shape == self.lead:
                 scalars[value.device][key] = value.detach()
-            elif value.shape[:-1] == self._lead:
-                row.vectors[key] = value.detach().clone()
             else:
-                raise _neither(key[0], value.shape)
+                row.vectors[key] = value.detach().clone()
         row.scalars = [(tuple(found), _stacked(list(found.values()))) for found in scalars.values()]
         self._kept.add(len(self._rows), kept)
         self._rows.append(row)
@@ -97,10 +93,6 @@ class Tape:
     def _finish(self) -> None:
         """Apply the formulas to what was kept."""
         for indices, layer, values in self._kept.finish():
-            for name, value in values.items():
-                lead = (len(indices), *self._lead)
-                if value.shape[: len(lead)] != lead or value.dim() > len(lead) + 1:
-                    raise _neither(name, value.shape[1:])
             self._tables.append((indices, {(name, layer): value.detach() for name, value in values.items()}))
 
     def flush(self) -> xr.Dataset:
@@ -109,8 +101,8 @@ class Tape:
 
         self._finish()
         rows, self._rows, tables, self._tables = self._rows, [], self._tables, []
-        columns = _columns(rows, tables, self._lead)
-        vectors = [column for column in columns.values() if column.ndim == 2 + len(self._lead)]
+        columns = _columns(rows, tables, self.lead)
+        vectors = [column for column in columns.values() if column.ndim == 2 + len(self.lead)]
         modes = max((column.shape[-1] for column in vectors), default=0)
         names = sorted({name for name, _ in columns})
         with np.errstate(
@@ -127,12 +119,12 @@ class Tape:
     ) -> Variable:
         attrs = QUANTITIES[name].attrs() if name in QUANTITIES else {}
         dtype = np.float64 if name in EXACT else np.float32
-        dims = ("step", "run")[: 1 + len(self._lead)]
+        dims = ("step", "run")[: 1 + len(self.lead)]
         if (name, None) in columns:
             return dims, columns[name, None].astype(dtype), attrs
         there = {i: columns[name, layer] for i, layer in enumerate(self._layers) if (name, layer) in columns}
         per_mode = any(column.ndim > len(dims) for column in there.values())
-        table = np.full((rows, *self._lead, len(self._layers), *[modes] * per_mode), np.nan, dtype=dtype)
+        table = np.full((rows, *self.lead, len(self._layers), *[modes] * per_mode), np.nan, dtype=dtype)
         for i, column in there.items():
             place: Any = (..., i, *[slice(column.shape[-1])] * per_mode)
             table[place] = column
@@ -159,10 +151,6 @@ def _entries(
 def _stacked(values: list[Tensor]) -> Tensor:
     wide = torch.float32 if values[0].device.type == "mps" else torch.float64
     return torch.stack([value if value.dtype == wide else value.to(wide) for value in values])
-
-
-def _neither(name: str, shape: Sequence[int]) -> ValueError:
-    return ValueError(f"{name} has shape {tuple(shape)}, expected a number, or a vector along mode")
 
 
 def _columns(

@@ -262,3 +262,66 @@ def test_probes_may_serve_one_run_after_another() -> None:
     first, second = (recorded(probes) for _ in range(2))
     for name in ("gradient_angle", "loss", "samples_seen", "spectrum_real"):
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def own(method: str, answer: Any, quantities: Any = ("mine",)) -> Probe:
+    """A user's probe of one method, which answers so."""
+    body: dict[str, Any] = {"quantities": quantities, method: lambda self, *_: answer}
+    if method == "finish":
+        body["keep"] = lambda self, layer: {"norm": layer.weight.norm()}
+    made: Probe = type("Mine", (Probe,), body)()
+    return made
+
+
+@pytest.mark.parametrize("method", ["measure", "finish", "measure_step"])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, "returned None, expected a dict of values by name"),
+        ({"mine": torch.ones((), dtype=torch.complex64)}, "mine is complex, expected real numbers"),
+        ({"mine": None}, "mine is None, expected a tensor or a number"),
+        ({"mine": "3"}, "mine is '3', expected a tensor or a number"),
+        (
+            {"mine": torch.ones(3, 4, 5)},
+            r"mine has shape \(3, 4, 5\), expected a number, or a vector along mode",
+        ),
+        ({"yours": torch.ones(3)}, r"returned 'yours', which its quantities \('mine',\) lack"),
+    ],
+)
+def test_a_wrong_answer_of_a_probe_is_told_with_its_name(method: str, answer: Any, expected: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^Mine\.{method}.*{expected}"):
+        recorded([own(method, answer)])
+
+
+@pytest.mark.parametrize(("method", "answer"), [("keep", [1.0]), ("keep", {"x": None}), ("attrs", None)])
+def test_a_wrong_answer_to_other_questions_is_told_too(method: str, answer: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^Mine\.{method}.*expected"):
+        recorded([own(method, answer)])
+
+
+def test_values_that_do_not_lead_with_the_steps_are_told() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Mine\.finish for layer 'enter': mine has shape \(\).*\(3,\) of the steps"
+    ):
+        recorded([own("finish", {"mine": torch.ones(())})])
+
+
+def test_what_a_probe_raises_says_where() -> None:
+    class Broken(Probe):
+        def measure(self, layer: LayerObservation) -> dict[str, Tensor]:
+            return {"x": layer.nothing}  # type: ignore[attr-defined]
+
+    with pytest.raises(AttributeError, match="nothing") as raised:
+        recorded([Broken()])
+    assert raised.value.__notes__ == ["raised by Broken.measure for layer 'enter'"]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "step", "fan_in"])
+def test_a_probe_records_nothing_that_every_run_has(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Mine records '{name}', a name that every run has already"):
+        recorded([own("measure", {}, (name,))])
+
+
+def test_quantities_are_a_tuple() -> None:
+    with pytest.raises(TypeError, match=r"Mine.quantities is 'mine', expected a tuple: \('mine',\)"):
+        recorded([own("measure", {}, "mine")])
