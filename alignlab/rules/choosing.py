@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,19 @@ Choice = str | Rule | Mapping[str, RuleLike]  # one for all layers, or pattern â
 
 
 def make_rule(rule: str | Rule, *, init: str | Init | None = None, **rule_args: Any) -> Rule:
-    """The rule of a name with its arguments checked."""
+    """The rule of a name with its arguments checked; ``init`` is for rules that draw feedback, others leave it aside.
+
+    Raises ``ValueError`` for an unknown rule or argument, a value that an argument does not take, or arguments for a
+    :class:`Rule`, which is made already.
+    """
     if isinstance(rule, Rule):
         if init is not None or rule_args:
             raise ValueError(f"{rule!r} is made already: give its arguments where it is made, not to convert")
         return rule
+    if not isinstance(rule, str):
+        raise ValueError(f"the rule is {rule!r}: expected a name or a Rule{_way_out(rule)}")
     if rule not in RULES:
-        near = difflib.get_close_matches(str(rule), RULES, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(rule.lower(), RULES, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(f"unknown rule {rule!r}: {hint}known are {', '.join(RULES)}")
     made = RULES[rule]
@@ -30,11 +37,33 @@ def make_rule(rule: str | Rule, *, init: str | Init | None = None, **rule_args: 
         resolve_init(init)
         if made.uses_feedback:  # backprop draws nothing, so one call can serve every rule
             rule_args["init"] = init
+    _check_arguments(rule, made, rule_args)
     try:
         return made(**rule_args)
     except TypeError as error:
         given = ", ".join(f"{k}={v!r}" for k, v in rule_args.items())
         raise ValueError(f"the rule {rule!r} does not take ({given}): {error}") from None
+
+
+def _check_arguments(rule: str, made: type[Rule], given: Mapping[str, Any]) -> None:
+    takes = inspect.signature(made).parameters
+    wrong = [name for name in given if name not in takes]
+    if not wrong or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return
+    near = difflib.get_close_matches(wrong[0], takes, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    known = ", ".join(str(p.replace(annotation=p.empty)) for p in takes.values())
+    shown = ", ".join(f"{name}={given[name]!r}" for name in wrong)
+    raise ValueError(
+        f"the rule {rule!r} does not take {shown}: {hint}"
+        + (f"it takes {known}" if known else "it takes no arguments")
+    )
+
+
+def _way_out(rule: Any) -> str:
+    """Of a class that stands where a rule is to be."""
+    is_class = isinstance(rule, type) and issubclass(rule, Rule)
+    return f": give an instance, {rule.__name__}()" if is_class else ""
 
 
 def make_rules(choice: Choice, *, init: str | Init | None = None, **rule_args: Any) -> dict[str, Rule]:
@@ -46,7 +75,7 @@ def make_rules(choice: Choice, *, init: str | Init | None = None, **rule_args: A
         return {"*": make_rule(choice, init=init, **rule_args)}
     if not isinstance(choice, Mapping) or not choice:
         raise ValueError(
-            f"the rule is {choice!r}: expected a name, a Rule, or patterns of layer names with a rule each"
+            f"the rule is {choice!r}: expected a name, a Rule, or patterns of layer names with a rule each{_way_out(choice)}"
         )
     if rule_args:
         raise ValueError(
@@ -66,7 +95,7 @@ def _made(pattern: Any, rule: Any, init: str | Init | None) -> Rule:
     if not isinstance(rule, Mapping) or not isinstance(rule.get("rule"), str):
         raise ValueError(
             f"the rule for layers {pattern!r} is {rule!r}: expected a name, a Rule, or "
-            '{"rule": name, argument: value}'
+            '{"rule": name, argument: value}' + _way_out(rule)
         )
     arguments = {key: value for key, value in rule.items() if key != "rule"}
     return make_rule(rule["rule"], **({} if init is None else {"init": init}) | arguments)

@@ -90,8 +90,14 @@ def convert(
     rules draw at the first pass and ``brsf``, ``rerandomised`` and ``weight_mirror`` at each step.
 
     Raises ``ValueError`` for an unknown rule or argument, a model that is converted already or has nothing to convert,
-    and ``TypeError`` that lists every module that cannot be converted. In either case nothing was changed.
+    and ``TypeError`` that lists every module that cannot be converted, or names what is no model or generator. In either case
+    the model was not changed.
     """
+    _check_model(model)
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"generator is {generator!r:.60}, expected a torch.Generator: torch.Generator().manual_seed(0)"
+        )
     made = make_rules(rule, init=init, **rule_args)
     named = _convertible(model)
     layers, learns_by = list(named.values()), assign(made, list(named), Backprop())
@@ -116,7 +122,11 @@ def convert(
 
 
 def revert(model: Model) -> Model:
-    """Undo :func:`convert`: the original classes with the same parameter tensors, without feedback. In place."""
+    """Undo :func:`convert`: the original classes with the same parameter tensors, without feedback. In place.
+
+    Raises ``ValueError`` for a model without converted layers.
+    """
+    _check_model(model)
     found = [m for m in model.modules() if type(m) in CONVERTIBLE.values()]
     if not found:
         raise ValueError("revert: the model has no converted layers")
@@ -130,6 +140,11 @@ def revert(model: Model) -> Model:
 def feedback_layers(model: nn.Module) -> dict[str, FeedbackLayer]:
     """The converted layers by module name, in the model's order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, FeedbackLayer)}
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}, expected an nn.Module")
 
 
 def _convertible(model: nn.Module) -> dict[str, nn.Module]:

@@ -123,3 +123,34 @@ def test_a_choice_that_cannot_be_is_refused_and_nothing_is_converted(choice: Any
 def test_arguments_beside_the_patterns_are_refused() -> None:
     with pytest.raises(ValueError, match="period: with a rule for each pattern"):
         rules.convert(mlp(), {"*": "sign_sync"}, period=3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "complaint"),
+    [
+        (
+            "sign_sync",
+            {"perod": 3},
+            "'sign_sync' does not take perod=3: did you mean period\\? it takes period=100, pres",
+        ),
+        ("fa", {"tempo": 3}, "'fa' does not take tempo=3: it takes init='kaiming'$"),
+        ("bp", {"period": 3}, "'bp' does not take period=3: it takes no arguments"),
+        ("FA", {}, "did you mean 'fa'"),
+        (rules.Rule, {}, "give an instance, Rule\\(\\)"),
+        ({"2": type(rules.make_rule("fa"))}, {}, "give an instance, FeedbackAlignment\\(\\)"),
+    ],
+)
+def test_a_wrong_argument_or_a_class_is_told_with_the_way_out(rule: Any, given: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        rules.convert(mlp(), rule, **given)
+    if isinstance(rule, type):
+        with pytest.raises(ValueError, match=complaint):
+            rules.make_rule(rule)  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_or_generator_is_told() -> None:
+    for call in (rules.revert, lambda model: rules.convert(model, "fa")):
+        with pytest.raises(TypeError, match=r"model is int, expected an nn\.Module"):
+            call(3)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"generator is 0, expected a torch\.Generator"):
+        rules.convert(mlp(), "fa", generator=0)  # type: ignore[arg-type]
