@@ -62,13 +62,27 @@ if TYPE_CHECKING:
     from alignlab.study import Study, grid
     from alignlab.training import Graft, RunSpec, Sweep, train
 
+    __version__: str
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _installed()
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"alignlab.{name}")
     raise AttributeError(f"module 'alignlab' has no attribute {name!r}")
+
+
+def _installed() -> str:
+    """The version that was installed, "unknown" where the package lies in a folder only."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("alignlab")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def __dir__() -> list[str]:

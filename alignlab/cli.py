@@ -58,6 +58,23 @@ Scheduler = Annotated[
 ]
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from alignlab import __version__
+
+        typer.echo(f"alignlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """What all commands share."""
+
+
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="A run's spec, a YAML file.")],

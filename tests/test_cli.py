@@ -15,6 +15,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
+import alignlab
 from alignlab import cli, output
 from alignlab.store import Segments, StoreError
 from alignlab.testing.synthetic import synthetic_run
@@ -187,6 +188,9 @@ BAD = [
     (["compact", "."], "no segments in"),
     (["compact", "/etc/passwd"], "/etc/passwd: it is a file"),
     (["data", "path", "imagenet"], "imagenet"),
+    (["data", "path", "mnits"], "did you mean 'mnist'"),
+    (["data", "fetch", "svhn"], "there are mnist_small, mnist, fashion_mnist"),
+    (["data", "fetch", "mnist_small"], "mnist_small travels with the package, in "),
     (["wake"], "wake"),
 ]
 
@@ -217,6 +221,11 @@ def test_help_has_an_example(command, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "Usage" in out
     assert command in ([], ["data"]) or "Example: alignlab" in out
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    assert run(["--version"], monkeypatch) == 0
+    assert capsys.readouterr().out == f"alignlab {alignlab.__version__}\n"
 
 
 def test_module_runs_as_a_program():

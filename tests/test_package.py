@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import alignlab as al
@@ -45,6 +46,12 @@ def test_what_trains_nothing_does_not_import_the_compiler():
 def test_every_public_name_is_there():
     assert [name for name in al.__all__ if not hasattr(al, name)] == []
     assert len(al.__all__) <= 30
+
+
+def test_the_version_is_looked_up_when_asked_for():
+    code = "import sys, alignlab; print('importlib.metadata' in sys.modules, alignlab.__version__)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == f"False {metadata.version('alignlab')}\n"
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -43,11 +42,10 @@ def run_attrs(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, A
 
 @functools.cache
 def alignlab_version() -> str:
-    """The installed version."""
-    try:
-        return importlib.metadata.version("alignlab")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    """The installed version, looked up once."""
+    from alignlab import __version__
+
+    return __version__
 
 
 def _name(init: Any) -> str:

@@ -9,6 +9,7 @@ and never a strange result later.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -140,9 +141,14 @@ def _row(dataset: DataSet) -> Row:
 
 
 def _dataset(name: str) -> DataSet:
-    if name not in SETS:
-        raise ValueError(f"unknown data set {name!r}: there are {', '.join(SETS)}")
-    return SETS[name]
+    if name in SETS:
+        return SETS[name]
+    if name == "mnist_small":
+        raise DataError(f"{name} travels with the package, in {embedded(name)}: there is nothing to fetch")
+    known = ["mnist_small", *SETS]
+    near = difflib.get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"unknown data set {name!r}: {hint}there are {', '.join(known)}")
 
 
 def _places(dataset: DataSet) -> Iterator[Path]:

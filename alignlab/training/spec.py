@@ -174,7 +174,10 @@ class RunSpec(SpecModel):
         if name not in tasks.NAMES:
             near = difflib.get_close_matches(name, tasks.NAMES, n=2)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ValueError(f"unknown task: {hint}known are {', '.join(tasks.NAMES)}")
+            raise ValueError(
+                f"unknown task: {hint}known are {', '.join(tasks.NAMES)} "
+                "(one of your own: train(spec, task=…) with any of these)"
+            )
         return name
 
     @model_validator(mode="after")
