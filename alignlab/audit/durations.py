@@ -106,8 +106,18 @@ def duration_ratios(
     """Steps to each level of ``outcome``, every other arm over ``baseline``: at each learning rate, and best against best.
 
     ``runs``: the same seeds and learning rates in every arm. A best rate has the lowest geometric mean of steps, those of the
-    seed in question left out. Times between evaluations are interpolated (:func:`steps_to`).
+    seed in question left out. Times between evaluations are interpolated (:func:`steps_to`). Raises ``ValueError`` for no
+    level or one that is not finite, runs without a learning rate (NaN), an arm that lacks a run, and as
+    :func:`duration_ratio` does.
     """
+    given = np.asarray(levels, np.float64)
+    if given.ndim != 1 or not given.size or not np.isfinite(given).all():
+        raise ValueError(f"levels is {levels!r}, expected a list of finite numbers, one at least")
+    if unknown := int(np.isnan(runs["lr"].values.astype(np.float64)).sum()):
+        raise ValueError(
+            f"{unknown} of {runs.sizes['run']} runs have no learning rate (lr is NaN), by which arms are compared: leave them "
+            "out, runs.isel(run=runs['lr'].notnull().values), or give them one by assign_coords"
+        )
     rates = np.unique(runs["lr"].values)
     budget = float(runs["last_step"].values.max())
     found = []

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _OF_LAYERS = ("layer", "kind", "fan_in", "fan_out")
+DIMS = ("run", "step", "layer", "mode")
 _EVALUATED = ("train_", "validation_", "test_")
 _REPLICATES = ("seed", "order")  # settings that make another replicate of a run, not another condition
 
@@ -24,6 +25,11 @@ def need(dataset: xr.Dataset, *names: str) -> None:
             raise ValueError(f"the dataset has no {name!r}: {recorder_of(name)} records it. It holds {held}")
         if not np.isfinite(dataset[name].values).any():
             raise ValueError(f"{name!r} has no finite value in this dataset; {recorder_of(name)} records it")
+        if strange := [str(dim) for dim in dataset[name].dims if dim not in DIMS]:
+            raise ValueError(
+                f"{name!r} has the dim {strange[0]!r}, expected some of {', '.join(DIMS)}: give it its name back by "
+                f"dataset.rename({strange[0]}=...), or select one, dataset.isel({strange[0]}=0)"
+            )
 
 
 def need_outcome(dataset: xr.Dataset, name: str) -> None:

@@ -43,7 +43,7 @@ def durations(
 
     ``dataset``: runs with the coordinates ``arm``, ``lr`` and ``seed``, every arm with the same rates and seeds.
 
-    Raises ``ValueError`` if the outcome was not recorded, or runs are missing.
+    Raises ``ValueError`` if the outcome was not recorded, runs are missing or have no learning rate (NaN), and for no levels.
     """
     contents.need_outcome(dataset, outcome)
     data = contents.as_runs(dataset)

@@ -67,3 +67,17 @@ def test_the_curves_are_drawn_to_their_ends():
 def test_an_outcome_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no 'test_loss'"):
         durations(RUNS, LEVELS, "test_loss")
+
+
+@pytest.mark.parametrize("rates", [(0.1, np.nan), (np.nan, np.nan)])
+def test_runs_without_a_rate_are_told_with_the_way_out(rates):
+    runs = RUNS.assign_coords(lr=("run", np.where(RUNS["lr"] == 0.1, *rates)))
+    unknown = int(np.isnan(runs["lr"]).sum())
+    with pytest.raises(ValueError, match=rf"{unknown} of 18 runs have no learning rate .*leave them out"):
+        durations(runs, LEVELS)
+
+
+@pytest.mark.parametrize("levels", [[], [float("nan")], 0.5])
+def test_levels_are_finite_numbers(levels):
+    with pytest.raises(ValueError, match="expected a list of finite numbers"):
+        durations(RUNS, levels)

@@ -120,6 +120,11 @@ def test_a_layer_without_a_spectrum_gets_no_panel(run):
         (lambda d: d, {"layer": "fc9"}, "no layer 'fc9' in this dataset; choose from fc1, fc2, fc3"),
         (lambda d: d, {"steps": [0, 7]}, "no spectrum at step 7; one was recorded at 0, 40, 80"),
         (lambda d: d, {"steps": []}, "no steps given"),
+        (
+            lambda d: d.rename(layer="floor"),
+            {},
+            "has the dim 'floor', expected some of run, step, layer, mode",
+        ),
     ],
 )
 def test_what_is_missing_is_one_error_that_names_it(run, change, arguments, message):
