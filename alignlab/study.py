@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.figures.contents import as_runs
 from alignlab.store import Segments, open_segments
+from alignlab.training.arguments import spec_of
 from alignlab.training.naming import check_stored
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.sweep import Sweep
@@ -32,7 +33,9 @@ Phase = Callable[[str, int], Any]  # (what, how much) → a context manager that
 
 @dataclass(frozen=True)
 class Study:
-    """``question``: what is asked. ``source``: who raised it, or claims an answer.
+    """A question that is answered by training.
+
+    ``question``: what is asked. ``source``: who raised it, or claims an answer.
 
     ``arms(full)``: the runs by label, on the full data sets where ``full`` is true and else on what the package carries.
     ``figures(runs)``: the drawings by name; ``table(runs)``: the answer in numbers, as text or as rows of a table. Both
@@ -96,7 +99,20 @@ def grid(spec: RunSpec, **values: Iterable[Any]) -> list[RunSpec]:
 
     >>> [(s.lr, s.seed) for s in grid(RunSpec(), lr=(0.1, 0.3), seed=range(2))]
     [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+
+    Raises :class:`SpecError` for what is no spec, an unknown field, a value that it does not take, or one value alone.
     """
+    spec = spec_of(spec)
+    alone = [
+        name
+        for name, given in values.items()
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable)
+    ]
+    if alone:
+        raise SpecError(
+            f"grid: {alone[0]} is {values[alone[0]]!r}, expected several values: {alone[0]}=[{values[alone[0]]!r}], or one for "
+            f"all by spec.changed({alone[0]}=…)"
+        )
     return [spec.changed(**dict(zip(values, cell, strict=True))) for cell in product(*values.values())]
 
 

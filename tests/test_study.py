@@ -98,6 +98,16 @@ def test_a_grid_has_every_combination_once_the_last_field_side_by_side() -> None
         grid(BASE, colour=["red"])
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("lr", 0.1), ("rule", "fa"), ("rule_args", {"init": "nokland"})]
+)
+def test_a_grid_takes_several_values_of_a_field(field: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=f"grid: {field} is .*, expected several values: {field}="):
+        grid(BASE, **{field: value})
+    with pytest.raises(SpecError, match="expected a RunSpec, not str"):
+        grid("xor", lr=[0.1])  # type: ignore[arg-type]
+
+
 def test_notes_stand_below_a_table() -> None:
     assert aligned([{"arm": "a"}], "one", "two").splitlines() == ["arm", "a", "", "one", "two"]
 

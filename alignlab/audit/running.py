@@ -38,6 +38,9 @@ def audit(
     runs that are there already are not computed again. By default a folder named by the claim's hash under ``runs``.
     ``workers``: how many processes, of one thread each; or a dask scheduler's address, or a ``distributed.Client``, see
     :class:`alignlab.training.workers.Workers`. ``phase``: called as ``phase(what, n)`` for progress, see :class:`Bench`.
+
+    Raises :class:`SpecError` for what is no claim or control, and where a control cannot audit this claim; ``DataError``
+    where a data set is missing, and ``SweepError`` where runs failed.
     """
     if not isinstance(claim, Claim):
         raise SpecError(f"expected a Claim, not {type(claim).__name__}: make one by Claim(statement=…)")

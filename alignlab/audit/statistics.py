@@ -147,7 +147,8 @@ def paired(differences: Sequence[float] | NDArray[Any], alpha: float = 0.05) -> 
     differences tell nothing. `p_value` is 2^(1−n), or 1 where v = 0: nothing speaks for an effect then, and
     against one speak only as many seeds as give the interval ends.
 
-    Errors: ValueError for fewer than 2 differences, or for one that is not finite (the pair is named).
+    Errors: ValueError for fewer than 2 differences, or for one that is not finite (the pair is named), another shape, or
+    an alpha outside (0, 1).
 
     >>> interval = paired([0.2, 0.3, 0.1, 0.4, 0.25])
     >>> f"{interval:.3f} p={interval.p_value:.4f}"

@@ -122,7 +122,7 @@ _ALL = (
     Quantity("spectrum_trace", r"$\mathrm{tr}\,W B^\top$", "1", -INF, INF, 0.0, LILLICRAP,
              "trace of the forward times feedback weight"),
     Quantity("descent_fraction", r"$P(e^\top W B^\top e > 0)$", "1", 0, 1, 0.5, LILLICRAP,
-             "share of the batch's nonzero errors that the feedback sends downhill"),
+             "share of the batch's errors that the feedback sends downhill, of those that the weight hands down"),
     # the run itself
     Quantity("loss", r"$L$", "1", -INF, INF, None, STANDARD, "loss of the minibatch", PER_STEP),
     Quantity("learning_rate", r"$\eta$", "1", 0, INF, None, STANDARD, "learning rate", PER_STEP),

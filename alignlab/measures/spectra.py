@@ -61,13 +61,13 @@ def feedback_spectrum(
 
     Exact, in float64 and on one thread, while the matrix to decompose is no larger than ``exact_limit``: for the
     modes min(out, in), since W Bᵀ and Bᵀ W share their nonzero eigenvalues; for the symmetric part
-    min(out, 2·in), which bounds its rank. Beyond, the ``k`` largest modes by Arnoldi, and the symmetric part's
-    edges and density by stochastic Lanczos (``probes``, ``steps``, ``seed``; see ``iterative``: Lanczos edges
-    lie inside the true ones). The trace Σ W∘B is always exact. A run whose weights are not finite has NaN for
-    everything. Args: ``W``, ``B`` (..., out, in).
+    min(out, 2·in), which bounds its rank. Beyond, the ``k`` largest modes by Arnoldi (all modes, exactly, where there are no
+    more than k + 2), and the symmetric part's edges and density by stochastic Lanczos (``probes``, ``steps``, ``seed``; see
+    ``iterative``: Lanczos edges lie inside the true ones). The trace Σ W∘B is always exact. A run whose weights are not
+    finite has NaN for everything. Args: ``W``, ``B`` (..., out, in).
 
     Raises:
-        ValueError: W and B differ in shape.
+        ValueError: W and B differ in shape, or a setting is no whole number, at least 1 (``exact_limit``, ``seed``: 0).
 
     >>> W, B = torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([1.0, -1.0]))
     >>> spectrum = feedback_spectrum(W, B)
@@ -80,6 +80,7 @@ def feedback_spectrum(
     scale = torch.as_tensor(scale_W * scale_B, dtype=torch.float64, device="cpu")
     n_out, n_in = W.shape[-2:]
     settings = _Settings(n_out, n_in, exact_limit, k, probes, steps, seed)
+    settings.check()
     runs = zip(W.reshape(-1, n_out, n_in), B.reshape(-1, n_out, n_in), strict=True)
     with one_thread():
         found = [_one_run(w, b, settings) for w, b in runs]
@@ -108,7 +109,7 @@ def descent_fraction(e: Tensor, W: Tensor, B: Tensor) -> Tensor:
 
     W Bᵀ is not formed. Errors that W hands nothing down of are left out, zero ones among them: there is no descent for the
     feedback to agree with. NaN where all are. Backprop gives 1. Args: ``W``, ``B`` (..., out, in). Source: Lillicrap et al.
-    2016, the condition of their theorem.
+    2016, who ask for eᵀ W B e > 0 on average (their B is our Bᵀ).
 
     >>> e = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> descent_fraction(e, torch.eye(2), torch.diag(torch.tensor([1.0, -1.0])))
@@ -178,6 +179,13 @@ class _Settings:
     @property
     def largest_exact(self) -> int:
         return max(self.exact_limit, self.k + 2)  # Arnoldi finds at most two fewer than all
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a setting that is none."""
+        for name, least in (("exact_limit", 0), ("k", 1), ("probes", 1), ("steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
 
     @property
     def arnoldi(self) -> bool:

@@ -17,8 +17,8 @@ class GradientAngle(Probe):
 
     Records ``gradient_angle``; ``delta_angle``, ``delta_angle_std``, ``zero_fraction`` (Lillicrap et al. 2016); and
     ``local_angle``, which isolates this layer's feedback from all above. Degrees. Under a layerwise rule the last layer's
-    angle is 0 by construction. ``local_angle`` is absent where nothing below the layer learns. Where the rule has no errors
-    at the units but only a weight gradient (weight perturbation), ``gradient_angle`` alone is recorded.
+    angle is 0 by construction. ``local_angle`` is absent under direct rules, and where nothing below the layer learns. Where
+    the rule has no errors at the units but only a weight gradient (weight perturbation), ``gradient_angle`` alone is recorded.
 
     ``samples=False`` leaves the angles of single samples out, and with them about half of the price: ``local_angle`` takes a
     product with W, as large as the layer's own backward pass.
@@ -35,6 +35,8 @@ class GradientAngle(Probe):
     samples = True  # also of a subclass with an __init__ of its own
 
     def __init__(self, *, samples: bool = True) -> None:
+        if not isinstance(samples, bool):
+            raise TypeError(f"GradientAngle: samples is {samples!r}, expected True or False")
         self.samples = samples
         if not samples:
             self.quantities = ("gradient_angle",)

@@ -44,7 +44,7 @@ class Listed:
 
 
 def every(n: int) -> Every:
-    """Every ``n``-th optimizer step, the first included.
+    """Every ``n``-th optimizer step, the first included. Raises ``ValueError`` unless n is a whole number, at least 1.
 
     >>> [step for step in range(7) if every(3)(step)]
     [0, 3, 6]
@@ -55,13 +55,17 @@ def every(n: int) -> Every:
 
 
 def log_spaced(total: int, n: int) -> Listed:
-    """At most ``n`` steps out of ``total``, evenly spaced in log(1 + step), with the first and the last.
+    """At most ``n`` steps out of ``total``, evenly spaced in log(1 + step), with the first and the last (n = 1: the first).
+
+    Raises ``ValueError`` unless both are whole numbers, at least 1.
 
     >>> log_spaced(1000, 6).steps
     (0, 3, 15, 62, 250, 999)
     """
-    if total < 1 or n < 1:
-        raise ValueError(f"log_spaced({total}, {n}): expected at least one step and one look")
+    if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in (total, n)):
+        raise ValueError(
+            f"log_spaced({total!r}, {n!r}): expected at least one step and one look, in whole numbers"
+        )
     points = np.geomspace(1, total, n) - 1
     return Listed(tuple(sorted({round(float(p)) for p in points})))
 

@@ -240,3 +240,16 @@ def test_spectra_scale_with_their_weights(scale, exact_limit):
     for name in ("real", "symmetric_min", "symmetric_max", "trace"):
         scaled = getattr(found, name) / scale / scale
         assert torch.allclose(scaled, getattr(usual, name), atol=1e-3 * largest), name
+
+
+@pytest.mark.parametrize("name", ["exact_limit", "k", "probes", "steps", "seed"])
+@pytest.mark.parametrize("value", [-1, 2.5, "x", True])
+def test_settings_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=rf"{name} is {value!r}, expected a whole number, at least [01]"):
+        measures.feedback_spectrum(*weights(6, 6), **{name: value})
+
+
+def test_no_modes_are_estimated_where_so_many_are_wanted_that_all_can_be_had():
+    found = measures.feedback_spectrum(*weights(6, 5), exact_limit=2, k=3)
+    assert (found.method, found.real.shape) == ("exact+lanczos", (6,))
+    assert measures.feedback_spectrum(*weights(6, 5), exact_limit=2, k=2).method == "arnoldi+lanczos"

@@ -325,3 +325,14 @@ def test_a_probe_records_nothing_that_every_run_has(name: str) -> None:
 def test_quantities_are_a_tuple() -> None:
     with pytest.raises(TypeError, match=r"Mine.quantities is 'mine', expected a tuple: \('mine',\)"):
         recorded([own("measure", {}, "mine")])
+
+
+def test_samples_are_wanted_or_not() -> None:
+    with pytest.raises(TypeError, match="samples is 'no', expected True or False"):
+        GradientAngle(samples="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [(0, 3), (10, 0), (10.5, 3), (10, "3"), (True, 1)])
+def test_log_spaced_steps_are_counted_in_whole_numbers(given: Any) -> None:
+    with pytest.raises(ValueError, match="expected at least one step and one look, in whole numbers"):
+        log_spaced(*given)

@@ -17,7 +17,9 @@ ORDER = 1  # another than the claim's own, 0
 
 
 class Placebo(Control):
-    """The check fails where the placebo's interval excludes 0 and it is not equivalent to 0 within ±m: by chance alone in
+    """The baseline against itself on another order of the data, in which nothing may be found.
+
+    The check fails where the placebo's interval excludes 0 and it is not equivalent to 0 within ±m: by chance alone in
     alpha of all sound audits, unless the spread is small beside m.
 
     It cannot pass where it could not have failed: where another order changes nothing, because each batch is the
