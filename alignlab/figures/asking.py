@@ -50,8 +50,11 @@ def questions(
     95 % t-intervals; "k of n diverged" stands beside an arm's name where some did. Rings: with ``choose`` (an outcome) the
     rates that it picks for each seed by the arm's other seeds, as :func:`alignlab.audit.crossfit.tuned` does, which may be
     several; without it the arm's best mean. ``words`` name the y axis, ``chance`` draws a line there. Raises ``ValueError``
-    for an arm without runs, if an outcome was not recorded, and with ``choose`` if an arm lacks a seed at some rate.
+    for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at some rate, and for no
+    questions.
     """
+    if not asked:
+        raise ValueError("no questions given: expected at least one Question")
     for name in filter(None, (outcome, choose)):
         contents.need_outcome(dataset, name)
     data = contents.as_runs(dataset)

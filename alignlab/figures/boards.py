@@ -81,8 +81,11 @@ def board(
         remark: what published marks rest on, for the note below.
 
     Raises:
-        ValueError: where a quantity or a layer was not recorded, for an unknown hue, and where a level mixes conditions.
+        ValueError: where there is no panel, a quantity or a layer was not recorded, for an unknown hue, and where a level
+            mixes conditions.
     """
+    if not panels:
+        raise ValueError("no panels given: expected at least one Shown")
     data = contents.as_runs(dataset)
     order = _order(data, hue)
     for panel in panels:

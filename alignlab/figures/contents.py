@@ -19,6 +19,7 @@ _REPLICATES = ("seed", "order")  # settings that make another replicate of a run
 
 def need(dataset: xr.Dataset, *names: str) -> None:
     """Raise one error that says which variable is missing or empty, what records it, and what the dataset holds."""
+    check_dataset(dataset)
     for name in names:
         if name not in dataset:
             held = ", ".join(sorted(map(str, dataset.data_vars))) or "nothing"
@@ -30,6 +31,15 @@ def need(dataset: xr.Dataset, *names: str) -> None:
                 f"{name!r} has the dim {strange[0]!r}, expected some of {', '.join(DIMS)}: give it its name back by "
                 f"dataset.rename({strange[0]}=...), or select one, dataset.isel({strange[0]}=0)"
             )
+
+
+def check_dataset(given: Any) -> None:
+    """Raise ``TypeError`` for anything but a dataset."""
+    import xarray as xr
+
+    if not isinstance(given, xr.Dataset):
+        way_out = ": give the dataset that it is a variable of" if isinstance(given, xr.DataArray) else ""
+        raise TypeError(f"expected runs as an xarray.Dataset, not {type(given).__name__}{way_out}")
 
 
 def need_outcome(dataset: xr.Dataset, name: str) -> None:
@@ -63,6 +73,7 @@ def as_runs(dataset: xr.Dataset) -> xr.Dataset:
     Where runs were trained from specs that differ in a field which is no coordinate yet (hidden, rule_args, ...), that
     field becomes one; the attr `differing` lists them.
     """
+    check_dataset(dataset)
     kept = (*_OF_LAYERS, "step", "mode")
     scalars = {str(name): c.item() for name, c in dataset.coords.items() if not c.ndim and name not in kept}
     runs = dataset.drop_vars(list(scalars))

@@ -19,12 +19,12 @@ _METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"C
 
 
 def save(
-    figure: Figure, path_without_suffix: str | os.PathLike[str], formats: Sequence[str] = ("png", "svg")
+    figure: Figure, path_without_suffix: str | os.PathLike[str], formats: str | Sequence[str] = ("png", "svg")
 ) -> list[Path]:
     """Write the figure once a format, each file whole or not at all, and return the paths.
 
     A file is written beside its target under a temporary name, flushed to disk, then moved over it. The same figure
-    gives the same bytes: no date is written. Formats are matplotlib's: png, svg, pdf, ...
+    gives the same bytes: no date is written. Formats are matplotlib's: png, svg, pdf, ...; one, or several.
 
     Raises:
         ValueError: for a format that matplotlib cannot write.
@@ -33,6 +33,7 @@ def save(
     import matplotlib
 
     base = Path(path_without_suffix)
+    formats = (formats,) if isinstance(formats, str) else formats
     known = figure.canvas.get_supported_filetypes()
     for suffix in formats:
         if suffix not in known:

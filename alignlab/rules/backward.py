@@ -25,9 +25,15 @@ def backward(model: nn.Module, closure: Callable[[], Tensor]) -> Tensor:
     passes several times, always on the same random state and running statistics; both end as after one call. It must not
     call ``backward`` itself, and must use the same batch each time.
 
-    Raises ``ValueError`` for a closure that returns no loss, or a loss that the rule cannot use, and ``RuntimeError`` where
-    the closure does something else the second time.
+    Raises ``ValueError`` for a closure that returns no loss, or a loss that the rule cannot use, ``TypeError`` for what is no
+    model or closure, and ``RuntimeError`` where the closure does something else the second time.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}, expected an nn.Module")
+    if not callable(closure):
+        raise TypeError(
+            f"closure is {type(closure).__name__}, expected a function that returns the loss: lambda: loss_fn(model(x), y)"
+        )
     layers = [m for m in model.modules() if isinstance(m, FeedbackLayer)]
     layer = next((m for m in layers if m.rule.closure), None)
     if layer is None:

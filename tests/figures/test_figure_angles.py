@@ -175,3 +175,11 @@ def test_one_layer_that_was_selected_away_is_drawn_as_well(run):
 def test_what_is_missing_is_one_error_that_names_it(run, change, arguments, message):
     with pytest.raises(ValueError, match=message):
         figures.angles(change(run), **arguments)
+
+
+def test_what_is_no_dataset_is_told(run):
+    with pytest.raises(TypeError, match="not DataArray: give the dataset that it is a variable of"):
+        figures.angles(run["gradient_angle"])
+    for draw in (figures.gains, figures.learning_curves, figures.spectra, figures.run_figures):
+        with pytest.raises(TypeError, match=r"expected runs as an xarray\.Dataset, not str"):
+            draw("runs/fa")

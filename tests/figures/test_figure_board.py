@@ -96,3 +96,10 @@ def test_a_log_panel_without_a_positive_value_is_empty():
     runs = synthetic_runs(("bp", "fa"), range(3), steps=20)
     runs = runs.assign_coords(arm=("run", runs.rule.values))
     assert figures.board(runs.assign(loss=0 * runs["loss"]), [Shown("loss", log=True)]).axes
+
+
+def test_nothing_to_draw_is_told(runs):
+    with pytest.raises(ValueError, match="no panels given"):
+        figures.board(runs, [], hue="rule")
+    with pytest.raises(ValueError, match="no questions given"):
+        figures.questions(runs, [], "train_loss")

@@ -88,3 +88,7 @@ def test_drawing_and_saving_leave_the_users_settings_alone(figure, run, tmp_path
         assert dict(matplotlib.rcParams) == before
         assert drawn.axes[0].yaxis.label.get_size() == 9
         assert drawn.axes[0].get_facecolor() == (1, 1, 1, 1)
+
+
+def test_a_single_format_is_a_word(figure, tmp_path):
+    assert figures.save(figure, tmp_path / "curves", "svg") == [tmp_path / "curves.svg"]

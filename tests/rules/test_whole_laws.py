@@ -526,3 +526,10 @@ def test_bad_arguments_are_one_clear_error_and_nothing_is_converted(
         rules.convert(net, name, **args)
     assert not rules.feedback_layers(net)
     assert not net._forward_hooks
+
+
+def test_what_is_no_model_or_closure_is_told() -> None:
+    with pytest.raises(TypeError, match=r"model is int, expected an nn\.Module"):
+        rules.backward(3, lambda: torch.ones(()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="closure is Tensor, expected a function that returns the loss"):
+        rules.backward(torch.nn.Linear(2, 1), torch.ones(()))  # type: ignore[arg-type]
