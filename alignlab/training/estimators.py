@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignlab import rules
+from alignlab import measures, rules
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +31,7 @@ _ATTRS = {
     "variance": ("E‖ĝ − E ĝ‖²", "summed over the entries"),
     "variance_error": ("SE of E‖ĝ − E ĝ‖²", "jackknife over the repeats"),
     "squared_norm": ("‖g‖²", "of the true gradient, to compare the others with"),
-    "cosine": ("E cos ∠(ĝ, g)", "of the single estimates"),
+    "cosine": ("E cos ∠(ĝ, g)", "of the single estimates, zero ones left out; NaN where g is zero"),
 }
 
 
@@ -53,8 +53,10 @@ def estimator_statistics(
     each pair; all use the random state of now, so that a dropout mask is the same in all of them and in the truth.
 
     With d_r = ĝ_r − g over R repeats, S = Σ d_r and Q = Σ‖d_r‖²: ``squared_bias`` = (‖S‖² − Q) / (R (R − 1)), the mean of
-    ⟨d_r, d_s⟩ over r ≠ s, which has no contribution of the variance; ``variance`` = (Q − ‖S‖²/R) / (R − 1). The layers' rows
-    are of their weights, the row ``all`` is of all trained parameters. Keeps R gradients at a time.
+    ⟨d_r, d_s⟩ over r ≠ s, which has no contribution of the variance; ``variance`` = (Q − ‖S‖²/R) / (R − 1);
+    ``squared_bias_error`` and ``variance_error``, their jackknife standard errors; ``squared_norm`` = ‖g‖²; ``cosine``, the
+    mean cos ∠(ĝ_r, g) of the estimates that are not zero, NaN where there is none or g is zero. The layers' rows are of their
+    weights, the row ``all`` is of all trained parameters. Keeps R gradients at a time.
 
     Raises ``ValueError`` for fewer than three repeats, or no sigma or samples, and as :func:`alignlab.rules.convert` does.
     """
@@ -113,8 +115,8 @@ def _statistics(
         g = torch.cat([truth[name].flatten() for name in names])
         drawn = torch.cat([estimates[name] for name in names], dim=1)
         d = drawn - g
-        cosines = nn.functional.cosine_similarity(drawn, g[None])
-        found.append({**_moments(d @ d.T), "squared_norm": float(g @ g), "cosine": float(cosines.mean())})
+        cosine = float(measures.cosine(drawn, g).nanmean())
+        found.append({**_moments(d @ d.T), "squared_norm": float(g @ g), "cosine": cosine})
     return found
 
 

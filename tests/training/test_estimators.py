@@ -186,3 +186,14 @@ def test_bad_arguments_are_one_clear_error(args: dict[str, Any], complaint: str)
     given = {"rule": "node_perturbation", "sigmas": [1e-3], "samples": [1], **args}
     with pytest.raises(ValueError, match=complaint):
         estimator_statistics(one_layer(), quadratic, **given)
+
+
+@over_rules
+def test_a_layer_without_a_gradient_has_no_cosine(rule: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+    nn.init.constant_(net[0].bias, -100.0)  # every unit is dead
+    x = torch.randn(4, 3)
+    found = estimator_statistics(net, lambda model: model(x).square().mean(1), rule, [1e-3], [2], repeats=5)
+    assert found["squared_norm"].sel(layer="0").item() == 0
+    assert found["cosine"].isnull().values.ravel().tolist() == [True, True, False]
