@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -82,6 +82,8 @@ def checked(probes: Sequence[Probe]) -> list[Probe]:
     Raises ``TypeError`` for what is no probe or has no tuple of names, ``ValueError`` where two probes would record one
     quantity, or a probe one that is the recorder's.
     """
+    if not isinstance(probes, Probe | Iterable):
+        raise TypeError(f"probes is {probes!r}, expected a list of probes, [GradientAngle()]")
     probes = [probes] if isinstance(probes, Probe) else list(probes)
     owner: dict[str, Probe] = {}
     for probe in probes:

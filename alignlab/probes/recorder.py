@@ -48,8 +48,8 @@ class Recorder:
     store with the run. ``coords``: its coordinates (rule, lr, seed, task, arm, control). ``grad_scaler``: the loop's
     ``GradScaler``, if it has one, so that loss and norms are reported unscaled.
 
-    The loop's results are bitwise those of a run without a recorder. Raises :class:`ProbeError` where a signal cannot be
-    measured; it never records a guess.
+    The loop's results are bitwise those of a run without a recorder. Raises ``TypeError`` and ``ValueError`` for arguments that
+    are none, and :class:`ProbeError` where a signal cannot be measured; it never records a guess.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Recorder:
         grad_scaler: Any = None,
         run_id: str | None = None,
     ) -> None:
-        _check(model, optimizer, schedule)
+        _check(model, optimizer, schedule, grad_scaler)
         self.model, self.optimizer = model, optimizer
         self.probes = checked(probes)
         self.schedule: Schedule = every(1) if schedule is None else schedule
@@ -263,11 +263,15 @@ class Recorder:
         self._recording.add(step, by_layer, facts | by_step, kept)
 
 
-def _check(model: Any, optimizer: Any, schedule: Any) -> None:
+def _check(model: Any, optimizer: Any, schedule: Any, grad_scaler: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected an nn.Module")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    if isinstance(grad_scaler, type) or not (grad_scaler is None or hasattr(grad_scaler, "_scale")):
+        raise TypeError(
+            f"grad_scaler is {grad_scaler!r}, expected the torch.amp.GradScaler of the loop, or None"
+        )
     if schedule is not None and (not callable(schedule) or schedule in (every, log_spaced)):
         way_out = "every(10), log_spaced(total, 50), or a function step -> bool"
         raise TypeError(f"schedule is {schedule!r}, expected {way_out}")

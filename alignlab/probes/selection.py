@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     if callable(wanted):
         chosen = {name: m for name, m in found.items() if wanted(name, m)}
     else:
+        if not isinstance(wanted, Iterable):
+            raise TypeError(
+                f"layers is {wanted!r}, expected names, patterns of names, or a function (name, module) -> bool"
+            )
         patterns = [wanted] if isinstance(wanted, str) else list(wanted)
         named = {p: [name for name in found if fnmatch.fnmatchcase(name, p)] for p in patterns}
         idle = [repr(p) for p, names in named.items() if not names]

@@ -336,3 +336,19 @@ def test_samples_are_wanted_or_not() -> None:
 def test_log_spaced_steps_are_counted_in_whole_numbers(given: Any) -> None:
     with pytest.raises(ValueError, match="expected at least one step and one look, in whole numbers"):
         log_spaced(*given)
+
+
+@pytest.mark.parametrize("given", [torch.amp.GradScaler, 3, "cuda"])
+def test_a_scaler_that_is_none_is_refused(given: Any) -> None:
+    """Its class has no scale, and losses and norms would be recorded scaled."""
+    with pytest.raises(
+        TypeError, match=r"grad_scaler is .*, expected the torch\.amp\.GradScaler of the loop"
+    ):
+        recorded(grad_scaler=given)
+
+
+def test_probes_and_layers_are_several() -> None:
+    with pytest.raises(TypeError, match=r"probes is 3, expected a list of probes"):
+        recorded(3)
+    with pytest.raises(TypeError, match=r"layers is 3, expected names"):
+        recorded(layers=3)
