@@ -46,7 +46,8 @@ class Recorder:
     ``layers``: which layers to observe (of the kinds in ``geometry.KINDS``): module names or patterns (``"features.*"``), or a
     function (name, module) → bool; by default all. ``flush_every``: measured steps between two writes. ``attrs``: facts to
     store with the run. ``coords``: its coordinates (rule, lr, seed, task, arm, control). ``grad_scaler``: the loop's
-    ``GradScaler``, if it has one, so that loss and norms are reported unscaled.
+    ``GradScaler``, if it has one, so that loss and norms are reported unscaled. ``run_id``: the run's name in its store; by
+    default a new one.
 
     The loop's results are bitwise those of a run without a recorder. Raises ``TypeError`` and ``ValueError`` for arguments that
     are none, and :class:`ProbeError` where a signal cannot be measured; it never records a guess.

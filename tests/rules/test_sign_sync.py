@@ -329,3 +329,16 @@ def test_a_weight_that_was_replaced_is_a_changed_weight() -> None:
     net[2].weight = new
     _loss(net).backward()
     assert torch.equal(net[2].feedback.sign(), new.detach().sign())
+
+
+def test_unscaled_signs_make_errors_louder_at_every_layer_by_what_the_docstring_says() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(*[nn.Linear(192, 192) for _ in range(3)])
+    rules.convert(net, "sign_sync", generator=_seeded())
+    x = normal(64, 192).requires_grad_()
+    errors = normal(64, 192, seed=2)
+    louder = torch.autograd.grad(net(x), x, errors)[0]
+    rules.revert(net)
+    total = float(louder.norm() / torch.autograd.grad(net(x), x, errors)[0].norm())
+    assert total == pytest.approx((3 * 192) ** 1.5, rel=0.05)
