@@ -62,7 +62,8 @@ class SignSync(Rule):
     """``B ← sign(W)`` at steps 0, T, 2T, …; in between B stays while W moves on.
 
     Unscaled, as in the experiment that alignlab began with, the entries of B are ±1: √(3 fan_in) times the size of a W that
-    PyTorch drew, so that an error grows by that factor at every layer that it passes. ``preserve_magnitude=True`` sets ``B ← |B₀| ∘ sign(W)``.
+    PyTorch drew, so that an error grows by that factor at every layer that it passes. ``preserve_magnitude=True`` sets
+    ``B ← |B₀| ∘ sign(W)``.
 
     ``period``: T in changes of the weights, at least 1: an optimizer step is one (LBFGS, which tries points, makes several).
     """
