@@ -195,6 +195,7 @@ class Capture:
             return
         if not self._ruled.is_backprop and torch._C._current_graph_task_id() != -1:
             return  # a checkpoint computes the layer again; its first call was seen
+        self._handles += self._landing.listen(name, layer)  # to a weight that was frozen before, too
         x = args[0] if args else kwargs["input"]
         edge = signal_edge(output, owned=self._follows)
         use = Use(

@@ -24,13 +24,18 @@ class Landing:
         self.arrivals, self.test = arrivals, GradientTest()
         self.landed: dict[str, Tensor] = {}  # by layer, of what was last settled
         self._ruled = ruled
+        self._heard: dict[str, list[nn.Parameter]] = {}  # the weights that are listened to
         self._parts: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
 
     def listen(self, name: str, layer: nn.Module) -> list[Any]:
-        """Start with one layer's weight; returns the handles that end it."""
-        weights: list[Any] = [weight for weight in weights_behind(layer) if weight.requires_grad]
+        """Start with one layer's weight, or with what became trainable since; returns the handles that end it."""
+        heard = self._heard.setdefault(name, [])
+        weights: list[Any] = [
+            w for w in weights_behind(layer) if w.requires_grad and not any(w is other for other in heard)
+        ]
+        heard += weights
         handles = [w.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate)) for w in weights]
-        if learns(layer):
+        if weights and learns(layer):
             handles.append(weights[0].register_hook(Hook(weakly(self._on_gradient, name))))
         return handles
 
@@ -49,8 +54,8 @@ class Landing:
             self.test.check(taken, self.arrivals.layers, passes)
 
     def clear(self) -> None:
-        """Drop what was not settled."""
-        self._parts = {}
+        """Drop what was not settled; the handles that listen were removed."""
+        self._parts, self._heard = {}, {}
 
     def _on_gradient(self, name: str, gradient: Tensor | None) -> None:
         if gradient is None:

@@ -412,6 +412,39 @@ def test_a_frozen_layer_is_observed_and_takes_no_step() -> None:
     assert np.isnan(run.update_angle.sel(layer="blocks.0")).all()
 
 
+@pytest.mark.parametrize("rule", [None, "bp", "fa", "dfa"])
+@pytest.mark.parametrize("way", ["unfrozen", "a new parameter"])
+def test_a_weight_that_begins_to_learn_while_recording_is_measured_from_then_on(
+    rule: str | None, way: str
+) -> None:
+    def started(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        plain(model, optimizer, 1)  # one schedule, armed throughout
+        layer = model.enter
+        if way == "unfrozen":
+            layer.weight.requires_grad_(True)
+        else:
+            layer.weight = nn.Parameter(layer.weight.detach().clone())
+        optimizer.add_param_group({"params": [layer.weight], "lr": 0.05})
+        plain(model, optimizer, 2)
+
+    def frozen(model: nn.Module) -> torch.optim.Optimizer:
+        model.enter.weight.requires_grad_(False)
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+
+    def always(model: nn.Module) -> torch.optim.Optimizer:
+        others = [p for p in model.parameters() if p is not model.enter.weight]
+        return torch.optim.SGD([{"params": others}, {"params": [model.enter.weight], "lr": 0.0}], lr=0.05)
+
+    def from_then_on(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        plain(model, optimizer, 1)
+        optimizer.param_groups[1]["lr"] = 0.05
+        plain(model, optimizer, 2)
+
+    run, same = record(started, rule, frozen), record(from_then_on, rule, always)
+    assert_same(run.isel(step=[1, 2]), same.isel(step=[1, 2]))
+    assert float(run.gradient_norm.sel(layer="enter", step=1)) > 0
+
+
 def test_a_step_without_a_backward_pass_is_an_error() -> None:
     with pytest.raises(
         ProbeError, match=r"step 0: no error signal passed .*enter, .*backward\(\) called before"
