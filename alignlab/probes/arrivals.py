@@ -25,6 +25,9 @@ class Taken(NamedTuple):
     passes: dict[str, frozenset[int]]  # by layer, the backward passes behind these
     shared: frozenset[int]  # those behind the update
     learnt: frozenset[str]  # the layers whose weights got gradients
+    derived: (
+        bool  # whether the loss may hold a derivative of the model, which no signal at the layers tells of
+    )
 
 
 class Arrivals:
@@ -36,6 +39,7 @@ class Arrivals:
         self._landed: dict[str, set[int]] = {}
         self._added: dict[int, set[int]] = {}  # by the weight's id, what went into .grad
         self._heard: dict[Use, None] = {}  # every use that was reached, thrown away or not
+        self.derives = False  # whether a pass of this run was itself to be differentiated (create_graph)
         self.clear()
 
     def clear(self) -> None:
@@ -43,7 +47,7 @@ class Arrivals:
         self._restart()
         for use in self._heard:
             use.settle(())
-        self._heard = {}
+        self._heard, self._graphed = {}, set[int]()
         self.current = -1  # autograd's number of the backward pass that runs
         self.closed = False  # whether what comes is of a later evaluation of a closure
         self._evaluated = False  # whether a closure has brought gradients
@@ -75,9 +79,16 @@ class Arrivals:
 
     def reach(self, name: str, use: Use, error: Tensor) -> None:
         """An error has arrived at a use of a layer."""
+        if torch.is_grad_enabled():
+            self.derive(self.current)
         use.note("delta_rule", self.current, error)
         self._uses.setdefault(name, {})[use] = None
         self._heard[use] = None
+
+    def derive(self, backward: int = -1) -> None:
+        """The pass ``backward``, or one of ``torch.func``'s, makes a graph of its own: the loss may hold what it brings."""
+        self.derives = True
+        self._graphed.add(backward)
 
     def land(self, name: str) -> None:
         """The pass that runs has brought a gradient to a layer's weight."""
@@ -107,6 +118,7 @@ class Arrivals:
         """What came since. ``trained``: the ids of the parameters that the optimizer steps; by default all."""
         passes, shared = self._counted(trained)
         uses, learnt = self._uses, frozenset(self._landed)
+        derived = bool(self._graphed.difference(*passes.values()))
         for name, found in uses.items():
             for use in found:
                 use.settle(sorted(passes[name]))
@@ -118,7 +130,9 @@ class Arrivals:
             )
             for name in self.layers
         }
-        return Taken({name: found for name, found in settled.items() if found}, passes, shared, learnt)
+        return Taken(
+            {name: found for name, found in settled.items() if found}, passes, shared, learnt, derived
+        )
 
     def _counted(self, trained: Collection[int] | None) -> tuple[dict[str, frozenset[int]], frozenset[int]]:
         """The passes that count for each layer, and those that count for any whose weight is ``trained``.

@@ -116,8 +116,9 @@ class Capture:
         learnt without its signals being known.
         """
         self._ruled.check()
-        taken, passes, self.passes, learnt = self.arrivals.take(trained)
-        self._landing.settle(passes)
+        found = self.arrivals.take(trained)
+        taken, passes, self.passes, learnt, _ = found
+        self._landing.settle(found)
         self._let_go()
         for name, use in ((name, use) for name, uses in taken.items() for use in uses):
             self._complete(name, use)
@@ -170,7 +171,9 @@ class Capture:
         elif use.delta_bp is None and self._asks:
             raise ProbeError(
                 f"layer {name!r} got its error signal without the model's output getting one, so its true gradient is "
-                "unknown. Call the model that the recorder watches (not its parts), and use_reentrant=False in checkpoints"
+                "unknown. Call the model that the recorder watches (not its parts), let it return tensors, or tuples, lists or "
+                "dicts of them (no distribution or object of your own), pass use_reentrant=False to checkpoints; and where the "
+                "loss holds a derivative of the model (create_graph=True), record the run under backprop"
             )
 
     def _check_seen(self, taken: dict[str, list[Use]], learnt: frozenset[str]) -> None:
@@ -196,6 +199,9 @@ class Capture:
         if not self._ruled.is_backprop and torch._C._current_graph_task_id() != -1:
             return  # a checkpoint computes the layer again; its first call was seen
         self._handles += self._landing.listen(name, layer)  # to a weight that was frozen before, too
+        if torch._C._are_functorch_transforms_active():
+            self._on_transformed(name)
+            return
         x = args[0] if args else kwargs["input"]
         edge = signal_edge(output, owned=self._follows)
         use = Use(
@@ -208,6 +214,15 @@ class Capture:
                 earlier = {edge.node: other for other, edge in self._fresh}
                 use.below = [earlier[node] for node in frontier(nodes_of(x), earlier) if node in earlier]
             self._fresh.append((use, edge))
+
+    def _on_transformed(self, name: str) -> None:
+        """What passes a layer within ``torch.func`` is of no graph that we see; backprop's gradient comes to the weight."""
+        self.arrivals.derive()
+        if self._follows:
+            raise ProbeError(
+                f"layer {name!r} is called inside a torch.func transform (grad, vmap, ...), where its true error cannot be "
+                "told: in measured steps call the model outside of it, or record the run under backprop"
+            )
 
     def _listen(self, name: str, use: Use, edge: GradientEdge) -> None:
         node, slot = edge.node, edge.output_nr

@@ -34,6 +34,9 @@ class LayerObservation:
     )
     errors: Tensor | None = None  # for direct rules: the errors at the output, (N, n_error)
     landed: Tensor | None = None  # G_rule where it is no deltaᵀ h: the gradient that came to the weight
+    derived: bool = (
+        False  # whether that is G_bp too: backprop's, of a loss that holds a derivative of the model
+    )
 
     @cached_property
     def update(self) -> Tensor | None:
@@ -74,6 +77,9 @@ class LayerObservation:
     @cached_property
     def gradients(self) -> tuple[Tensor, Tensor]:
         """``(G_rule, G_bp)`` formed explicitly, in W's shape (convolutions; linear layers only if asked)."""
+        if self.landed is not None and self.derived:
+            landed = self.landed.to(torch.promote_types(self.landed.dtype, torch.float32))
+            return landed, landed
         if self.landed is not None:
             bp = added(use.gradient(known(use.delta_bp)) for use in self.sharing)
             return self.landed.to(bp.dtype), bp
@@ -103,7 +109,7 @@ class LayerObservation:
     def update_product(self) -> Tensor:
         """⟨ΔW, G_bp⟩, float64."""
         update = known(self.update)
-        if self.is_linear:
+        if self.is_linear and not self.derived:
             h, _, bp = self.batch
             return measures.update_products(update, bp, h)
         return _inner(*(flat(self.layer, x) for x in (update, self.gradients[1])))

@@ -65,6 +65,7 @@ def observe(
             rates.get(name, float("nan")),
             sharing,
             landed=landed.get(name),
+            derived=name in landed and not (isinstance(layer, FeedbackLayer) and layer.rule.explicit),
         )
         if made.direct and complete:
             above = _chain_above(uses[-1], [use for others in taken.values() for use in others])

@@ -68,8 +68,9 @@ def check_paths(layers: Mapping[str, Iterable[Use]]) -> None:
         if difference > _tolerance(use.expected):
             raise ProbeError(
                 f"layer {name!r} received another error than the one that the model's output sends it (they differ by "
-                f"{difference:.1e}, relative), so its true error is unknown: a loss on activations inside the model, or a hook "
-                "that changes gradients at random. Return such activations from the model beside its output"
+                f"{difference:.1e}, relative), so its true error is unknown: a loss on activations inside the model or on a "
+                "derivative of it (create_graph=True), or a hook that changes gradients at random. Return such activations "
+                "from the model beside its output"
             )
 
 

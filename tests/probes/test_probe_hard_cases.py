@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 import xarray as xr
 from probe_worlds import CLASSES, WORLDS, World, loss_of, seeded, sgd
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
@@ -243,20 +245,92 @@ def gradient_penalty(model: Any, i: int) -> None:
     (z.mean() + slope.square().sum()).backward()
 
 
+def penalty_by_itself(model: Any, i: int) -> None:
+    loss_of(model, *MLP.batch(i)).backward()
+    gradient_penalty(model, i)
+
+
+def inner_step(model: Any, i: int) -> None:
+    weights = dict(model.named_parameters())
+    inner = loss_of(partial(functional_call, model, weights), *MLP.batch(i))
+    gradients = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
+    adapted = {name: w - 0.5 * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
+    loss_of(partial(functional_call, model, adapted), *MLP.batch(i + 1)).backward()
+
+
+def transformed(model: Any, i: int) -> None:
+    x = MLP.batch(i)[0]
+    slope = torch.func.vmap(torch.func.grad(lambda one: model(one).sum()))(x)
+    (model(x).mean() + slope.square().sum()).backward()
+
+
+DERIVING = [gradient_penalty, penalty_by_itself, inner_step, transformed]
+
+
+@pytest.mark.parametrize("rule", [None, "bp"])
+@pytest.mark.parametrize("step", DERIVING)
+def test_a_loss_that_holds_a_derivative_of_the_model_has_the_gradients_that_come_to_the_weights(
+    step: Step, rule: str | None
+) -> None:
+    twin = make(Hidden, rule)
+    gradients = []
+    for i in range(2):
+        twin.zero_grad()
+        step(twin, i)
+        gradients.append([float(layer.weight.grad.norm()) for layer in (twin.a, twin.b)])
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter -= 0.05 * parameter.grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = make(Hidden, rule)
+        run = recorded(model, step, 2, optimizer=torch.optim.SGD(model.parameters(), lr=0.05))
+    for norm in (run.gradient_norm, run.gradient_norm_bp):
+        np.testing.assert_allclose(norm, gradients, rtol=1e-6)
+    np.testing.assert_allclose(run.projected_lr, 0.05, rtol=1e-6)
+    np.testing.assert_allclose(run.update_angle, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("step", DERIVING)
+def test_under_other_rules_a_loss_that_holds_a_derivative_of_the_model_is_an_error(step: Step) -> None:
+    with pytest.raises(ProbeError, match=r"derivative of|inside a torch.func transform"):
+        recorded(make(Hidden, "fa"), step)
+
+
+def test_a_derivative_that_is_taken_and_not_used_changes_nothing() -> None:
+    def looking(model: Any, i: int) -> None:
+        x = MLP.batch(i)[0].requires_grad_()
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        plain_step(model, i)
+
+    found, plain = (recorded(make(Hidden), step) for step in (looking, plain_step))
+    for name in ("gradient_norm", "projected_lr", "update_angle", "loss"):
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-6, atol=1e-5)
+
+
+def test_a_derivative_beside_a_weight_whose_gradient_is_not_known_is_an_error() -> None:
+    model = make(Hidden)
+    model.a.weight.requires_grad_(False)
+    with pytest.raises(ProbeError, match=r"layer 'a': the loss holds a derivative .* leave the layer out"):
+        recorded(model, gradient_penalty)
+    found = recorded(
+        model, gradient_penalty, layers="b", optimizer=torch.optim.SGD(model.b.parameters(), lr=0.05)
+    )
+    np.testing.assert_allclose(found.projected_lr, 0.05, rtol=1e-6)
+
+
 def orthogonality(model: Any, i: int) -> None:
     W = model.a.weight
     (loss_of(model, *MLP.batch(i)) + (W @ W.T - torch.eye(8)).square().sum()).backward()
 
 
-@pytest.mark.parametrize("step", [gradient_penalty, orthogonality])
-def test_what_a_weight_learns_elsewhere_is_told_once_and_stays_out(step: Step) -> None:
+def test_what_a_weight_learns_elsewhere_is_told_once_and_stays_out() -> None:
     with pytest.warns(UserWarning, match="layer 'a': its weight got another gradient") as told:
-        run = recorded(make(Hidden), step)
+        run = recorded(make(Hidden), orthogonality)
     assert sum("layer 'a'" in str(warning.message) for warning in told) == 1
     assert "a" in run.attrs["weights_that_learn_elsewhere_too"].split(", ")
-    if step is orthogonality:
-        plain = recorded(make(Hidden), plain_step, 1)
-        np.testing.assert_allclose(run.gradient_norm[0], plain.gradient_norm[0], rtol=1e-6)
+    plain = recorded(make(Hidden), plain_step, 1)
+    np.testing.assert_allclose(run.gradient_norm[0], plain.gradient_norm[0], rtol=1e-6)
 
 
 def test_a_decoder_tied_to_an_embedding_is_left_out_and_told() -> None:
