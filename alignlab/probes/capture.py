@@ -182,8 +182,8 @@ class Capture:
             if name in learnt and id(parameter_of(self.layers[name])) not in known:
                 raise ProbeError(
                     f"layer {name!r} learns, but no call of it was seen: its weight is used without it, as inside "
-                    "nn.MultiheadAttention (leave it out with layers=), or it runs in an activation checkpoint without "
-                    "use_reentrant=False"
+                    "nn.MultiheadAttention (convert(model, 'bp') makes layers of its maps; or leave it out with layers=) or it "
+                    "runs in an activation checkpoint without use_reentrant=False"
                 )
 
     def _on_root(self, value: Tensor) -> None:

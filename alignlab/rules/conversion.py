@@ -161,16 +161,31 @@ def _convertible(model: nn.Module) -> dict[str, nn.Module]:
         elif _accepts(module):
             layers[name or ROOT] = module
         elif _has_own_parameters(module) and not isinstance(module, PASSED):
-            hint = next((f" ({text})" for kind, text in HINTS.items() if isinstance(module, kind)), "")
-            unsupported.append(f"{name or '(the model itself)'}: {type(module).__name__}{hint}")
+            unsupported.append(f"{name or '(the model itself)'}: {type(module).__name__}{_hint(module)}")
     if unsupported:
         raise TypeError(
             f"cannot convert {'; '.join(unsupported)}. Convertible are {_KNOWN} (not their subclasses, and without "
-            "reparametrised weights)"
+            f"reparametrised weights){_OWN_WAY_OUT if any(f'({_OWN} ' in found for found in unsupported) else ''}"
         )
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer to convert: expected at least one of {_KNOWN}")
     return layers
+
+
+_OWN = "its own"
+_OWN_WAY_OUT = (
+    ". Put tokens, positions and scales of your own into an nn.Embedding, nn.LayerNorm or nn.RMSNorm; or, for a layerwise "
+    "rule, convert the parts around them one by one"
+)
+
+
+def _hint(module: nn.Module) -> str:
+    """What a reader of the refusal needs to know of a module."""
+    if (known := next((text for kind, text in HINTS.items() if isinstance(module, kind)), None)) is not None:
+        return f" ({known})"
+    if type(module).__module__.startswith("torch.nn") or isinstance(module, tuple(CONVERTIBLE)):
+        return ""
+    return f" ({_OWN} {', '.join(name for name, _ in module.named_parameters(recurse=False))})"
 
 
 _KNOWN = ", ".join(t.__name__ for t in CONVERTIBLE if t is not NonDynamicallyQuantizableLinear)

@@ -228,7 +228,8 @@ class DirectOutput:
             return output
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"a direct rule needs a model that returns one tensor, this one returns {type(output).__name__}"
+                f"a direct rule needs a model that returns one tensor, this one returns {type(output).__name__}: concatenate "
+                "several outputs, and take them apart and compute the loss outside of the model"
             )
         if output.grad_fn is None:
             return output

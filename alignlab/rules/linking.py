@@ -104,6 +104,7 @@ def _assign(
     entered: list[tuple[Call, Region]], regions: list[Region], trained: Mapping[str, nn.Parameter]
 ) -> None:
     """Give every use of a parameter to the first signal that passes it, so that none learns twice from one use."""
+    unreached = []
     for name, parameter in trained.items():
         taken: set[Any] = set()
         for call, region in entered:
@@ -118,7 +119,9 @@ def _assign(
             taken |= uses
             call.teaches.append(parameter)
         if any(region.uses.get(id(parameter), set()) - taken for region in regions):
-            raise RuntimeError(
-                f"a direct rule sends no error to {name}: it lies below every trained layer, or on a branch that no "
-                "signal takes; freeze it (requires_grad_(False)) or build its module without parameters (affine=False)"
-            )
+            unreached.append(name)
+    if unreached:
+        raise RuntimeError(
+            f"a direct rule sends no error to {', '.join(unreached)}: below every trained layer, or on a branch that no "
+            "signal takes; freeze it (requires_grad_(False)) or build its module without parameters (affine=False)"
+        )

@@ -412,9 +412,14 @@ def test_a_layer_whose_weight_is_used_without_it_is_an_error() -> None:
     model = Attentive()
     x, y = torch.randn(4, 3, 6), torch.tensor([0, 1, 2, 3])
     loss = lambda m, step: F.cross_entropy(m(x), y)  # noqa: E731
-    with pytest.raises(ProbeError, match=r"layer 'attention\.out_proj' learns, but no call of it was seen"):
+    with pytest.raises(
+        ProbeError,
+        match=r"layer 'attention\.out_proj' learns, but no call of it was seen.*convert\(model, 'bp'\)",
+    ):
         record(model, loss)
     assert record(model, loss, layers=["leave"]).layer.values.tolist() == ["leave"]
+    names = ["attention.in_proj", "attention.out_proj", "leave"]
+    assert record(convert(Attentive(), "bp"), loss).layer.values.tolist() == names
 
 
 def test_the_self_test_trips_when_a_hook_changes_gradients_at_the_last_layer() -> None:

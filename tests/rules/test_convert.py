@@ -191,6 +191,34 @@ def test_all_unsupported_modules_are_listed_in_one_error_and_none_is_converted()
     assert [type(m) for m in model.modules()] == types
 
 
+class Tokens(nn.Module):
+    """A model with a token and positions of its own, as vision transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.places = nn.Parameter(torch.zeros(1, 1, 3)), nn.Parameter(torch.zeros(1, 3, 3))
+        self.body, self.head = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
+        return self.head(self.body(x)[:, 0])
+
+
+def test_parameters_of_a_module_of_ones_own_are_named_with_the_way_out() -> None:
+    model = Tokens()
+    with pytest.raises(
+        TypeError, match=r"\(the model itself\): Tokens \(its own token, places\).*one by one"
+    ) as error:
+        rules.convert(model, "fa")
+    assert str(error.value).count("nn.Embedding") == 1
+    for part in (model.body, model.head):
+        rules.convert(part, "fa")
+    model(torch.ones(2, 2, 3)).sum().backward()
+    at_body = 2 * model.head.feedback.sum(0)  # of two samples
+    handed = (at_body @ model.body[2].feedback) * (1 - torch.tanh(model.body[0].bias).square())
+    torch.testing.assert_close(model.token.grad[0, 0], handed @ model.body[0].feedback)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     "reparametrise",
