@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge
 
 from alignlab.probes import selftest
 from alignlab.probes.above import Above
-from alignlab.probes.arrivals import Arrivals
+from alignlab.probes.arrivals import Arrivals, Taken
 from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import (
@@ -117,12 +117,12 @@ class Capture:
         """
         self._ruled.check()
         found = self.arrivals.take(trained)
-        taken, passes, self.passes, learnt, _ = found
+        taken, passes, self.passes, _, _ = found
         self._landing.settle(found)
         self._let_go()
         for name, use in ((name, use) for name, uses in taken.items() for use in uses):
             self._complete(name, use)
-        self._check_seen(taken, learnt)
+        self._check_seen(found)
         if taken:
             selftest.check_paths(taken)
             self._landing.check(taken, passes)
@@ -176,10 +176,15 @@ class Capture:
                 "loss holds a derivative of the model (create_graph=True), record the run under backprop"
             )
 
-    def _check_seen(self, taken: dict[str, list[Use]], learnt: frozenset[str]) -> None:
-        known = {id(parameter_of(self.layers[name])) for name in taken}
+    def _check_seen(self, found: Taken) -> None:
+        known = {id(parameter_of(self.layers[name])) for name in found.uses}
         for name in self.layers:
-            if name in learnt and id(parameter_of(self.layers[name])) not in known:
+            if name in found.learnt and id(parameter_of(self.layers[name])) not in known:
+                if found.derived:
+                    raise ProbeError(
+                        f"layer {name!r} learns by derivatives of the model alone (create_graph=True): no error came to its "
+                        "output. Leave it out with layers="
+                    )
                 raise ProbeError(
                     f"layer {name!r} learns, but no call of it was seen: its weight is used without it, as inside "
                     "nn.MultiheadAttention (convert(model, 'bp') makes layers of its maps; or leave it out with layers=) or it "

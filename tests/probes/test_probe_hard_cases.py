@@ -297,6 +297,20 @@ def test_under_other_rules_a_loss_that_holds_a_derivative_of_the_model_is_an_err
         recorded(make(Hidden, "fa"), step)
 
 
+def test_a_layer_that_learns_by_derivatives_alone_is_an_error() -> None:
+    def penalty_alone(model: Any, i: int) -> None:
+        x = MLP.batch(i)[0].requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        slope.square().sum().backward()
+
+    with pytest.raises(ProbeError, match=r"layer 'b' learns by derivatives of the model alone .* layers="):
+        recorded(make(Hidden), penalty_alone)
+    sgd_of = partial(torch.optim.SGD, lr=0.05)
+    model = make(Hidden)
+    found = recorded(model, penalty_alone, layers="a", optimizer=sgd_of(model.parameters()))
+    np.testing.assert_allclose(found.projected_lr, 0.05, rtol=1e-6)
+
+
 def test_a_derivative_that_is_taken_and_not_used_changes_nothing() -> None:
     def looking(model: Any, i: int) -> None:
         x = MLP.batch(i)[0].requires_grad_()
