@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -160,6 +161,12 @@ class Recorder:
         for probe in self.probes:
             probe.detach()
         self._note_progress()
+        if self.step == 0 and status == "finished":
+            warnings.warn(
+                "nothing was recorded: the optimizer that the recorder was given took no step. Is it the one that the loop "
+                "steps, by its step()?",
+                stacklevel=3,
+            )
         self._recording.end("diverged" if status == "finished" and not _finite(self.model) else status)
 
     def to_dataset(self) -> xr.Dataset:

@@ -251,6 +251,17 @@ def test_nothing_measured_is_an_empty_run(tmp_path: Path) -> None:
     assert (run.sizes["step"], run.status, run.last_step) == (0, "finished", 2)
 
 
+def test_an_optimizer_that_takes_no_step_is_told() -> None:
+    model = torch.nn.Linear(3, 2)
+    of_the_loop, given = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    recorder = Recorder(model, given, [EffectiveLR()]).attach()
+    model(torch.ones(1, 3)).sum().backward()
+    of_the_loop.step()
+    with pytest.warns(UserWarning, match="the optimizer that the recorder was given took no step"):
+        recorder.detach()
+    assert recorder.to_dataset().sizes["step"] == 0
+
+
 def test_a_probe_that_is_due_rarely_is_measured_rarely() -> None:
     class Rare(Probe):
         quantities = ("rare", "rare_step")
