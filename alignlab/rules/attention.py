@@ -52,6 +52,10 @@ class FeedbackMultiheadAttention(FeedbackHost, nn.MultiheadAttention):
             dropout = self.dropout if self.training else 0.0
             mixed, weights = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal), None
         output = self.out_proj(self._merged(mixed, query.dim()))
+        if (
+            self.batch_first and query.dim() == 3
+        ):  # laid out as the plain module's: a dropout that follows draws in that order
+            output = output.transpose(0, 1).contiguous().transpose(0, 1)
         if weights is None:
             return output, None
         weights = weights.mean(1) if average_attn_weights else weights

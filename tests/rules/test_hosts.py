@@ -589,3 +589,25 @@ def test_a_readout_tied_to_an_embedding_stays_tied() -> None:
     F.mse_loss(net(HOSTS[8].input()), normal(3, 3, 5)).backward()
     assert net.table.weight.grad.norm() > 0
     assert rules.revert(net).out.weight is net.table.weight
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attentions_output_lies_in_memory_as_the_plain_ones_so_that_a_dropout_after_it_draws_the_same(
+    batch_first: bool, need_weights: bool
+) -> None:
+    plain = nn.MultiheadAttention(4, 2, batch_first=batch_first)
+    converted = rules.convert(copy.deepcopy(plain), "bp")
+    x = torch.ones(3, 5, 4)
+    strides = [net(x, x, x, need_weights=need_weights)[0].stride() for net in (plain, converted)]
+    assert strides[0] == strides[1]
+
+
+def test_a_converted_transformer_layer_draws_the_same_dropout() -> None:
+    torch.manual_seed(0)
+    plain = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+    outputs = []
+    for net in (plain, rules.convert(copy.deepcopy(plain), "bp")):
+        torch.manual_seed(1)
+        outputs.append(net(torch.ones(3, 5, 4)))
+    torch.testing.assert_close(outputs[1], outputs[0])
