@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +81,7 @@ def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
     """The pieces of each run in the order in which they were written; runs sorted by their id.
 
     Raises:
-        StoreError: where pieces of one run_id are of different runs.
+        StoreError: where pieces of one run_id are of different runs, or one segment is there twice.
     """
     runs: dict[str, list[Piece]] = {}
     for piece in pieces:
@@ -88,8 +90,26 @@ def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
         numbered = all(piece.record.notes.get("sequence") is not None for piece in told)
         key = "sequence" if numbered else "written"
         told.sort(key=lambda piece: piece.record.notes.get(key) or 0)
+        _check_copies(told)
         _check_identity(told)
     return dict(sorted(runs.items()))
+
+
+def _check_copies(told: Sequence[Piece]) -> None:
+    """A copy that lies in the place of another segment would hide that another is missing."""
+    for pair in pairwise(told):
+        if pair[0].record.notes == pair[1].record.notes:
+            copy, original = (piece.source for piece in sorted(pair, key=_has_its_own_name))
+            raise StoreError(
+                f"{copy} is a copy of {original}, where another segment may have been: remove it to open the rest; a sweep "
+                "then computes again what is missing"
+            )
+
+
+def _has_its_own_name(piece: Piece) -> bool:
+    """Whether the segment is called as its writer, a sweep or a recorder, calls segments of this run."""
+    numbered = f"{piece.run_id}-{piece.record.notes.get('sequence') or 0:06d}"
+    return Path(piece.source).stem in (piece.run_id, numbered)
 
 
 def _check_identity(told: Sequence[Piece]) -> None:

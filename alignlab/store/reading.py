@@ -44,8 +44,9 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
     ``runs[["loss", "gradient_angle"]].load()``; of 10,000 runs x 200 steps x 4 layers it has 32 MB.
 
     Raises:
-        StoreError: where there is no store, nothing in it, a damaged or newer file, or one run_id for two runs; when it is
-            computed, where a lazy chunk is damaged, or the store was compacted anew since it was opened.
+        StoreError: where there is no store, nothing in it, a damaged or newer file, a segment that is a copy of another, or
+            one run_id for two runs; when it is computed, where a lazy chunk is damaged, or the store was compacted anew since
+            it was opened.
     """
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
     if not paths:

@@ -1,13 +1,14 @@
 """`open_runs` gives every value that was appended, where it belongs, and nothing else."""
 
 import itertools
+import re
 import time
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, check, open_runs, record
+from alignlab.store import Segments, StoreError, check, compact, open_runs, record
 
 
 def cells(dataset):
@@ -233,6 +234,27 @@ def test_two_runs_under_one_run_id_are_refused(make_run, tmp_path):
     with pytest.raises(
         StoreError, match=r"'run' is two runs: seed is 0 in .*000000\.nc and 1 in .*000001\.nc; give"
     ):
+        open_runs(tmp_path)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize(
+    ("names", "run_ids"), [(("a", "b"), "ab"), ((None, None), "ab"), ((None, None), "aa")], ids=str
+)
+@pytest.mark.parametrize("over", [True, False], ids=["in its place", "beside it"])
+def test_a_copy_of_a_segment_is_named_lest_a_run_be_missing_unnoticed(
+    make_run, tmp_path, names, run_ids, over, compacted
+):
+    segments = Segments(tmp_path)
+    original, other = (
+        segments.append(make_run(run_id, steps=[i]), name)
+        for i, (run_id, name) in enumerate(zip(run_ids, names, strict=True))
+    )
+    if compacted:
+        compact(tmp_path)
+    copy = other if over else tmp_path / "zz.nc"
+    copy.write_bytes(original.read_bytes())
+    with pytest.raises(StoreError, match=re.escape(f"{copy} is a copy of {original}, where another")):
         open_runs(tmp_path)
 
 
