@@ -16,7 +16,7 @@ import xarray as xr
 
 from alignlab.store import Segments, StoreError, atomic, open_runs
 from alignlab.store.claims import Claims
-from alignlab.training import RunSpec, cells, train
+from alignlab.training import RunSpec, cells, loop, naming, train
 from alignlab.training import sweep as sweeping
 from alignlab.training.cells import run_cell
 from alignlab.training.errors import SweepError
@@ -177,6 +177,18 @@ def test_the_stored_runs_are_those_of_train_under_their_names(tmp_path: Path) ->
         fresh = train(spec)
         np.testing.assert_array_equal(stored["train_loss"], fresh["train_loss"])
         np.testing.assert_array_equal(stored["gradient_angle"], fresh["gradient_angle"])
+
+
+def test_runs_of_another_version_of_the_code_can_be_told_from_those_of_this(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in ("before", "after"):
+        for module in (cells, loop, naming, sweeping):
+            monkeypatch.setattr(module, "code_hash", lambda code=code: code)
+        Sweep([BASE], tmp_path).run()
+    runs = open_runs(tmp_path)
+    assert runs["seed"].values.tolist() == [0, 0]
+    assert sorted(runs["code_hash"].values.tolist()) == ["after", "before"]
 
 
 def test_a_cell_that_another_process_stored_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
