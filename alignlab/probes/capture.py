@@ -1,11 +1,11 @@
 """Capture: what each layer's teaching signal was, and what backprop's would have been, from one forward pass and one graph.
 
 While armed, a forward hook on each layer keeps its input and asks the graph to report the error that arrives at its output
-(``delta_rule``). A tap on the model's output meets the output's own error before, and asks autograd, re-entrantly, for the
-true errors ``delta_bp`` at the same places, with every converted layer switched to its own W. No parameter gradient is
-formed on that way, so nothing reaches ``.grad``. Under backprop the two are one and the second pass is saved, as it is where
-nobody reads the true errors. Where a rule's weight gradient is no deltaᵀ h, what came to the weight is kept instead
-(:mod:`alignlab.probes.landing`).
+(``delta_rule``, :mod:`alignlab.probes.signals`). A tap on the model's output meets the output's own error before, and asks
+autograd, re-entrantly, for the true errors ``delta_bp`` at the same places, with every converted layer switched to its own W.
+No parameter gradient is formed on that way, so nothing reaches ``.grad``. Under backprop the two are one and the second pass
+is saved, as it is where nobody reads the true errors. Where a weight's gradient is no deltaᵀ h, what came to the weight is
+kept instead (:mod:`alignlab.probes.landing`).
 
 Signals are taken from graph *nodes*: in-place nonlinearities may overwrite the tensors, they cannot change the node.
 """
@@ -28,10 +28,8 @@ from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import (
     Hook,
-    broadcasts,
     depends_on_tap,
     frontier,
-    hands_down,
     nodes_of,
     passes_by_tap,
     signal_edge,
@@ -42,17 +40,10 @@ from alignlab.probes.hooks import (
 from alignlab.probes.landing import Landing
 from alignlab.probes.roots import listen
 from alignlab.probes.ruled import Ruled
+from alignlab.probes.signals import BESIDE, Signals
 from alignlab.probes.truth import Placed, asking, errors_at, some_lie_deeper, somebody_asks
-from alignlab.probes.uses import Use, parameter_of, rule_of, used_feedback
-from alignlab.rules.functions import gate_of
+from alignlab.probes.uses import Use, parameter_of, used_feedback
 from alignlab.rules.layers import FeedbackLayer
-from alignlab.rules.sites import is_gate
-
-_BESIDE = (
-    "layer {name!r}: the loss depends on the model past its output too (on hidden activations or weights), so the true "
-    "gradient of what the rule learns from is unknown. Return such activations from the model beside its output; weight decay "
-    "belongs to the optimizer"
-)
 
 
 class Capture:
@@ -72,6 +63,7 @@ class Capture:
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
         self._landing = Landing(self.arrivals, self._ruled)
+        self._signals = Signals(self.arrivals, self._ruled)
         self._above = Above(self)
         self._following = False  # whether it is, since it was armed
         self._root: Any = None  # the end of the graph that is differentiated
@@ -213,7 +205,7 @@ class Capture:
             layer, x.detach(), used_feedback(layer), x.requires_grad, output.shape, self._count, x._version
         )
         self._count += 1
-        self._listen(name, use, edge)
+        self._signals.listen(name, use, edge)
         if self._follows:
             if self._ruled.is_direct:
                 earlier = {edge.node: other for other, edge in self._fresh}
@@ -229,59 +221,6 @@ class Capture:
                 "told: in measured steps call the model outside of it, or record the run under backprop"
             )
 
-    def _listen(self, name: str, use: Use, edge: GradientEdge) -> None:
-        node, slot = edge.node, edge.output_nr
-
-        def reached(error: Tensor) -> None:
-            if not somebody_asks(self._ruled.credits) and self.arrivals.counts():
-                self.arrivals.reach(name, use, error.detach().reshape(use.shape))
-
-        def arrived(grads: Sequence[Tensor | None]) -> None:
-            if (error := grads[slot]) is not None:
-                reached(error)
-
-        def stray(grads: Sequence[Tensor | None]) -> None:
-            error = grads[slot]
-            if error is not None and not somebody_asks(self._ruled.credits) and bool(error.any()):
-                raise ProbeError(_BESIDE.format(name=name))
-
-        def beside(grads: Sequence[Tensor | None]) -> None:
-            asked = somebody_asks(self._ruled.credits) or any(
-                credit.delivering for credit in self._ruled.credits
-            )
-            extra = grads[slot]
-            # a full backward hook of the loop's own turns nothing into zeros
-            if extra is not None and not asked and bool(extra.any()) and self.arrivals.counts():
-                raise ProbeError(
-                    f"layer {name!r} receives an error beside the one that the direct rule sends it, so its true error is "
-                    "unknown: a loss on activations inside the model. Measure such a run under backprop or a layerwise rule"
-                )
-
-        rule = rule_of(use.layer)
-        if rule is not None and rule.explicit:
-            use.handles.append(node.register_prehook(stray))  # nothing travels but what we ask for
-        elif rule is not None and rule.closure and is_gate(node):
-            use.handles.append(node.register_hook(lambda passed, _: arrived(passed)))
-        elif rule is not None and rule.direct:
-            # by the chain nothing comes; what the rule delivers is told by the layer's gate
-            gate = gate_of(node)
-            assert gate is not None
-            gate.apart = True
-            use.handles.append(gate.tell(reached))
-            use.handles.append(node.register_prehook(beside))
-        else:
-            use.handles.append(node.register_prehook(arrived))
-            if use.reaches_input and use.feedback is not None and hands_down(node):
-                use.handles.append(node.register_hook(partial(self._on_handed, use)))
-
-    def _on_handed(self, use: Use, passed: Sequence[Tensor | None], _: Any) -> None:
-        """A layer's own backward pass has carried its error down: the product need not be formed a second time."""
-        signal = passed[0]
-        if signal is None or signal.shape != use.h.shape or signal.element_size() < 4:
-            return  # into padding, or too coarse
-        if not somebody_asks(self._ruled.credits) and self.arrivals.counts():
-            use.note("handed", self.arrivals.current, signal.detach())
-
     def _on_output(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         fresh, self._fresh, self._above.inside = self._fresh, [], False
         if not fresh:
@@ -296,21 +235,8 @@ class Capture:
         for use in (ends[node] for node in topmost(last) if node in ends):
             use.feeds_output, use.feeds_alone = True, len(last) == 1
         if self._ruled.is_direct:
-            self._listen_to_broadcast(output, fresh)
+            self._signals.listen_to_broadcast(output, [use for use, _ in fresh])
         return tapped(output, self, partial(self._on_error, fresh))
-
-    def _listen_to_broadcast(self, output: Any, fresh: Placed) -> None:
-        uses = [use for use, _ in fresh]
-
-        def arrived(grads: Sequence[Tensor | None]) -> None:
-            if grads[0] is not None and not somebody_asks(self._ruled.credits) and self.arrivals.counts():
-                for use in uses:
-                    use.note("error", self.arrivals.current, grads[0].detach())
-
-        for use in uses:
-            use.feedback = used_feedback(use.layer)  # drawn when the first pass ended
-        for node in broadcasts(nodes_of(output)):
-            uses[0].handles.append(node.register_prehook(arrived))
 
     def _on_error(self, fresh: Placed, below: GradientEdge, error: Tensor) -> None:
         """The output's error has arrived: ask for the true errors of the layers, before their own arrive."""
@@ -325,7 +251,7 @@ class Capture:
                 "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"
             )
         if any(credit.session is not None and credit.session.beside for credit in self._ruled.credits):
-            raise ProbeError(_BESIDE.format(name=next(iter(self.layers))))
+            raise ProbeError(BESIDE.format(name=next(iter(self.layers))))
         if self._ruled.is_explicit:
             names = {layer: name for name, layer in self.layers.items()}
             for use, signal in asked:
