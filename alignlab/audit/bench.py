@@ -97,7 +97,18 @@ class Bench:
         **changes: Any,
     ) -> Outcomes:
         """The final outcome of an arm for each seed, oriented. ``group`` names these runs in the result, see :class:`Group`."""
-        specs = self.specs(arm, seeds, **changes)
+        return self.outcomes_of(group, arm, self.specs(arm, seeds, **changes), metric=metric, kind=kind)
+
+    def outcomes_of(
+        self,
+        group: str,
+        arm: Arm,
+        specs: Sequence[RunSpec],
+        *,
+        metric: str | None = None,
+        kind: Kind = "compared",
+    ) -> Outcomes:
+        """The same of ``specs`` that go with the claim's seeds, each changed in its own way."""
         self.run(group, specs)
         self.groups[group] = Group(tuple(specs), arm.label, kind)
         return self.values(specs, metric)

@@ -48,14 +48,20 @@ class ControlEvidence:
 
     `necessity` N_k: the treatment without k against the baseline. `sufficiency` S_k: the treatment against
     the baseline given k; None where that was not run. `removed` T − N_k, paired by seed: what
-    k accounts for.
+    k accounts for. `without`, `given`: how a sentence says the two, for example "without its magnitudes".
     """
 
     name: str
     necessity: Interval
     sufficiency: Interval | None
     removed: Interval
-    detail: str = ""
+    without: str = ""
+    given: str = ""
+
+    def __post_init__(self) -> None:
+        """Say plainly what was not put into words."""
+        object.__setattr__(self, "without", self.without or f"without {self.name}")
+        object.__setattr__(self, "given", self.given or f"against a baseline given {self.name}")
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,8 @@ class ControlSamples:
     necessity: Sequence[float]
     sufficiency: Sequence[float] | None = None
     removed: Sequence[float] | None = None
-    detail: str = ""
+    without: str = ""
+    given: str = ""
 
 
 def gather(
@@ -221,7 +228,8 @@ def _at_level(samples: ControlSamples, total: Sequence[float], level: float) -> 
         removed = (np.asarray(total, float) - np.asarray(samples.necessity, float)).tolist()
     given = None if samples.sufficiency is None else paired(samples.sufficiency, level)
     necessity = paired(samples.necessity, level)
-    return ControlEvidence(samples.name, necessity, given, paired(removed, level), samples.detail)
+    said = (samples.without, samples.given)
+    return ControlEvidence(samples.name, necessity, given, paired(removed, level), *said)
 
 
 def _row(name: str, contrast: str, interval: Interval, alpha: float, reading: str) -> dict[str, Any]:

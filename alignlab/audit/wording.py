@@ -22,11 +22,6 @@ __all__ = [
     "supported",
 ]
 
-_PHRASES = {
-    "magnitude": ("without its magnitudes", "against a baseline given its magnitudes"),
-    "tuning": ("tuned against tuned", "against the tuned baseline"),
-}
-
 
 def invalid(failed: Sequence[Check]) -> str:
     """Rule 1: which checks failed."""
@@ -54,7 +49,7 @@ def explained_by(e: Evidence, found: Sequence[ControlEvidence]) -> str:
     """Rule 3: what is left without k and against k, and whether the treatment is worse without it."""
     m = e.smallest_effect
     left = [
-        f"{_without(c)} it is N = {_span(c.necessity)}, {_given(c)} S = {_span(c.sufficiency)}"
+        f"{c.without} it is N = {_span(c.necessity)}, {c.given} S = {_span(c.sufficiency)}"
         for c in found
         if c.sufficiency is not None
     ]
@@ -62,16 +57,14 @@ def explained_by(e: Evidence, found: Sequence[ControlEvidence]) -> str:
         f"The advantage T = {_span(e.total)} is explained by {_and([c.name for c in found])}: "
         f"{'; '.join(left)}; no upper bound exceeds m = {m:g}."
     )
-    worse = [_without(c) for c in found if c.necessity.high < -m]
+    worse = [c.without for c in found if c.necessity.high < -m]
     return f"{text} {_sentence(_and(worse))} the treatment is worse than the baseline." if worse else text
 
 
 def reversed_under(e: Evidence, found: Sequence[ControlEvidence]) -> str:
     """Rule 4: the sign turns without k, yet k alone was not shown to make the advantage."""
     m = e.smallest_effect
-    worse = [
-        f"{_without(c)} the treatment is worse than the baseline, N = {_span(c.necessity)}" for c in found
-    ]
+    worse = [f"{c.without} the treatment is worse than the baseline, N = {_span(c.necessity)}" for c in found]
     why = [_why_not_sufficient(c, m) for c in found]
     return (
         f"The advantage T = {_span(e.total)} turns into its opposite: {_and(worse)} "
@@ -90,9 +83,9 @@ def partly_explained(e: Evidence, found: Sequence[ControlEvidence]) -> str:
 def supported(e: Evidence) -> str:
     """Rule 6: what is left under every control, and where that is less than matters."""
     m = e.smallest_effect
-    left = [f"{_without(c)} N = {_span(c.necessity)}" for c in e.controls]
+    left = [f"{c.without} N = {_span(c.necessity)}" for c in e.controls]
     text = f"The advantage T = {_span(e.total)} stays above 0 under every control: {'; '.join(left)}."
-    small = [_without(c) for c in e.controls if c.necessity.high <= m]
+    small = [c.without for c in e.controls if c.necessity.high <= m]
     return f"{text} {_sentence(_and(small))}, though, no more than m = {m:g} is left." if small else text
 
 
@@ -120,7 +113,7 @@ def _tested(e: Evidence) -> str:
 
 
 def _rest(c: ControlEvidence, m: float) -> str:
-    left = f"{_without(c)} N = {_span(c.necessity)}"
+    left = f"{c.without} N = {_span(c.necessity)}"
     if c.necessity.high <= m:
         return f"{left} is no more than m, but {_why_not_sufficient(c, m)}"
     if c.necessity.low > 0:
@@ -132,24 +125,16 @@ def _why_not_sufficient(c: ControlEvidence, m: float) -> str:
     if c.sufficiency is None:
         return f"whether {c.name} alone makes the advantage was not measured"
     if c.sufficiency.low > m:
-        ahead = f"{_given(c)} the treatment stays ahead, S = {_span(c.sufficiency)}"
+        ahead = f"{c.given} the treatment stays ahead, S = {_span(c.sufficiency)}"
         return f"{ahead}, so {c.name} alone does not make the advantage"
-    return f"whether {c.name} alone makes the advantage is open: {_given(c)} S = {_span(c.sufficiency)}"
+    return f"whether {c.name} alone makes the advantage is open: {c.given} S = {_span(c.sufficiency)}"
 
 
 def _why_undecided(c: ControlEvidence, m: float) -> str:
-    text = f"{_without(c)} N = {_span(c.necessity)}"
+    text = f"{c.without} N = {_span(c.necessity)}"
     if c.necessity.high > m:
         return f"{text}, which excludes neither 0 nor more than m = {m:g}"
     return f"{text}, no more than m = {m:g}, but {_why_not_sufficient(c, m)}"
-
-
-def _without(c: ControlEvidence) -> str:
-    return _PHRASES.get(c.name, (f"without {c.name}", ""))[0]
-
-
-def _given(c: ControlEvidence) -> str:
-    return _PHRASES.get(c.name, ("", f"against a baseline given {c.name}"))[1]
 
 
 def _span(i: Interval) -> str:

@@ -37,8 +37,11 @@ class KnownBench:
         return np.array([self.value(spec) for spec in specs])
 
     def outcomes(self, group, arm, *, seeds=None, metric=None, kind="compared", **changes):
-        self.groups[group] = Group(tuple(self.specs(arm, seeds, **changes)), arm.label, kind)
-        return self.values(self.groups[group].specs)
+        return self.outcomes_of(group, arm, self.specs(arm, seeds, **changes), kind=kind)
+
+    def outcomes_of(self, group, arm, specs, *, metric=None, kind="compared"):
+        self.groups[group] = Group(tuple(specs), arm.label, kind)
+        return self.values(specs)
 
     def dataset(self, spec):
         return recorded(np.full((3, 2), 7.0), np.full((3, 2), self._applied(spec)))

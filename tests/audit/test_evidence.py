@@ -1,5 +1,6 @@
 """The evidence table: made from differences at the right levels, told in rows, kept through JSON."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -27,12 +28,14 @@ def control(name, without, given, seed=1, **changes):
 
 
 def test_gather_holds_what_the_statistics_say():
-    total, samples = seeds(1.0), control("magnitude", 0.7, 0.6, detail="per layer")
+    total = seeds(1.0)
+    samples = dataclasses.replace(control("magnitude", 0.7, 0.6), given="in words")
     evidence = gather(total, [samples], M, alpha=0.02, checks=[Check("placebo", True)], caveats=["one task"])
     (found,) = evidence.controls
     assert evidence.total == paired(total, 0.02)
     assert evidence.equivalent == tost(total, M, 0.02).equivalent
-    assert (found.name, found.detail) == ("magnitude", "per layer")
+    assert (found.name, found.without) == ("magnitude", "without magnitude")
+    assert found.given == "in words"
     assert found.necessity == paired(samples.necessity, 0.02)
     assert found.sufficiency == paired(samples.sufficiency, 0.02)
     assert found.removed == paired(total - samples.necessity, 0.02)

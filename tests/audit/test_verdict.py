@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignlab.audit.controls import Magnitude, Tuning
 from alignlab.audit.evidence import ControlSamples, gather
 from alignlab.audit.statistics import Interval
 from alignlab.audit.verdict import Check, ControlEvidence, Evidence, Verdict, decide
@@ -22,7 +23,9 @@ def interval(low, high, n=5):
 
 def control(name="magnitude", without=(-0.05, 0.05), given=(-0.05, 0.05), removed=(0.5, 1.5)):
     sufficiency = None if given is None else interval(*given)
-    return ControlEvidence(name, interval(*without), sufficiency, interval(*removed))
+    words = {"magnitude": Magnitude, "tuning": Tuning}.get(name)
+    said = (words.without, words.given) if words else ()
+    return ControlEvidence(name, interval(*without), sufficiency, interval(*removed), *said)
 
 
 OPEN = dict(without=(-0.5, 1.5), given=(-0.5, 1.5), removed=(-0.5, 1.5))

@@ -39,6 +39,8 @@ class Control:
     """Base of all controls. ``name`` as claims and verdicts use it."""
 
     name: ClassVar[str]
+    without: ClassVar[str] = ""  # how the verdict's sentence says N, "the treatment … is"
+    given: ClassVar[str] = ""  # and S, "… the treatment stays ahead"
     explains: ClassVar[bool] = True  # whether it is about a rival explanation, or checks the audit itself
 
     def check(self, claim: Claim) -> None:
@@ -47,6 +49,13 @@ class Control:
     def foreseen(self, bench: Bench) -> list[RunSpec]:
         """The runs that :meth:`apply` is known to need, so that the audit can have them computed together with all others."""
         return []
+
+    def samples(self, necessity: Any, sufficiency: Any, removed: Any = None) -> ControlSamples:
+        """The seed-paired differences N and S under the control's name and in its words; ``removed`` see there."""
+        taken = None if removed is None else tuple(removed)
+        return ControlSamples(
+            self.name, tuple(necessity), tuple(sufficiency), taken, self.without, self.given
+        )
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         """Run the intervention. ``treatment`` and ``baseline`` are the oriented outcomes as claimed, one a seed."""

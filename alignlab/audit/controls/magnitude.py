@@ -14,7 +14,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
-from alignlab.audit.evidence import Check, ControlSamples
+from alignlab.audit.evidence import Check
 from alignlab.training.spec import RunSpec, SpecError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Magnitude(Control):
     """Give each arm the other's step norms: N = the treatment's direction with the baseline's norms, S = the reverse."""
 
     name = "magnitude"
+    without, given = "without its magnitudes", "against a baseline given its magnitudes"
 
     def check(self, claim: Claim) -> None:
         """One arm is backprop, both have one rate, and steps are gradients times that rate, recorded."""
@@ -50,7 +51,7 @@ class Magnitude(Control):
         kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
         without, with_it = _grafted(claim)
         y_tb, y_bt = bench.outcomes(kept, arm, **without), bench.outcomes(given, arm, **with_it)
-        samples = ControlSamples(self.name, tuple(y_tb - baseline), tuple(treatment - y_bt))
+        samples = self.samples(y_tb - baseline, treatment - y_bt)
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
         return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
 

@@ -16,7 +16,7 @@ from alignlab.audit.bench import Bench, Group
 from alignlab.audit.budget import budget_curve
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Control, Finding
-from alignlab.audit.evidence import Check, ControlSamples
+from alignlab.audit.evidence import Check
 from alignlab.training.spec import RunSpec, SpecError
 
 FIRST_TUNING_SEED = 1_000_003  # far from anybody's seeds
@@ -27,6 +27,7 @@ class Tuning(Control):
     """Best against best: N = both tuned; S = the treatment as claimed against the tuned baseline."""
 
     name = "tuning"
+    without, given = "tuned against tuned", "against the tuned baseline"
 
     def check(self, claim: Claim) -> None:
         """The rates are chosen on seeds of their own."""
@@ -50,7 +51,7 @@ class Tuning(Control):
                 search.rates = sorted({rate for s in searches for rate in s.rates})
         bench.run("both, tuned", [spec for s in searches for spec in bench.specs(s.arm, lr=s.best)])
         best_t, best_b = (bench.outcomes(f"{s.arm.label}, tuned", s.arm, lr=s.best) for s in searches)
-        finding = Finding(ControlSamples(self.name, tuple(best_t - best_b), tuple(treatment - best_b)))
+        finding = Finding(self.samples(best_t - best_b, treatment - best_b))
         finding.checks = [search.edge_check() for search in searches]
         finding.checks.append(_budget_check(searches))
         finding.caveats = [
