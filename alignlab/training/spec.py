@@ -11,66 +11,26 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from alignlab.rules.choosing import make_rules
 from alignlab.training import tasks
+from alignlab.training.fields import DUMPER, SpecError, SpecModel, checked, read_yaml
+from alignlab.training.interventions import Graft
+
+__all__ = ["SPLITS", "STREAMS", "Graft", "RunSpec", "SpecError", "SpecModel", "checked", "parse", "read_yaml"]
 
 STREAMS = ("init", "order", "feedback", "noise")
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 MOST = 10**9  # of anything that is counted: more than a machine has room or time for
 LOOKS = 10**6
-SHOWN = 200  # characters of a wrong value
 LARGEST = 3.4e38  # float32 ends there, and PyTorch's optimizers raise at a number beyond
 ADAMS_LARGEST = 3e37  # it divides the learning rate by 0.1 in its first step
-
-
-class SpecError(ValueError):
-    """A spec is wrong; the message names the field, the value and the way out."""
-
-
-class SpecModel(BaseModel):
-    """A frozen model that complains with a :class:`SpecError`. ``_truths``: its fields that are true or false."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    _truths: ClassVar[tuple[str, ...]] = ()
-
-    if not TYPE_CHECKING:  # a type checker keeps the signature that it makes from the fields
-
-        def __init__(self, /, **fields: Any) -> None:
-            try:
-                super().__init__(**fields)
-            except ValidationError as error:
-                raise SpecError(_complaints(type(self), error)) from None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name not in cls._truths and any(
-            isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])
-        ):
-            raise ValueError("expected a number or a name, not true or false")
-        return value
-
-
-class Graft(SpecModel):
-    """Whose direction and whose step size each layer's update takes: the learning rule's or backprop's, on the same state."""
-
-    direction: Literal["rule", "bp"]
-    magnitude: Literal["rule", "bp"]
 
 
 class RunSpec(SpecModel):
@@ -238,7 +198,7 @@ class RunSpec(SpecModel):
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """The spec as YAML; also written to ``path`` if given."""
-        text: str = yaml.dump(self.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False)
+        text: str = yaml.dump(self.model_dump(mode="json"), Dumper=DUMPER, sort_keys=False)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -253,82 +213,3 @@ def parse(fields: dict[str, Any], where: str = "spec") -> RunSpec:
     """A RunSpec from plain fields; every fault in one line of one :class:`SpecError`."""
     spec: RunSpec = checked(RunSpec, fields, where)
     return spec
-
-
-def checked(kind: Any, fields: dict[str, Any], where: str) -> Any:
-    """``kind(**fields)`` for a pydantic model, with its complaints put plainly."""
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise SpecError(f"{where}: {_complaints(kind, error)}") from None
-
-
-def _complaints(kind: type[BaseModel], error: ValidationError) -> str:
-    return "; ".join(_complaint(kind, fault) for fault in error.errors())
-
-
-def _complaint(kind: type[BaseModel], fault: Any) -> str:
-    place = ".".join(map(str, fault["loc"]))
-    inner = fault.get("ctx", {}).get("error")
-    if isinstance(inner, SpecError):  # a part of the spec has complained already
-        return f"{place}: {inner}" if place else str(inner)
-    if fault["type"] == "missing":
-        return f"{place} is missing"
-    if fault["type"] == "extra_forbidden":
-        return _unknown_key(_owner(kind, fault["loc"]), place)
-    message: str = fault["msg"].removeprefix("Value error, ")
-    if not place:
-        return message
-    given = " ".join(repr(fault["input"]).split())  # a whole module or data set, handed over for a name
-    return f"{place} is {given if len(given) <= SHOWN else given[:SHOWN] + '…'}: {message}"
-
-
-def _unknown_key(kind: type[BaseModel], place: str) -> str:
-    near = difflib.get_close_matches(place.rpartition(".")[2], kind.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
-    return f"unknown key {place!r} ({hint})"
-
-
-def _owner(kind: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model, ``kind`` or one inside it, that the last part of ``place`` belongs to."""
-    for name in place[:-1]:
-        annotation = kind.model_fields[str(name)].annotation
-        kind = next(
-            t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
-        )
-    return kind
-
-
-_DUMPER: Any = getattr(
-    yaml, "CSafeDumper", yaml.SafeDumper
-)  # there are many specs, and the one in C is ten times as fast
-
-
-class _OneOfEachKey(yaml.SafeLoader):
-    """YAML's safe subset, without its habit of letting the last of several equal keys win."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"{twice!r} twice")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(source: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file or text. A text that is a mere word is taken for the name of a file."""
-    where = str(source) if isinstance(source, Path) else "spec"
-    try:
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        found = yaml.load(text, _OneOfEachKey)
-    except OSError as error:
-        raise SpecError(f"{where}: cannot be read ({error.strerror}), expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise SpecError(f"{where}: too many brackets within each other") from None
-    if isinstance(found, str) and isinstance(source, str):
-        return read_yaml(Path(source))
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise SpecError(f"{where}: expected keys and values (task: mnist_small), got {found!r:.60}")
-    return found

@@ -1,0 +1,119 @@
+"""What specs and claims are made of: frozen models that complain in one line, and the YAML that they are read from."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+SHOWN = 200  # characters of a wrong value
+
+
+class SpecError(ValueError):
+    """A spec is wrong; the message names the field, the value and the way out."""
+
+
+class SpecModel(BaseModel):
+    """A frozen model that complains with a :class:`SpecError`. ``_truths``: its fields that are true or false."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    _truths: ClassVar[tuple[str, ...]] = ()
+
+    if not TYPE_CHECKING:  # a type checker keeps the signature that it makes from the fields
+
+        def __init__(self, /, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise SpecError(_complaints(type(self), error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name not in cls._truths and any(
+            isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])
+        ):
+            raise ValueError("expected a number or a name, not true or false")
+        return value
+
+
+def checked(kind: Any, fields: dict[str, Any], where: str) -> Any:
+    """``kind(**fields)`` for a pydantic model, with its complaints put plainly."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {_complaints(kind, error)}") from None
+
+
+def _complaints(kind: type[BaseModel], error: ValidationError) -> str:
+    return "; ".join(_complaint(kind, fault) for fault in error.errors())
+
+
+def _complaint(kind: type[BaseModel], fault: Any) -> str:
+    place = ".".join(map(str, fault["loc"]))
+    inner = fault.get("ctx", {}).get("error")
+    if isinstance(inner, SpecError):  # a part of the spec has complained already
+        return f"{place}: {inner}" if place else str(inner)
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    if fault["type"] == "extra_forbidden":
+        return _unknown_key(_owner(kind, fault["loc"]), place)
+    message: str = fault["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    given = " ".join(repr(fault["input"]).split())  # a whole module or data set, handed over for a name
+    return f"{place} is {given if len(given) <= SHOWN else given[:SHOWN] + '…'}: {message}"
+
+
+def _unknown_key(kind: type[BaseModel], place: str) -> str:
+    near = difflib.get_close_matches(place.rpartition(".")[2], kind.model_fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
+    return f"unknown key {place!r} ({hint})"
+
+
+def _owner(kind: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model, ``kind`` or one inside it, that the last part of ``place`` belongs to."""
+    for name in place[:-1]:
+        annotation = kind.model_fields[str(name)].annotation
+        kind = next(
+            t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+        )
+    return kind
+
+
+DUMPER: Any = getattr(
+    yaml, "CSafeDumper", yaml.SafeDumper
+)  # there are many specs, and the one in C is ten times as fast
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML's safe subset, without its habit of letting the last of several equal keys win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(source: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file or text. A text that is a mere word is taken for the name of a file."""
+    where = str(source) if isinstance(source, Path) else "spec"
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        found = yaml.load(text, _OneOfEachKey)
+    except OSError as error:
+        raise SpecError(f"{where}: cannot be read ({error.strerror}), expected a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SpecError(f"{where}: too many brackets within each other") from None
+    if isinstance(found, str) and isinstance(source, str):
+        return read_yaml(Path(source))
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise SpecError(f"{where}: expected keys and values (task: mnist_small), got {found!r:.60}")
+    return found
