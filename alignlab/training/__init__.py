@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignlab.training.estimators import estimator_statistics
     from alignlab.training.loop import train
-    from alignlab.training.replaying import replayed_noise
-    from alignlab.training.spec import Graft, RunSpec, SpecError
+    from alignlab.training.replaying import replayed_noise, replayed_sizes
+    from alignlab.training.spec import Graft, RunSpec, SpecError, StepSizes
     from alignlab.training.sweep import Sweep
     from alignlab.training.tasks import Split, Task, load
 
@@ -18,19 +18,21 @@ __all__ = [
     "RunSpec",
     "SpecError",
     "Split",
+    "StepSizes",
     "Sweep",
     "Task",
     "estimator_statistics",
     "load",
     "replayed_noise",
+    "replayed_sizes",
     "train",
 ]
 
 _PUBLIC = {
     "estimators": ("estimator_statistics",),
     "loop": ("train",),
-    "replaying": ("replayed_noise",),
-    "spec": ("Graft", "RunSpec", "SpecError"),
+    "replaying": ("replayed_noise", "replayed_sizes"),
+    "spec": ("Graft", "RunSpec", "SpecError", "StepSizes"),
     "sweep": ("Sweep",),
     "tasks": ("Split", "Task", "load"),
 }

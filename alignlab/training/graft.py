@@ -1,15 +1,16 @@
-"""The graft: one method's direction with another's step size, layer by layer, on the same state.
+"""The graft: one method's direction with another's step size, on the same state.
 
 Agarwal et al. 2020 (Disentangling adaptive gradient methods from learning rates) introduced it for optimizers. Here the two
 are a learning rule and backprop: with G_rule and G_bp of the same batch and weights, a layer's gradient becomes
 ``d · ‖m‖ / ‖d‖`` where d is the one that gives the direction and m the one that gives the size. The bias takes the same factor
 as its weight, so that the layer's whole teaching signal is scaled and nothing else; and so does a feedback that learns.
+With global scope ‖m‖ and ‖d‖ are of all weights that learn together, and every layer takes the one factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,22 @@ from alignlab.probes.geometry import flat, summed
 from alignlab.probes.uses import Use, added, known
 from alignlab.rules import feedback_layers
 from alignlab.rules.runs import beside
-from alignlab.training.spec import Graft
+from alignlab.training.interventions import Graft
+
+
+class Measured(NamedTuple):
+    """A layer with the norms of its two gradients in each run, and backprop's itself where it gives a direction."""
+
+    layer: nn.Module
+    uses: list[Use]
+    true: Tensor | None
+    rule: Tensor
+    bp: Tensor
+
+    @property
+    def learns(self) -> bool:
+        """Whether its weight takes steps."""
+        return self.layer.weight.grad is not None
 
 
 class GradientGraft:
@@ -32,10 +48,7 @@ class GradientGraft:
     def __init__(self, model: nn.Module, graft: Graft | Sequence[Graft | None]) -> None:
         self._layers: dict[str, nn.Module] = dict(feedback_layers(model))
         like = next(model.parameters())
-        self._by_bp, self._sized_by_bp, self._grafted = (
-            torch.tensor(flags, device=like.device) for flags in _flags(graft)
-        )
-        self._any_by_bp, self._all_by_bp = bool(self._by_bp.any()), bool(self._by_bp.all())
+        self._set([torch.tensor(flags, device=like.device) for flags in _flags(graft)])
         self._capture = Capture(model, self._layers)
         self._capture.arm()
 
@@ -46,27 +59,47 @@ class GradientGraft:
     def narrow(self, rows: Tensor) -> None:
         """The model goes on with these ``rows`` of its runs alone. Between two steps."""
         self._capture.disarm()
-        self._by_bp, self._sized_by_bp, self._grafted = (
-            flags[rows] for flags in (self._by_bp, self._sized_by_bp, self._grafted)
-        )
-        self._any_by_bp, self._all_by_bp = bool(self._by_bp.any()), bool(self._by_bp.all())
+        self._set([flags[rows] for flags in (self._by_bp, self._sized_by_bp, self._grafted, self._whole)])
         self._capture.arm()
+
+    def _set(self, flags: Sequence[Tensor]) -> None:
+        self._by_bp, self._sized_by_bp, self._grafted, self._whole = flags
+        self._any_by_bp, self._all_by_bp = bool(self._by_bp.any()), bool(self._by_bp.all())
+        self._any_whole = bool(self._whole.any())
 
     @torch.no_grad()
     def apply(self) -> None:
         """Graft the gradients of the pass that has just ended."""
-        for name, uses in self._capture.take().items():
-            same = all(use.delta_rule is use.delta_bp for use in uses) and name not in self._capture.landed
-            if not same:
-                self._graft(self._layers[name], uses)
+        found: Iterable[Measured] = (
+            self._measured(self._layers[name], uses)
+            for name, uses in self._capture.take().items()
+            if self._any_whole or not self._same(name, uses)
+        )  # one layer after the other, whose gradients need not be held together
+        whole = None
+        if self._any_whole:
+            found = [m for m in found if m.learns]
+            whole = _whole([m.rule for m in found]), _whole([m.bp for m in found])
+        for measured in found:
+            self._graft(measured, whole)
 
-    def _graft(self, layer: nn.Module, uses: list[Use]) -> None:
-        """A layer whose error is not backprop's."""
+    def _same(self, name: str, uses: list[Use]) -> bool:
+        """Whether a layer's error is backprop's."""
+        return all(use.delta_rule is use.delta_bp for use in uses) and name not in self._capture.landed
+
+    def _measured(self, layer: nn.Module, uses: list[Use]) -> Measured:
         true = added(use.gradient(known(use.delta_bp)) for use in uses) if self._any_by_bp else None
-        rule = _norm(layer, _rule_gradient(layer, uses))
-        bp = _backprop_norm(layer, uses) if true is None else _norm(layer, true)
+        rule = length_of(layer, _rule_gradient(layer, uses))
+        bp = _backprop_norm(layer, uses) if true is None else length_of(layer, true)
+        return Measured(layer, uses, true, rule, bp)
+
+    def _graft(self, measured: Measured, whole: tuple[Tensor, Tensor] | None) -> None:
+        layer, uses, true, rule, bp = measured
+        if whole is not None:
+            rule, bp = (
+                torch.where(self._whole, all_, own) for all_, own in zip(whole, (rule, bp), strict=True)
+            )
         size, length = torch.where(self._sized_by_bp, bp, rule), torch.where(self._by_bp, bp, rule)
-        factor = torch.where(self._grafted, _ratio(size, length), 1.0)
+        factor = torch.where(self._grafted, ratio(size, length), 1.0)
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.grad is not None:
                 own = beside(factor.to(parameter.grad.dtype), parameter)
@@ -81,19 +114,21 @@ class GradientGraft:
         return true.to(own.dtype) if self._all_by_bp else torch.where(beside(self._by_bp, own), true, own)
 
 
-def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, Any, Any]:
-    """Whether backprop gives the direction, whether the size, and whether there is a graft at all: one each, or one a run."""
+def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, ...]:
+    """Whether backprop gives the direction, whether the size, whether there is a graft at all, and whether it is of the whole
+    network: one each, or one a run."""
     if isinstance(graft, Graft):
-        return graft.direction == "bp", graft.magnitude == "bp", True
-    each = [
-        (g is not None and g.direction == "bp", g is not None and g.magnitude == "bp", g is not None)
-        for g in graft
-    ]
-    by_bp, sized_by_bp, grafted = zip(*each, strict=True)
-    return by_bp, sized_by_bp, grafted
+        return graft.direction == "bp", graft.magnitude == "bp", True, graft.scope == "global"
+    return tuple(zip(*((False,) * 4 if g is None else _flags(g) for g in graft), strict=True))
 
 
-def _ratio(size: Tensor, length: Tensor) -> Tensor:
+def _whole(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of all layers' gradients together, in each run."""
+    together: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+    return together
+
+
+def ratio(size: Tensor, length: Tensor) -> Tensor:
     """What a direction of this ``length`` is multiplied by to have this ``size``: nothing gives a zero vector a size.
 
     What is not finite stays so: a run that diverges must not seem to stand still.
@@ -114,8 +149,9 @@ def _backprop_norm(layer: nn.Module, uses: list[Use]) -> Tensor:
     if len(uses) == 1 and uses[0].is_linear:
         h, _, delta = uses[0].rows()
         return measures.gradient_products(delta, delta, h)[0].sqrt()
-    return _norm(layer, added(use.gradient(known(use.delta_bp)) for use in uses))
+    return length_of(layer, added(use.gradient(known(use.delta_bp)) for use in uses))
 
 
-def _norm(layer: nn.Module, gradient: Tensor) -> Tensor:
+def length_of(layer: nn.Module, gradient: Tensor) -> Tensor:
+    """The Frobenius norm of a weight, or of a gradient in its shape, in each run."""
     return measures.frobenius(flat(layer, gradient))

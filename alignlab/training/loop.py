@@ -31,6 +31,7 @@ from alignlab.training.graft import GradientGraft
 from alignlab.training.naming import code_hash
 from alignlab.training.optimizers import learning_rate, make_optimizer
 from alignlab.training.spec import STREAMS, RunSpec, SpecError
+from alignlab.training.step_sizes import SetSizes
 from alignlab.training.tasks import Split, Task
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ class Run:
 
     def go(self, progress: Progress | None) -> xr.Dataset:
         """Train, and return what was recorded."""
-        spec, graft = self.spec, self.spec.graft
-        grafting = GradientGraft(self.model, graft) if graft is not None else None
+        spec = self.spec
+        graft = GradientGraft(self.model, spec.graft) if spec.graft is not None else None
+        sizes = SetSizes(self.model, [spec], stacked=False) if spec.step_sizes is not None else None
+        grafting = graft or sizes
         self.recorder.attach()
         status, step = "finished", 0
         try:
@@ -127,7 +130,7 @@ class Run:
         self.evaluations[done] = self._evaluate()
         return self.dataset(done)
 
-    def _step(self, batch: Tensor, grafting: GradientGraft | None) -> bool:
+    def _step(self, batch: Tensor, grafting: GradientGraft | SetSizes | None) -> bool:
         """One optimizer step; False where the loss is not finite."""
         self.optimizer.zero_grad()
         x, y = self.train.inputs[batch], self.train.targets[batch]
@@ -197,15 +200,24 @@ def attrs_of(spec: RunSpec, task: Task) -> dict[str, Any]:
 
 def coords_of(spec: RunSpec, task: Task, rule: str) -> dict[str, Any]:
     """The coordinates of a run."""
-    graft = spec.graft and f"{spec.graft.direction} direction, {spec.graft.magnitude} magnitude"
     return {
         "rule": rule,
         "lr": spec.lr,
         "seed": spec.seed,
         "task": task.name,
         "arm": rule,
-        "control": graft or "none",
+        "control": _control(spec),
     }
+
+
+def _control(spec: RunSpec) -> str:
+    """What is done to the run's gradients, in a few words."""
+    if spec.graft is not None:
+        whole = ", as a whole" if spec.graft.scope == "global" else ""
+        return f"{spec.graft.direction} direction, {spec.graft.magnitude} magnitude{whole}"
+    if spec.step_sizes is not None:
+        return "relative step sizes set" if spec.step_sizes.relative else "step sizes set"
+    return "none"
 
 
 def splits_of(spec: RunSpec, task: Task, device: torch.device) -> tuple[Split, dict[str, Split]]:

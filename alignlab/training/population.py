@@ -48,6 +48,7 @@ from alignlab.training.loop import (
 )
 from alignlab.training.optimizers import STACKED, clip_each, learning_rates, make_optimizer
 from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.step_sizes import SetSizes
 from alignlab.training.tasks import Task
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ class Population:
         self.clipped = torch.zeros(self.spec.steps * self.clips, len(specs), dtype=torch.bool, device=device)
         self.here = torch.arange(len(specs), device=device)  # who is carried
         grafts = [spec.graft for spec in self.specs]
-        self.grafting = GradientGraft(self.model, grafts) if any(grafts) else None
+        self.interventions: list[GradientGraft | SetSizes] = []
+        if any(grafts):
+            self.interventions.append(GradientGraft(self.model, grafts))
+        if any(spec.step_sizes for spec in self.specs):
+            self.interventions.append(SetSizes(self.model, self.specs))
         self.recorder = Recorder(
             self.model, self.optimizer, standard_probes(self.spec.spectra_every), looks(self.spec)
         )
@@ -131,8 +136,8 @@ class Population:
             self._train()
         finally:
             self.recorder.detach()
-            if self.grafting is not None:
-                self.grafting.close()
+            for intervention in self.interventions:
+                intervention.close()
         self._end(self._alive(), self.spec.steps, "finished")
         recorded = Apart(self.recorder.to_dataset())
         order = sorted(range(len(self.specs)), key=self.places.__getitem__)
@@ -168,8 +173,8 @@ class Population:
         self.parameters = list(self.model.parameters())
         self.optimizer.narrow(rows, self.parameters)
         self.rates, self.largest = self.rates[:, rows], self.largest[rows]
-        if self.grafting is not None:
-            self.grafting.narrow(rows)
+        for intervention in self.interventions:
+            intervention.narrow(rows)
         self.recorder.narrow(rows)
 
     def step(self, step: int, batch: Tensor) -> None:
@@ -186,8 +191,8 @@ class Population:
                 return
         if not self.needs_closure:
             losses.backward(self._ones[: len(losses)])  # type: ignore[no-untyped-call]
-        if self.grafting is not None:
-            self.grafting.apply()
+        for intervention in self.interventions:
+            intervention.apply()
         if self.clips:
             self.clipped[step, self.here] = clip_each(self.parameters, self.largest)
         self.optimizer.step()

@@ -29,25 +29,49 @@ def replayed_noise(run: xr.Dataset, *, gain: bool = True) -> dict[str, Any]:
     Raises ``ValueError`` for a dataset without these variables, with several runs, or without any angle.
     """
     wanted = ["gradient_angle", *(["feedback_gain"] if gain else [])]
-    absent = [name for name in wanted if name not in run]
-    if absent:
-        raise ValueError(
-            f"replayed_noise: the run has no {' and no '.join(absent)}: record it with GradientAngle and EffectiveLR"
-        )
-    if set(run["gradient_angle"].dims) != {"step", "layer"}:
-        dims = ", ".join(map(str, run["gradient_angle"].dims))
-        raise ValueError(
-            f"replayed_noise: expected one run on (step, layer), not on ({dims}): select one, run.isel(run=0)"
-        )
-    recorded = run[wanted].transpose("step", "layer").dropna("step", how="all", subset=["gradient_angle"])
-    recorded = recorded.dropna("layer", how="all", subset=["gradient_angle"])
-    if not recorded["gradient_angle"].size:
-        raise ValueError("replayed_noise: the run recorded no angle")
+    recorded = _recorded("replayed_noise", run, wanted, "GradientAngle and EffectiveLR")
     cosines = np.cos(np.radians(_filled(recorded["gradient_angle"].values)))
     arguments: dict[str, Any] = {"cosine": _table(recorded, np.round(cosines, 12))}
     if gain:
         arguments["gain"] = _table(recorded, _filled(recorded["feedback_gain"].values))
     return arguments | {"steps": [int(step) for step in recorded["step"].values]}
+
+
+def replayed_sizes(run: xr.Dataset, *, relative: bool = False) -> dict[str, Any]:
+    """The arguments ``{"sizes", "steps", "relative"}`` of :class:`alignlab.training.StepSizes` that repeat a run's step sizes.
+
+    ``run``: one recorded run with ``update_norm`` on (step, layer), or with ``relative_update`` where ``relative`` is true.
+    Steps without a size, or without a finite one, take the one before, the first ones the first there is.
+
+    >>> import xarray as xr
+    >>> norms = xr.DataArray([[0.5], [float("nan")], [0.25]], {"step": [0, 5, 10], "layer": ["fc"]}, ("step", "layer"))
+    >>> replayed_sizes(xr.Dataset({"update_norm": norms}))
+    {'sizes': {'fc': [0.5, 0.25]}, 'steps': [0, 10], 'relative': False}
+
+    Raises ``ValueError`` for a dataset without the variable, with several runs, or without any size.
+    """
+    name = "relative_update" if relative else "update_norm"
+    recorded = _recorded("replayed_sizes", run, [name], "EffectiveLR")
+    steps = [int(step) for step in recorded["step"].values]
+    return {"sizes": _table(recorded, _filled(recorded[name].values)), "steps": steps, "relative": relative}
+
+
+def _recorded(asked: str, run: xr.Dataset, wanted: list[str], probes: str) -> xr.Dataset:
+    """The ``wanted`` variables of one run, at the steps and layers at which the first of them was measured."""
+    absent = [name for name in wanted if name not in run]
+    if absent:
+        raise ValueError(f"{asked}: the run has no {' and no '.join(absent)}: record it with {probes}")
+    first = wanted[0]
+    if set(run[first].dims) != {"step", "layer"}:
+        dims = ", ".join(map(str, run[first].dims))
+        raise ValueError(
+            f"{asked}: expected one run on (step, layer), not on ({dims}): select one, run.isel(run=0)"
+        )
+    recorded = run[wanted].transpose("step", "layer").dropna("step", how="all", subset=[first])
+    recorded = recorded.dropna("layer", how="all", subset=[first])
+    if not recorded[first].size:
+        raise ValueError(f"{asked}: the run recorded no {first.split('_')[-1]}")
+    return recorded
 
 
 def _filled(values: Any) -> Any:

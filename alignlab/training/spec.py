@@ -20,9 +20,20 @@ from pydantic import Field, field_validator, model_validator
 from alignlab.rules.choosing import make_rules
 from alignlab.training import tasks
 from alignlab.training.fields import DUMPER, SpecError, SpecModel, checked, read_yaml
-from alignlab.training.interventions import Graft
+from alignlab.training.interventions import Graft, StepSizes
 
-__all__ = ["SPLITS", "STREAMS", "Graft", "RunSpec", "SpecError", "SpecModel", "checked", "parse", "read_yaml"]
+__all__ = [
+    "SPLITS",
+    "STREAMS",
+    "Graft",
+    "RunSpec",
+    "SpecError",
+    "SpecModel",
+    "StepSizes",
+    "checked",
+    "parse",
+    "read_yaml",
+]
 
 STREAMS = ("init", "order", "feedback", "noise")
 SplitName = Literal["train", "validation", "test"]
@@ -51,7 +62,8 @@ class RunSpec(SpecModel):
     ``spacing`` ``even`` or ``geometric`` (dense at first: for times that are compared as ratios). Probes look every
     ``record_every`` steps (0: none), and at ``record_log`` steps evenly spaced in log(1 + step), eigenvalues at every
     ``spectra_every``-th of them (0: none). ``order`` shifts the stream of batches alone: the same seed on another data order.
-    ``graft`` replaces step sizes layer by layer. Raises :class:`SpecError`, one line that names every field at fault.
+    ``graft`` replaces step sizes by another method's, ``step_sizes`` by given ones. Raises :class:`SpecError`, one line
+    that names every field at fault.
     """
 
     _truths: ClassVar[tuple[str, ...]] = ("bias", "nesterov")
@@ -85,6 +97,7 @@ class RunSpec(SpecModel):
     record_log: int = Field(default=0, ge=0, le=LOOKS)
     spectra_every: int = Field(default=4, ge=0, le=MOST)
     graft: Graft | None = None
+    step_sizes: StepSizes | None = None
     order: int = Field(default=0, ge=0, lt=2**63)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -162,7 +175,19 @@ class RunSpec(SpecModel):
             raise ValueError(
                 f"a graft sets the size of gradients, which {self.optimizer} divides out again: use optimizer sgd"
             )
+        if self.step_sizes is not None:
+            self._takes_plain_steps()
         return self
+
+    def _takes_plain_steps(self) -> None:
+        """Raise ``ValueError`` where something else than step_sizes has a say in how long steps are."""
+        if self.optimizer != "sgd":
+            raise ValueError(
+                f"step_sizes sets the size of gradients, which {self.optimizer} divides out: use sgd"
+            )
+        others = [name for name in ("momentum", "weight_decay", "clip", "graft") if getattr(self, name)]
+        if others:
+            raise ValueError(f"step_sizes alone sets how long steps are: leave out {' and '.join(others)}")
 
     @property
     def rule_name(self) -> str:

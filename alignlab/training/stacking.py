@@ -21,7 +21,7 @@ from alignlab.training.spec import RunSpec
 # what members of a population may differ in; whether their rules may, lane() says
 OWN = (
     "seed", "order", "lr", "lr_schedule", "warmup", "momentum", "nesterov", "weight_decay", "clip",
-    "weight_init", "weight_scale", "rule", "rule_args", "graft",
+    "weight_init", "weight_scale", "rule", "rule_args", "graft", "step_sizes",
 )  # fmt: skip
 
 

@@ -143,6 +143,24 @@ def test_layers_of_every_kind_can_be_given_backprops_gradient() -> None:
             torch.testing.assert_close(parameter.grad, expected[name].grad)
 
 
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair.values()))
+def test_a_global_graft_gives_every_layer_the_one_factor(pair: dict[str, Any]) -> None:
+    run = spec(frozen=("3.*",), graft={**pair, "scope": "global"})
+    after = trained(run, TINY)
+    feedback = {name: layer.carrier().detach() for name, layer in feedback_layers(after).items()}
+    found = {"rule": by_hand(run, feedback), "bp": by_hand(run, None)}
+    learning = [name for name, p in after.named_parameters() if p.requires_grad]
+    assert len(learning) == 4
+    size, length = (
+        torch.stack([found[pair[part]][name].norm() for name in learning if name.endswith("weight")]).norm()
+        for part in ("magnitude", "direction")
+    )
+    for name in learning:
+        expected = found[pair["direction"]][name] * (size / length)
+        torch.testing.assert_close(after.get_parameter(name).grad, expected, rtol=1e-4, atol=1e-6)
+    assert pair["direction"] == pair["magnitude"] or abs(float(size / length) - 1) > 0.1
+
+
 # Whole runs -----------------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,11 @@ MIXED: list[dict[str, Any]] = [  # side by side in one population
     {"rule": {"5": "fa", "*": "bp"}, "lr": 0.05},
 ]
 GRAFTS = [{"direction": d, "magnitude": m} for d, m in (("rule", "bp"), ("bp", "rule"), ("bp", "bp"))]
+GRAFTS += [{**graft, "scope": "global"} for graft in GRAFTS[:2]]
+SIZES = [
+    {"sizes": 0.02, "relative": True},
+    {"sizes": {"1": [0.1, 0.02, 0.3], "5": [0.0, 0.2, 0.1]}, "steps": [2, 9, 20]},
+]
 
 
 def of_one_rule(rule: str, rate: float = 0.05, **rule_args: Any) -> list[dict[str, Any]]:
@@ -81,6 +86,7 @@ def of_one_rule(rule: str, rate: float = 0.05, **rule_args: Any) -> list[dict[st
         {"lr": 2 * rate, "clip": 0.05, "weight_decay": 0.1},
         {"lr_schedule": "cosine", "weight_init": "gaussian", "weight_scale": 0.2},
         *({"graft": graft} for graft in GRAFTS),
+        *({"step_sizes": sizes} for sizes in SIZES),
     ]
     return [{"rule": rule, "rule_args": rule_args, "lr": rate, **fields} for fields in own]
 
@@ -109,6 +115,8 @@ TOGETHER: list[list[dict[str, Any]]] = [
     [{"rule": "dfa", "lr": lr, "graft": {"direction": "rule", "magnitude": "bp"}} for lr in (0.02, 0.1)],
     [{"rule": "kolen_pollack", "weight_decay": 0.05, "lr": lr} for lr in (0.02, 0.1)],
     [{"rule": "dfa", "lr": lr} for lr in (0.02, 0.1)],
+    [{"rule": rule, "lr": 0.05, "step_sizes": sizes} for rule in ("bp", "fa") for sizes in (None, *SIZES)],
+    [{"rule": "kolen_pollack", "lr": 0.05, "step_sizes": sizes} for sizes in (None, *SIZES)],
     of_one_rule("drtp"),
     of_one_rule("soap"),
     [

@@ -203,10 +203,12 @@ CHANGED: dict[str, Any] = {
     "spacing": "geometric", "record_log": 4, "spectra_every": 2, "splits": ("train", "test"),
     "lr_schedule": "linear", "warmup": 4, "nesterov": False,
     "graft": {"direction": "rule", "magnitude": "bp"}, "order": 3, "seed": 5,
+    "step_sizes": {"sizes": 0.01, "relative": True},
 }  # fmt: skip
 ALONG: dict[str, dict[str, Any]] = {  # what must change along, for the whole to make sense
     "model": {"hidden": (128, 64), "activation": "relu"}, "rule": {"rule_args": {}},
     "optimizer": {"graft": None, "nesterov": False},
+    "step_sizes": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip": None, "graft": None},
 }  # fmt: skip
 
 
