@@ -1,8 +1,7 @@
 """Is it the direction of the updates, or merely their size? The 2×2 graft {direction} × {step norm}, layer by layer.
 
-With outcomes y(direction, magnitude), T for treatment and B for baseline: total = y(T,T) − y(B,B) = direction effect +
-magnitude effect, where direction = ½[(y(T,T) − y(B,T)) + (y(T,B) − y(B,B))] and magnitude likewise; the interaction is
-y(T,T) − y(T,B) − y(B,T) + y(B,B). The graft is Agarwal et al. 2020's, between a rule and backprop on the same state.
+The graft is Agarwal et al. 2020's, between a rule and backprop on the same state; what is made of the four outcomes:
+:mod:`alignlab.audit.controls.exchange`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.audit.bench import Bench
-from alignlab.audit.claim import Arm, Claim
-from alignlab.audit.controls.control import Contrast, Control, Finding
+from alignlab.audit.claim import Claim
+from alignlab.audit.controls.control import Control, Finding
+from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
 from alignlab.audit.evidence import Check
 from alignlab.training.spec import RunSpec, SpecError
 
@@ -31,8 +31,8 @@ class Magnitude(Control):
 
     def check(self, claim: Claim) -> None:
         """One arm is backprop, both have one rate, and steps are gradients times that rate, recorded."""
-        arm, _ = rule_arm(claim)
-        lr = _common_rate(claim)
+        arm, _ = rule_arm(claim, self.name)
+        lr = common_rate(claim, self.name)
         spec = claim.spec(arm, claim.seeds[0], lr=lr, graft={"direction": "rule", "magnitude": "bp"})
         if spec.momentum or spec.weight_decay or spec.clip or not spec.record_every:
             raise SpecError(
@@ -41,19 +41,20 @@ class Magnitude(Control):
             )
 
     def foreseen(self, bench: Bench) -> list[RunSpec]:
-        arm, _ = rule_arm(bench.claim)
+        arm, _ = rule_arm(bench.claim, self.name)
         return [spec for grafted in _grafted(bench.claim) for spec in bench.specs(arm, **grafted)]
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
-        arm, _ = rule_arm(claim)
+        arm, _ = rule_arm(claim, self.name)
         t, b = claim.treatment.label, claim.baseline.label
         kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
         without, with_it = _grafted(claim)
         y_tb, y_bt = bench.outcomes(kept, arm, **without), bench.outcomes(given, arm, **with_it)
         samples = self.samples(y_tb - baseline, treatment - y_bt)
+        decomposed = effects(treatment, baseline, y_tb, y_bt, ("direction", "magnitude", "interaction"))
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
-        return Finding(samples, [manipulation_check(bench, runs)], _effects(treatment, baseline, y_tb, y_bt))
+        return Finding(samples, [manipulation_check(bench, runs)], decomposed)
 
 
 def manipulation_check(bench: Bench, specs: list[RunSpec]) -> Check:
@@ -85,44 +86,12 @@ def _off(run: xr.Dataset, spec: RunSpec) -> float:
     return float(means.max()) if len(means) else np.inf
 
 
-def _effects(tt: Any, bb: Any, tb: Any, bt: Any) -> list[Contrast]:
-    effects = {
-        "direction": ((tt - bt) + (tb - bb)) / 2,
-        "magnitude": ((tt - tb) + (bt - bb)) / 2,
-        "interaction": tt - tb - bt + bb,
-    }
-    return [
-        Contrast(label, "decomposition", tuple(values), compares=label != "interaction")
-        for label, values in effects.items()
-    ]
-
-
 def _grafted(claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
     """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""
-    _, rule_is_treatment = rule_arm(claim)
+    _, rule_is_treatment = rule_arm(claim, Magnitude.name)
     own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
-    lr = _common_rate(claim)
+    lr = common_rate(claim, Magnitude.name)
     return (
         {"lr": lr, "graft": {"direction": own, "magnitude": other}},
         {"lr": lr, "graft": {"direction": other, "magnitude": own}},
     )
-
-
-def rule_arm(claim: Claim) -> tuple[Arm, bool]:
-    """The arm that is not backprop, and whether it is the treatment."""
-    rules = (claim.treatment.rule, claim.baseline.rule)
-    if rules.count("bp") != 1:
-        raise SpecError(
-            f"control 'magnitude' compares a rule with backprop; the arms are {rules[0]!r} and {rules[1]!r}. "
-            "Leave the control out, or make one arm bp"
-        )
-    return (claim.treatment, True) if rules[1] == "bp" else (claim.baseline, False)
-
-
-def _common_rate(claim: Claim) -> float:
-    rates = {claim.spec(arm, claim.seeds[0]).lr for arm in (claim.treatment, claim.baseline)}
-    if len(rates) > 1:
-        raise SpecError(
-            f"control 'magnitude' needs one learning rate for both arms, the claim has {sorted(rates)}"
-        )
-    return rates.pop()

@@ -15,7 +15,8 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
-from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude, rule_arm
+from alignlab.audit.controls.exchange import rule_arm
+from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude
 from alignlab.audit.evidence import Check, ControlSamples, gather
 from alignlab.audit.verdict import decide
 from alignlab.training.spec import RunSpec, SpecError
@@ -81,7 +82,7 @@ class SpikeIn(Control):
         )
 
     def _planted(self, claim: Claim) -> Claim:
-        _, rule_is_treatment = rule_arm(claim)
+        _, rule_is_treatment = rule_arm(claim, Magnitude.name)
         bp = claim.baseline if rule_is_treatment else claim.treatment
         loud = {"cosine": 1.0, "gain": self.gain}
         arm = Arm(rule="noisy_backprop", rule_args=loud, lr=bp.lr, name=f"{bp.label} × {self.gain:g}")

@@ -1,0 +1,44 @@
+"""What controls share that compare a rule with backprop by a 2×2 exchange: {direction} × {size} of each.
+
+With outcomes y(direction, size), T for treatment and B for baseline: total = y(T,T) − y(B,B) = direction effect + size effect,
+where direction = ½[(y(T,T) − y(B,T)) + (y(T,B) − y(B,B))] and size likewise; the interaction is
+y(T,T) − y(T,B) − y(B,T) + y(B,B).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignlab.audit.claim import Arm, Claim
+from alignlab.audit.controls.control import Contrast
+from alignlab.training.spec import SpecError
+
+
+def effects(tt: Any, bb: Any, tb: Any, bt: Any, labels: tuple[str, str, str]) -> list[Contrast]:
+    """The direction effect, the size effect and the interaction, under these ``labels``; outcomes (n,), one a seed."""
+    found = (((tt - bt) + (tb - bb)) / 2, ((tt - tb) + (bt - bb)) / 2, tt - tb - bt + bb)
+    return [
+        Contrast(label, "decomposition", tuple(values), compares=label != labels[2])
+        for label, values in zip(labels, found, strict=True)
+    ]
+
+
+def rule_arm(claim: Claim, control: str) -> tuple[Arm, bool]:
+    """The arm that is not backprop, and whether it is the treatment. ``control``: who asks."""
+    rules = (claim.treatment.rule, claim.baseline.rule)
+    if rules.count("bp") != 1:
+        raise SpecError(
+            f"control {control!r} compares a rule with backprop; the arms are {rules[0]!r} and {rules[1]!r}. "
+            "Leave the control out, or make one arm bp"
+        )
+    return (claim.treatment, True) if rules[1] == "bp" else (claim.baseline, False)
+
+
+def common_rate(claim: Claim, control: str) -> float:
+    """The learning rate of both arms."""
+    rates = {claim.spec(arm, claim.seeds[0]).lr for arm in (claim.treatment, claim.baseline)}
+    if len(rates) > 1:
+        raise SpecError(
+            f"control {control!r} needs one learning rate for both arms, the claim has {sorted(rates)}"
+        )
+    return rates.pop()
