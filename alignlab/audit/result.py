@@ -55,9 +55,11 @@ class AuditResult:
         Below it, at which level each interval stands, and p with it; then the checks.
         """
         rows = self.evidence.rows()
-        head = f"{'contrast':<34}{'estimate':>10}  {'interval':<22}{'p (adj.)':>9}{'n':>4}  reading"
+        names = [contrast_name(self.claim, row["name"], row["contrast"]) for row in rows]
+        width = max(33, *map(len, names)) + 1
+        head = f"{'contrast':<{width}}{'estimate':>10}  {'interval':<22}{'p (adj.)':>9}{'n':>4}  reading"
         lines = [head, "-" * len(head)]
-        lines += [_line(self.claim, row) for row in rows]
+        lines += [f"{name:<{width}}{_line(row)}" for name, row in zip(names, rows, strict=True)]
         lines.append(f"intervals at: {levels(rows)}")
         lines += [f"{MARKS[check.passed]} {check.name}: {check.detail}" for check in self.evidence.checks]
         return "\n".join(lines)
@@ -132,11 +134,10 @@ class AuditResult:
         }
 
 
-def _line(claim: Claim, row: dict[str, Any]) -> str:
-    name = contrast_name(claim, row["name"], row["contrast"])
+def _line(row: dict[str, Any]) -> str:
     span = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
     numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_adjusted']:>9.2g}{row['n']:>4}"
-    return f"{name:<34}{numbers}  {row['reading']}"
+    return f"{numbers}  {row['reading']}"
 
 
 def levels(rows: Sequence[dict[str, Any]]) -> str:

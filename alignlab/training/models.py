@@ -36,7 +36,7 @@ def build(spec: RunSpec, task: Task) -> nn.Module:
         model = _network(spec, task)
         if spec.weight_init != "pytorch":
             _draw(model, WEIGHT_INITS[spec.weight_init])
-    return _frozen(_scaled(model, spec.weight_scale), spec.frozen)
+    return _frozen(_scaled(model, spec.weight_scale), spec)
 
 
 def _network(spec: RunSpec, task: Task) -> nn.Module:
@@ -88,15 +88,15 @@ def _scaled(model: nn.Module, scale: float) -> nn.Module:
     return model
 
 
-def _frozen(model: nn.Module, patterns: tuple[str, ...]) -> nn.Module:
+def _frozen(model: nn.Module, spec: RunSpec) -> nn.Module:
     names = [name for name, _ in model.named_parameters()]
-    idle = [repr(p) for p in patterns if not fnmatch.filter(names, p)]
+    idle = [repr(p) for p in spec.frozen if not fnmatch.filter(names, p)]
     if idle:
         raise SpecError(f"frozen: {', '.join(idle)} names no parameter; there are {', '.join(names)}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(fnmatch.fnmatchcase(name, p) for p in patterns))
+        parameter.requires_grad_(not spec.freezes(name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SpecError(f"frozen is {list(patterns)}: nothing is left to learn out of {', '.join(names)}")
+        raise SpecError(f"frozen is {list(spec.frozen)}: nothing is left to learn out of {', '.join(names)}")
     return model
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -195,6 +196,10 @@ class RunSpec(SpecModel):
         if isinstance(self.rule, str):
             return self.rule
         return ", ".join(f"{pattern}: {made.name}" for pattern, made in make_rules(self.rule).items())
+
+    def freezes(self, parameter: str) -> bool:
+        """Whether the parameter of this name does not learn."""
+        return any(fnmatchcase(parameter, pattern) for pattern in self.frozen)
 
     def digest(self) -> str:
         """A hash of all fields: the run's identity."""

@@ -7,7 +7,6 @@ from known_bench import CLAIM, KnownBench
 import alignlab as al
 from alignlab.audit.bench import Bench
 from alignlab.audit.controls import Magnitude, SpikeIn
-from alignlab.audit.controls import magnitude as magnitude_module
 from alignlab.training.spec import SpecError
 
 SPIKE = SpikeIn(gain=7)  # the gain that the runs of a KnownBench record
@@ -137,7 +136,7 @@ def test_a_real_audit_finds_louder_backprop_out(claim, tmp_path):
 
 
 def test_a_real_audit_with_a_graft_that_does_nothing_is_invalid(claim, tmp_path, monkeypatch):
-    monkeypatch.setattr(magnitude_module, "_grafted", lambda claim: ({"order": 2}, {"order": 3}))
+    monkeypatch.setattr(Magnitude, "_grafted", lambda self, claim: ({"order": 2}, {"order": 3}))
     verdict = al.audit(claim, [al.controls.SpikeIn()], store=tmp_path).verdict
     assert verdict.kind == "invalid"
     assert "spike-in" in verdict.by

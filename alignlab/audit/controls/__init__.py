@@ -1,11 +1,40 @@
 """Controls: interventions on rival explanations. A new one is a file of its own and a line here."""
 
+from alignlab.audit.controls.alignment import Alignment
 from alignlab.audit.controls.control import Contrast, Control, Finding
+from alignlab.audit.controls.global_magnitude import GlobalMagnitude
 from alignlab.audit.controls.magnitude import Magnitude
 from alignlab.audit.controls.placebo import Placebo
+from alignlab.audit.controls.replayed_magnitude import ReplayedMagnitude
 from alignlab.audit.controls.spike_in import SpikeIn
 from alignlab.audit.controls.tuning import Tuning
+from alignlab.audit.controls.weight_norm import WeightNorm
 
-ALL: dict[str, type[Control]] = {control.name: control for control in (Magnitude, Tuning, Placebo, SpikeIn)}
+ALL: dict[str, type[Control]] = {
+    control.name: control
+    for control in (
+        Magnitude,
+        GlobalMagnitude,
+        ReplayedMagnitude,
+        WeightNorm,
+        Alignment,
+        Tuning,
+        Placebo,
+        SpikeIn,
+    )
+}
 
-__all__ = ["ALL", "Contrast", "Control", "Finding", "Magnitude", "Placebo", "SpikeIn", "Tuning"]
+__all__ = [
+    "ALL",
+    "Alignment",
+    "Contrast",
+    "Control",
+    "Finding",
+    "GlobalMagnitude",
+    "Magnitude",
+    "Placebo",
+    "ReplayedMagnitude",
+    "SpikeIn",
+    "Tuning",
+    "WeightNorm",
+]

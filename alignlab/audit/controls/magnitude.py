@@ -6,7 +6,7 @@ The graft is Agarwal et al. 2020's, between a rule and backprop on the same stat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Magnitude(Control):
 
     name = "magnitude"
     without, given = "without its magnitudes", "against a baseline given its magnitudes"
+    scope: ClassVar = "layer"
+    labels: ClassVar = ("direction", "magnitude", "interaction")
 
     def check(self, claim: Claim) -> None:
         """One arm is backprop, both have one rate, and steps are gradients times that rate, recorded."""
@@ -36,62 +38,69 @@ class Magnitude(Control):
         spec = claim.spec(arm, claim.seeds[0], lr=lr, graft={"direction": "rule", "magnitude": "bp"})
         if spec.momentum or spec.weight_decay or spec.clip or not spec.record_every:
             raise SpecError(
-                "control 'magnitude' checks each step's size against the gradient's: set momentum and weight_decay "
+                f"control {self.name!r} checks each step's size against the gradient's: set momentum and weight_decay "
                 "to 0, record_every above 0 and no clip, or leave the control out"
             )
 
     def foreseen(self, bench: Bench) -> list[RunSpec]:
         arm, _ = rule_arm(bench.claim, self.name)
-        return [spec for grafted in _grafted(bench.claim) for spec in bench.specs(arm, **grafted)]
+        return [spec for grafted in self._grafted(bench.claim) for spec in bench.specs(arm, **grafted)]
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
         arm, _ = rule_arm(claim, self.name)
         t, b = claim.treatment.label, claim.baseline.label
-        kept, given = f"{t} direction, {b} magnitude", f"{b} direction, {t} magnitude"
-        without, with_it = _grafted(claim)
+        whole = ", as a whole" if self.scope == "global" else ""
+        kept, given = f"{t} direction, {b} magnitude{whole}", f"{b} direction, {t} magnitude{whole}"
+        without, with_it = self._grafted(claim)
         y_tb, y_bt = bench.outcomes(kept, arm, **without), bench.outcomes(given, arm, **with_it)
         samples = self.samples(y_tb - baseline, treatment - y_bt)
-        decomposed = effects(treatment, baseline, y_tb, y_bt, ("direction", "magnitude", "interaction"))
+        decomposed = effects(treatment, baseline, y_tb, y_bt, self.labels)
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
-        return Finding(samples, [manipulation_check(bench, runs)], decomposed)
+        return Finding(samples, [manipulation_check(bench, runs, self.name)], decomposed)
+
+    def _grafted(self, claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""
+        _, rule_is_treatment = rule_arm(claim, self.name)
+        own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
+        lr = common_rate(claim, self.name)
+        return (
+            {"lr": lr, "graft": {"direction": own, "magnitude": other, "scope": self.scope}},
+            {"lr": lr, "graft": {"direction": other, "magnitude": own, "scope": self.scope}},
+        )
 
 
-def manipulation_check(bench: Bench, specs: list[RunSpec]) -> Check:
+def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude.name) -> Check:
     """Whether the steps that the optimizer really took had the size that the graft meant them to have.
 
     ‖ΔW‖ / (lr ‖G_bp‖), recorded by the probes from the weights, must be 1 where backprop's size was grafted and equal the
-    rule's own feedback gain where the rule's was. Recorded steps count by their size: once a run has converged, float32
-    weights do not take the steps that are left, and nothing comes of these.
+    rule's own feedback gain where the rule's was; of a graft of the whole network, with the norms of all layers that learn
+    together. Recorded steps count by their size: once a run has converged, float32 weights do not take the steps that are
+    left, and nothing comes of these.
     """
     worst = max((_off(bench.dataset(spec), spec) for spec in specs), default=0.0)
     detail = (
         f"steps differ from the grafted size by {worst:.1e} (mean over the steps by their size, in the worst layer of the "
         f"worst run; tolerance {TOLERANCE:g})"
     )
-    return Check("manipulation: magnitude", worst <= TOLERANCE, detail)
+    return Check(f"manipulation: {name}", worst <= TOLERANCE, detail)
 
 
 def _off(run: xr.Dataset, spec: RunSpec) -> float:
     """By how much a run's steps differ from those that its graft meant, relatively, in the worst layer; inf where unknown."""
+    run = run.isel(
+        layer=[k for k, name in enumerate(run["layer"].values) if not spec.freezes(f"{name}.weight")]
+    )
     gain, applied, norm = (
         run[name].transpose("step", "layer").values.astype(np.float64)
         for name in ("feedback_gain", "applied_gain", "gradient_norm_bp")
     )
-    meant = np.ones_like(gain) if spec.graft is not None and spec.graft.magnitude == "bp" else gain
-    off, size = np.abs(applied / meant - 1), run["learning_rate"].values[:, None] * norm * meant
-    known = np.isfinite(off) & np.isfinite(size)
-    total = np.where(known, size, 0.0).sum(0)
-    means = np.where(known, off * size, 0.0).sum(0)[total > 0] / total[total > 0]
+    by_bp = spec.graft is not None and spec.graft.magnitude == "bp"
+    size, taken = (norm if by_bp else gain * norm), applied * norm
+    if spec.graft is not None and spec.graft.scope == "global":
+        size, taken = (np.sqrt(np.square(x).sum(1, keepdims=True)) for x in (size, taken))
+    off, weight = np.abs(taken / size - 1), run["learning_rate"].values[:, None] * size
+    known = np.isfinite(off) & np.isfinite(weight)
+    total = np.where(known, weight, 0.0).sum(0)
+    means = np.where(known, off * weight, 0.0).sum(0)[total > 0] / total[total > 0]
     return float(means.max()) if len(means) else np.inf
-
-
-def _grafted(claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""
-    _, rule_is_treatment = rule_arm(claim, Magnitude.name)
-    own, other = ("rule", "bp") if rule_is_treatment else ("bp", "rule")
-    lr = common_rate(claim, Magnitude.name)
-    return (
-        {"lr": lr, "graft": {"direction": own, "magnitude": other}},
-        {"lr": lr, "graft": {"direction": other, "magnitude": own}},
-    )

@@ -1,0 +1,120 @@
+"""Is it how large the steps became, rather than where they pointed? Each arm takes the sizes of the other one's steps.
+
+A graft sizes each step by the two gradients at the same weights; here the sizes are those of another run altogether, the other
+arm's with the same seed, as the probes recorded them. Where an arm owes its sizes to where its own directions led it, the two
+differ. Neither arm need be backprop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from alignlab.audit.bench import Bench
+from alignlab.audit.claim import Arm, Claim
+from alignlab.audit.controls.control import Control, Finding
+from alignlab.audit.controls.exchange import effects
+from alignlab.audit.evidence import Check
+from alignlab.training.replaying import replayed_sizes
+from alignlab.training.spec import RunSpec, SpecError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+TOLERANCE = 0.01  # relative: the recorded step is a difference of float32 weights
+
+
+class ReplayedMagnitude(Control):
+    """Give each arm the ‖ΔW‖ of the other's run, layer by layer: N = the treatment with the baseline's, S = the reverse.
+
+    Sizes are those of the recorded steps, in straight lines between them: ``record_every: 1`` in the claim's setup replays
+    every step. Where a run diverged, the last size that it recorded holds. Biases take the factor of their weight. Needs plain
+    SGD in both arms, and raises :class:`SpecError` for momentum, weight decay, clipping, grafts and runs that record nothing.
+    """
+
+    name = "replayed_magnitude"
+    without, given = (
+        "with the baseline's recorded step sizes",
+        "against a baseline with the treatment's recorded step sizes",
+    )
+    relative: ClassVar = False
+    quantity: ClassVar = "update_norm"
+    labels: ClassVar = ("direction, sizes replayed", "replayed magnitude", "interaction, sizes replayed")
+
+    def check(self, claim: Claim) -> None:
+        """Both arms can be given step sizes, and record theirs."""
+        for arm in (claim.treatment, claim.baseline):
+            try:
+                spec = claim.spec(arm, claim.seeds[0], step_sizes={"sizes": 1.0})
+            except SpecError as error:
+                raise SpecError(f"control {self.name!r} sets how long steps are: {error}") from None
+            if not spec.record_every:
+                raise SpecError(f"control {self.name!r} replays recorded steps: set record_every above 0")
+
+    def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
+        claim = bench.claim
+        if mute := self._mute(bench):
+            detail = f"no step size was recorded of {', '.join(mute)}"
+            return Finding(checks=[Check(f"manipulation: {self.name}", False, detail)])
+        y_tb = self._given(bench, claim.treatment, claim.baseline)
+        y_bt = self._given(bench, claim.baseline, claim.treatment)
+        return Finding(
+            self.samples(y_tb - baseline, treatment - y_bt),
+            [self._manipulation(bench, [s for n in self._groups(claim) for s in bench.groups[n].specs])],
+            effects(treatment, baseline, y_tb, y_bt, self.labels),
+            [self._caveat(claim)],
+        )
+
+    def _mute(self, bench: Bench) -> list[str]:
+        """The runs of either arm that have no sizes to replay."""
+        arms = (bench.claim.treatment, bench.claim.baseline)
+        each = [(arm.label, spec) for arm in arms for spec in bench.specs(arm)]
+        return [
+            f"{label}, seed {s.seed}"
+            for label, s in each
+            if not np.isfinite(bench.dataset(s)[self.quantity].values).any()
+        ]
+
+    def _groups(self, claim: Claim) -> tuple[str, str]:
+        t, b = claim.treatment.label, claim.baseline.label
+        kind = "relative sizes" if self.relative else "sizes"
+        return f"{t} with {b}'s recorded {kind}", f"{b} with {t}'s recorded {kind}"
+
+    def _given(self, bench: Bench, arm: Arm, other: Arm) -> Any:
+        """The outcomes of an arm whose runs take the sizes of the other one's with the same seed."""
+        group = self._groups(bench.claim)[arm == bench.claim.baseline]
+        paired = zip(bench.specs(arm), bench.specs(other), strict=True)
+        specs = [
+            own.changed(step_sizes=replayed_sizes(bench.dataset(twin), relative=self.relative))
+            for own, twin in paired
+        ]
+        return bench.outcomes_of(group, arm, specs)
+
+    def _manipulation(self, bench: Bench, specs: list[RunSpec]) -> Check:
+        """Whether the steps that were taken had the sizes that the specs set."""
+        worst = max((self._off(bench.dataset(spec), spec) for spec in specs), default=0.0)
+        detail = (
+            f"recorded step sizes differ from those replayed by {worst:.1e} (mean over the steps by their size, in the worst "
+            f"layer of the worst run; tolerance {TOLERANCE:g})"
+        )
+        return Check(f"manipulation: {self.name}", worst <= TOLERANCE, detail)
+
+    def _off(self, run: xr.Dataset, spec: RunSpec) -> float:
+        """By how much a run's steps differ from those that were set, relatively, in the worst layer; inf where unknown."""
+        assert spec.step_sizes is not None
+        assert isinstance(spec.step_sizes.sizes, dict)
+        steps, found = run["step"].values, run[self.quantity].transpose("step", "layer")
+        worst = []
+        for layer, sizes in spec.step_sizes.sizes.items():
+            taken = found.sel(layer=layer).values.astype(np.float64)
+            meant = np.interp(steps, spec.step_sizes.steps, sizes)
+            known = np.isfinite(taken)
+            if meant[known].sum() > 0:
+                worst.append(np.abs(taken - meant)[known].sum() / meant[known].sum())
+        return float(max(worst, default=np.inf))
+
+    def _caveat(self, claim: Claim) -> str:
+        every = claim.spec(claim.treatment, claim.seeds[0]).record_every
+        between = "" if every == 1 else f", of every {every}th step, in straight lines between"
+        return f"{self.name} replays the sizes that the other arm's run of the same seed recorded{between}"
