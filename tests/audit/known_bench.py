@@ -53,3 +53,47 @@ def recorded(gain, applied, norm=None):
     table = {"feedback_gain": gain, "applied_gain": applied, "gradient_norm_bp": norm}
     run = xr.Dataset({name: (("step", "layer"), values) for name, values in table.items()})
     return run.assign(learning_rate=("step", np.full(len(gain), 0.1)))
+
+
+LAYERS = ("1", "3")
+
+
+class RecordingBench(KnownBench):
+    """A KnownBench whose runs record, besides, step sizes and angles as their specs have them, or ``off`` times these."""
+
+    def __init__(self, claim, value, off=1.0):
+        super().__init__(claim, value)
+        self.off = off
+
+    def dataset(self, spec):
+        size = np.outer([1.0, 0.8, 0.6], [1.0, 2.0]) * (0.1 if spec.rule == "bp" else 0.7) * (1 + spec.seed)
+        relative = size / 10
+        if (given := spec.step_sizes) is not None:
+            size = self.off * np.stack(
+                [np.interp([0, 4, 8], given.steps, given.sizes[name]) for name in LAYERS], 1
+            )
+            size, relative = (None, size) if given.relative else (size, None)
+        noisy = spec.rule == "noisy_backprop"
+        angle = np.degrees(np.arccos(list(spec.rule_args["cosine"].values()))).T if noisy else _angle(spec)
+        louder = (
+            np.transpose(list(spec.rule_args["gain"].values()))
+            if "gain" in spec.rule_args
+            else np.ones((3, 2))
+        )
+        by_bp = spec.graft is not None and spec.graft.magnitude == "bp"
+        gain = louder if noisy or spec.rule == "bp" else np.full((3, 2), 7.0)
+        table = {
+            "update_norm": size, "relative_update": relative, "gradient_angle": angle * (self.off if noisy else 1),
+            "feedback_gain": gain, "applied_gain": np.ones((3, 2)) if by_bp else gain, "gradient_norm_bp": np.ones((3, 2)),
+        }  # fmt: skip
+        known = {name: (("step", "layer"), values) for name, values in table.items() if values is not None}
+        run = xr.Dataset(known, {"step": [0, 4, 8], "layer": list(LAYERS)})
+        return run.assign(learning_rate=("step", np.full(3, 0.1)))
+
+
+def _angle(spec):
+    return (
+        np.zeros((3, 2))
+        if spec.rule == "bp"
+        else np.array([[80.0, 0.0], [60.0, 0.0], [50.0 + spec.seed, 0.0]])
+    )

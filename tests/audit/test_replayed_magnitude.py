@@ -1,0 +1,101 @@
+"""Replayed sizes, absolute or relative to the weights: each arm gets those of the other, and what that makes of the outcome."""
+
+import numpy as np
+import pytest
+from known_bench import CLAIM, RecordingBench
+
+import alignlab as al
+from alignlab.audit.controls import ReplayedMagnitude, WeightNorm
+from alignlab.training.spec import SpecError
+
+CONTROLS = (ReplayedMagnitude(), WeightNorm())
+TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
+
+
+def size_of(spec):
+    """The size of the first layer's first step, at lr 1 for the seed: 0.7 the rule's own, 0.1 backprop's."""
+    own = 0.1 if spec.rule == "bp" else 0.7
+    if spec.step_sizes is None:
+        return own
+    return spec.step_sizes.sizes["1"][0] / (1 + spec.seed) * (10 if spec.step_sizes.relative else 1)
+
+
+def value(spec):  # size gains 3 a unit, the direction of the rule costs 1
+    return 3.0 * size_of(spec) - 1.0 * (spec.rule != "bp") + 0.01 * np.sin(spec.seed)
+
+
+def applied(control, claim, **more):
+    bench = RecordingBench(claim, value, **more)
+    sides = [bench.outcomes(name, arm) for name, arm in (("t", claim.treatment), ("b", claim.baseline))]
+    return control.apply(bench, *sides), bench
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
+@pytest.mark.parametrize(("claim", "sign"), [(CLAIM, 1), (TURNED, -1)], ids=["rule", "bp"])
+def test_each_arm_takes_the_sizes_of_the_other_with_the_same_seed(control, claim, sign):
+    found, bench = applied(control, claim)
+    assert np.mean(found.samples.necessity) == pytest.approx(-1.0 * sign, abs=1e-6)  # the sizes are now equal
+    assert np.mean(found.samples.sufficiency) == pytest.approx(-1.0 * sign, abs=1e-6)
+    effects = [np.mean(contrast.differences) for contrast in found.contrasts]
+    assert effects == pytest.approx([-1.0 * sign, 1.8 * sign, 0.0], abs=1e-6)
+    assert [check.passed for check in found.checks] == [True]
+    tables = {(s.rule, s.seed): s.step_sizes for g in bench.groups.values() for s in g.specs if s.step_sizes}
+    assert len(tables) == 10
+    assert tables["bp", 3].steps == [0, 4, 8]
+    scale = 0.1 if control.relative else 1
+    assert tables["bp", 3].sizes["3"] == pytest.approx(scale * 0.7 * 4 * 2 * np.array([1, 0.8, 0.6]))
+    assert tables["sign_sync", 0].sizes["1"] == pytest.approx(scale * 0.1 * np.array([1, 0.8, 0.6]))
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
+def test_sizes_that_did_not_take_fail_the_check(control):
+    found, _ = applied(control, CLAIM, off=1.02)
+    assert [(check.name, check.failed) for check in found.checks] == [(f"manipulation: {control.name}", True)]
+    assert "by 2.0e-02" in found.checks[0].detail
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
+def test_an_arm_that_recorded_nothing_cannot_be_replayed(control, monkeypatch):
+    own = RecordingBench.dataset
+    monkeypatch.setattr(
+        RecordingBench, "dataset", lambda self, spec: own(self, spec) * (np.nan if spec.seed == 2 else 1)
+    )
+    found, _ = applied(control, CLAIM)
+    assert found.samples is None
+    assert found.checks[0].failed
+    assert found.checks[0].detail == "no step size was recorded of sign_sync, seed 2, bp, seed 2"
+
+
+@pytest.mark.parametrize(
+    ("setup", "told"),
+    [
+        ({"momentum": 0.9}, "leave out momentum"),
+        ({"optimizer": "adam"}, "which adam divides out"),
+        ({"record_every": 0}, "set record_every above 0"),
+    ],
+)
+def test_arms_whose_steps_cannot_be_set_are_refused(setup, told):
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, **setup}})
+    for control in CONTROLS:
+        with pytest.raises(SpecError, match=f"control '{control.name}' .*{told}"):
+            control.check(claim)
+
+
+def test_neither_arm_need_be_backprop_nor_have_the_others_rate(tmp_path):
+    claim = al.Claim(
+        statement="louder feedback alignment beats feedback alignment",
+        treatment=al.Arm(rule="fa", lr=0.03, name="loud"),
+        baseline=al.Arm(rule="fa", lr=0.003),
+        task="linear_toy",
+        smallest_effect=0.05,
+        seeds=range(4),
+        setup={"hidden": (20,), "activation": "linear", "steps": 40, "record_every": 1, "batch_size": 16},
+        controls=("replayed_magnitude", "weight_norm"),
+    )
+    result = al.audit(claim, store=tmp_path)
+    assert result.verdict.kind == "explained_by"
+    assert result.verdict.by == ("replayed_magnitude", "weight_norm")
+    for control in result.evidence.controls:  # the two are one rule at two rates: nothing else is left
+        assert abs(control.necessity.estimate) < 1e-3 * result.evidence.total.estimate
+        assert abs(control.sufficiency.estimate) < 1e-3 * result.evidence.total.estimate
+    assert not any("straight lines" in caveat for caveat in result.verdict.caveats)
