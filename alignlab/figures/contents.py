@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _OF_LAYERS = ("layer", "kind", "fan_in", "fan_out")
 DIMS = ("run", "step", "layer", "mode")
 _EVALUATED = ("train_", "validation_", "test_")
+_TABLED = ("rule_args", "step_sizes")  # which may hold tables of what was recorded, step by step
 _REPLICATES = ("seed", "order")  # settings that make another replicate of a run, not another condition
 
 
@@ -93,10 +94,16 @@ def _several(column: xr.DataArray) -> bool:
 
 
 def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
-    """The fields in which the runs' specs (YAML texts, a coordinate where runs differ) are not all the same."""
+    """The fields in which the runs' specs (YAML texts, a coordinate where runs differ) are not all the same.
+
+    What was replayed from another run's record is a run's own as its seed is, unless runs are told apart by nothing else.
+    """
     if "spec" not in runs.coords:
         return {}
-    specs = [_fields(text) for text in runs["spec"].values.tolist()]
+    texts = runs["spec"].values.tolist()
+    specs, short = [_fields(text) for text in texts], [_without_tables(text) for text in texts]
+    if len({str(spec) for spec in short}) == len(set(texts)):
+        specs = short
     names = dict.fromkeys(name for spec in specs for name in spec)
     columns = {name: [str(spec.get(name, "")) for spec in specs] for name in names}
     return {
@@ -113,6 +120,18 @@ def _fields(text: str) -> Mapping[str, Any]:
 
     found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return found if isinstance(found, dict) else {}
+
+
+@functools.lru_cache(maxsize=4096)
+def _without_tables(text: str) -> Mapping[str, Any]:
+    """A spec's fields with a word in the place of each list of numbers that another run recorded."""
+    return {name: _short(value) if name in _TABLED else value for name, value in _fields(text).items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _short(part) for name, part in value.items()}
+    return "replayed" if isinstance(value, list) else value
 
 
 def values(data: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:

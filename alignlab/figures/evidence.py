@@ -164,7 +164,8 @@ def _numbers(estimate: float, low: float, high: float, digits: int) -> str:
 
 def _label_rows(figure: Figure, ax: Axes, contrasts: xr.Dataset, rows: list[str | int]) -> float:
     """Groups in bold and labels under them, flush left; returns the inches that text takes on both sides."""
-    labels = [str(label) for label in contrasts["label"].values]
+    named = zip(contrasts["label"].values.tolist(), contrasts["group"].values.tolist(), strict=True)
+    labels = [label.removeprefix(f"{group}: ") for label, group in named]  # which stands above it
     texts = [
         style.plain(row) if isinstance(row, str) else f"   {style.level_text(labels[row])}" for row in rows
     ]

@@ -41,9 +41,7 @@ def test_of_a_rule_that_wins_the_angle_is_taken_away_and_given():
 def test_what_the_angle_costs_and_what_lies_beyond_it_are_told_of_either_claim(claim):
     found, bench = applied(claim)
     told = {contrast.label: np.mean(contrast.differences) for contrast in found.contrasts}
-    assert told == pytest.approx(
-        {"bp, less noise at sign_sync's angle": 2.0, "sign_sync, beyond its angle and size": 0.5}
-    )
+    assert told == pytest.approx({"what the angle costs backprop": 2.0, "worth beyond angle and size": 0.5})
     assert not any(contrast.compares for contrast in found.contrasts)
     noise = bench.groups["noise at sign_sync's angle and gain"].specs
     assert [spec.seed for spec in noise] == list(claim.seeds)
@@ -110,8 +108,8 @@ def test_of_real_runs_noise_that_a_rule_is_made_of_is_no_more_than_its_angle(rul
         controls=("alignment",),
     )
     result = al.audit(claim, store=tmp_path)
-    beyond = next(c for c in result.contrasts if c.label == "noise, beyond its angle and size")
-    cost = next(c for c in result.contrasts if c.label == "bp, less noise at noise's angle")
+    beyond = next(c for c in result.contrasts if c.label == "worth beyond angle and size")
+    cost = next(c for c in result.contrasts if c.label == "what the angle costs backprop")
     assert np.abs(beyond.differences).max() < 1e-3
     assert min(cost.differences) > 10 * np.abs(beyond.differences).max()
     assert not any(check.failed for check in result.evidence.checks)

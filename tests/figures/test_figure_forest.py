@@ -31,6 +31,13 @@ def test_rows_stand_in_their_groups_from_top_to_bottom(audit):
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
 
 
+def test_a_label_does_not_repeat_the_group_that_stands_above_it(audit):
+    told = [f"{group}: without it" for group in audit["group"].values]
+    (axes,) = panels(figures.forest(audit.assign_coords(label=("contrast", told))))
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    assert rows.count("   without it") == len(told)
+
+
 def test_numbers_stand_at_the_right_of_their_row(audit):
     (axes,) = panels(figures.forest(audit))
     numbers = [text for text in axes.texts if "n = " in text.get_text()]

@@ -63,6 +63,25 @@ def test_specs_that_differ_in_more_than_the_seed_are_not_averaged(runs):
     assert [axes.get_title(loc="left") for axes in panels(figure)] == ["hidden [32]", "hidden [64]"]
 
 
+def test_tables_that_each_run_took_from_another_one_are_no_condition_unless_they_alone_tell_runs_apart(runs):
+    """Every seed has its own: an audit that replays had a panel for each of its runs, under pages of numbers."""
+    fa = runs.isel(run=runs.rule.values == "fa")
+    args = [f"rule_args: {{cosine: {{'1': [0.{seed}, 0.5]}}, steps: [0, {seed}]}}\n" for seed in (1, 2, 3, 4)]
+    sizes = [f"step_sizes: {{relative: {str(k > 1).lower()}, sizes: {{'1': [0.{k}]}}}}\n" for k in range(4)]
+
+    def titles(tables, seeds):
+        specs = [f"{table}seed: {seed}\n" for table, seed in zip(tables, seeds, strict=True)]
+        drawn = panels(figures.learning_curves(fa.assign_coords(spec=("run", specs))))
+        return [axes.get_title(loc="left") for axes in drawn]
+
+    assert titles(args, range(4)) == [""]
+    assert len(titles(args, (0, 0, 1, 1))) == 4  # tables that somebody wrote, tried on the same seeds
+    assert [("True" in title, "replayed" in title) for title in titles(sizes, range(4))] == [
+        (False, True),
+        (True, True),
+    ]
+
+
 def test_runs_that_a_study_has_read_keep_their_conditions_apart(runs):
     """Its dataset is one of runs already: read as one again, it had no conditions, and widths were averaged."""
     fa = runs.isel(run=runs.rule.values == "fa")

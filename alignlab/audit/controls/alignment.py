@@ -31,8 +31,8 @@ LOUDER = 0.01
 class Alignment(Control):
     """Exchange the angle to the true gradient and nothing else, and ask what a direction is worth beyond its angle.
 
-    R is the arm that is no backprop; its recorded angles, and gains, are replayed by noise. Two contrasts: what noise at R's
-    angle costs backprop at its own step sizes, and R against noise that has both R's angle and R's gain.
+    R is the arm that is no backprop; its recorded angles, and gains, are replayed by noise. Two contrasts: backprop
+    against noise at R's angle with backprop's step sizes, and R against noise that has both R's angle and R's gain.
 
     Where R is the treatment, its angle is a rival explanation (noise can help): N = backprop's direction with R's step sizes
     against backprop, S = R against noise at R's angle with backprop's sizes. Where backprop is the treatment there are no N
@@ -79,8 +79,8 @@ class Alignment(Control):
         found.contrasts = [
             Contrast(label, "alignment", tuple(differences), compares=False)
             for label, differences in (
-                (f"{bp.label}, less noise at {arm.label}'s angle", y_bp - turned),
-                (f"{arm.label}, beyond its angle and size", y_rule - both),
+                ("what the angle costs backprop", y_bp - turned),
+                ("worth beyond angle and size", y_rule - both),
             )
         ]
         if is_treatment:
