@@ -124,12 +124,32 @@ def audit(
     ],
     out: Out = None,
     seed: Seed = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds",
+            min=2,
+            max=10**6,
+            help="How many seeds in place of the claim's own number; runs that are there already are kept.",
+            show_default=False,
+        ),
+    ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            "--controls",
+            help="Controls in place of the claim's own, with commas between them, the primary one first.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
     """Audit a claim about why a method wins: table, verdict, figures, and a page of all (report.html).
 
     Example: alignlab audit sign_sync --out out/sign_sync
+
+    Example: alignlab audit sign_sync --seeds 16 --controls magnitude,alignment,placebo
     """
     where = _where(workers, scheduler)
     _start_ahead(where, out or Path("out") / Path(claim).stem)
@@ -137,8 +157,10 @@ def audit(
     from alignlab.audit import audit as run_audit
 
     name, found = gallery.claim(claim)
-    if seed is not None:
-        found = found.model_copy(update={"seeds": tuple(range(seed, seed + len(found.seeds)))})
+    if seed is not None or seeds is not None:
+        found = found.changed(seeds=gallery.counted_on(found.seeds, seed, seeds))
+    if controls is not None:
+        found = found.changed(controls=tuple(filter(None, map(str.strip, controls.split(",")))))
     folder = out or Path("out") / name
     make_room(folder, "result.json", "table.txt", "report.html")
     typer.echo(f"{found.statement}\n  {found.source}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -86,3 +87,15 @@ def study(name: str) -> Study:
     found = load(name, "STUDY").STUDY
     assert isinstance(found, Study)
     return found
+
+
+def counted_on(seeds: Sequence[int], first: int | None, count: int | None) -> tuple[int, ...]:
+    """``count`` seeds: those that are given, or as many from ``first`` on, and after these the next ones.
+
+    >>> counted_on((7, 3, 5), None, 5), counted_on((7, 3, 5), 20, None), counted_on((7, 3, 5), None, 2)
+    ((7, 3, 5, 8, 9), (20, 21, 22), (7, 3))
+    """
+    own = list(seeds) if first is None else list(range(first, first + len(seeds)))
+    count = len(own) if count is None else count
+    beyond = max(own) + 1
+    return tuple(own[:count] + list(range(beyond, beyond + count - len(own))))

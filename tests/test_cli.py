@@ -98,6 +98,21 @@ def test_audit_seed_shifts_the_seeds(claim, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out" / "result.json").read_text())["claim"]["seeds"] == [50, 51, 52, 53]
 
 
+def test_an_audit_takes_other_controls_and_more_seeds_and_keeps_the_runs_that_it_has(
+    claim, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    assert run(["audit", claim, "--out", out, "--workers", 1], monkeypatch) == 0
+    before = json.loads((out / "result.json").read_text())
+    more = ["--seeds", 5, "--controls", "placebo, magnitude"]
+    assert run(["audit", claim, "--out", out, "--workers", 1, *more], monkeypatch) == 0
+    after = json.loads((out / "result.json").read_text())
+    assert after["claim"]["seeds"] == [0, 1, 2, 3, 4]
+    assert after["claim"]["controls"] == ["placebo", "magnitude"]
+    assert set(before["runs"]["treatment"]) < set(after["runs"]["treatment"])
+    assert "5 of 25 runs computed" in capsys.readouterr().out
+
+
 def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
     assert run(["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn"], monkeypatch) == 0
@@ -181,6 +196,12 @@ BAD = [
     (["audit", "nowhere.yaml"], "nowhere.yaml"),
     (["audit", {**CLAIM, "smallest_effect": 0}], "smallest_effect"),
     (["audit", {**CLAIM, "outcome": "joy"}], "joy"),
+    (
+        ["audit", CLAIM, "--controls", "magnitude,magic"],
+        "controls is ('magnitude', 'magic'): expected different ones out of",
+    ),
+    (["audit", CLAIM, "--seeds", "1"], "--seeds"),
+    (["audit", CLAIM, "--seed", str(2**63)], "every seed must be"),
     (["audit", CLAIM, "--scheduler", ""], "--scheduler is empty"),
     (["study", "xor", "--scheduler", " "], "--scheduler is empty"),
     (["figures", "no/store/here"], "no/store/here"),

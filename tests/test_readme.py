@@ -44,7 +44,7 @@ def test_readme_commands_run_as_they_stand(tmp_path, monkeypatch, capsys):
     commands = [
         line.split("#")[0].split() for line in section.splitlines() if line.startswith("    alignlab ")
     ]
-    assert [command[1] for command in commands] == ["audit", "run", "figures"]
+    assert [command[1] for command in commands] == ["audit", "audit", "run", "figures"]
     for command in commands:
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as stop:

@@ -122,6 +122,11 @@ class Claim(SpecModel):
         self.spec(self.baseline, self.seeds[0])
         return self
 
+    def changed(self, **fields: Any) -> Claim:
+        """A copy with some fields changed, checked again."""
+        claim: Claim = checked(type(self), {**self.model_dump(), **fields}, "claim")
+        return claim
+
     def spec(self, arm: Arm, seed: int, **changes: Any) -> RunSpec:
         """The run of an arm with a seed; ``changes`` override its fields."""
         lr = {} if arm.lr is None else {"lr": arm.lr}
