@@ -208,6 +208,15 @@ MAPS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [  # of convolutional 
     ({}, TOGETHER[1][:4]),
     ({}, TOGETHER[2] + TOGETHER[4]),
     ({}, TOGETHER[3] + TOGETHER[5]),
+    (
+        {"frozen": ("0.*",)},
+        [
+            {"rule": "fa", "lr": 0.05, "step_sizes": {"sizes": 0.02, "relative": True}},
+            {"rule": "fa", "lr": 0.05, "graft": {"direction": "rule", "magnitude": "bp", "scope": "global"}},
+            {"rule": "usf", "lr": 0.05, "graft": {"direction": "bp", "magnitude": "rule", "scope": "global"}},
+            {"rule": "usf", "lr": 0.05},
+        ],
+    ),
     *(({}, of_one_rule(rule)[:2]) for rule in ("drtp", "soap", "node_perturbation", "noisy_backprop")),
 ]  # fmt: skip
 LENETS = [({"model": "lenet", "hidden": (128, 64), "activation": "relu"}, [{"rule": "usf"}, {"rule": "bp"}])]
