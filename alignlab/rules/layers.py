@@ -16,6 +16,7 @@ need autograd's own graph: they refuse ``torch.func``, and any part compiled by 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,7 @@ class FeedbackLayer(nn.Module):
     bias: Any
     feedback: Tensor | None
     feedback_magnitude: Tensor | None
+    feedback_unscaled: Tensor | None  # B as a rule has it whose feedback is rescaled
     rule: Rule
     credit: Credit
     clock: int
@@ -66,6 +68,7 @@ class FeedbackLayer(nn.Module):
         register = self.register_parameter if rule.learns_feedback else self.register_buffer
         register("feedback", None)
         self.register_buffer("feedback_magnitude", None)
+        self.register_buffer("feedback_unscaled", None)
 
     def detach_rule(self) -> None:
         """Undo :meth:`attach`."""
@@ -80,6 +83,7 @@ class FeedbackLayer(nn.Module):
             "_used",
             "feedback",
             "feedback_magnitude",
+            "feedback_unscaled",
         ):
             delattr(self, name)
 
@@ -256,7 +260,7 @@ class FeedbackLayer(nn.Module):
 
     def _plain_settings(self) -> dict[str, Any]:
         """The rule's settings that a checkpoint can hold and compare: no callables."""
-        return {k: v for k, v in self.rule.settings().items() if isinstance(v, str | int | float)}
+        return _plain(self.rule.settings())
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["rule"] != self.rule.name:
@@ -283,6 +287,12 @@ class FeedbackLayer(nn.Module):
             saved = state_dict.get(prefix + "feedback")
             self.feedback = None if saved is None else torch.empty_like(saved).to(self.weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is plain of settings, and of another rule's among them."""
+    parts = {k: _plain(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
+    return {k: v for k, v in parts.items() if isinstance(v, str | int | float) or (isinstance(v, dict) and v)}
 
 
 def _in_backward_pass() -> bool:

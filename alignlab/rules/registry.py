@@ -9,6 +9,7 @@ from alignlab.rules.kolen_pollack import KolenPollack
 from alignlab.rules.node_perturbation import NodePerturbation
 from alignlab.rules.noisy_backprop import NoisyBackprop
 from alignlab.rules.random_feedback import FeedbackAlignment, Rerandomised
+from alignlab.rules.rescaled import Rescaled
 from alignlab.rules.rule import Rule
 from alignlab.rules.sign_feedback import BatchRandomSign, FixedRandomSign, SignSync, UniformSign
 from alignlab.rules.soap import SecondOrderActivityPerturbation
@@ -34,5 +35,6 @@ RULES: dict[str, type[Rule]] = {
         WeightPerturbation,
         SecondOrderActivityPerturbation,
         NoisyBackprop,
+        Rescaled,
     )
 }

@@ -1,8 +1,8 @@
 """What a learning rule is: how a layer's feedback starts and how it changes as the weights do.
 
 A rule is small, immutable and shared by all layers of a model; everything that changes lives in the layers (the buffers
-``feedback`` and ``feedback_magnitude``, and a clock), so that ``state_dict`` carries it. To write one, subclass
-:class:`Rule` in a file of its own and add it to ``RULES``.
+``feedback``, ``feedback_magnitude`` and ``feedback_unscaled``, and a clock), so that ``state_dict`` carries it. To write
+one, subclass :class:`Rule` in a file of its own and add it to ``RULES``.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ class Rule:
     def draws(self) -> bool:
         """Whether ``init`` has a part in the feedback."""
         return self.uses_feedback
+
+    @property
+    def made_of(self) -> tuple[Rule, ...]:
+        """The rule, and another whose feedback it uses."""
+        return (self,)
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make this rule again, for attrs and messages."""

@@ -63,6 +63,9 @@ class Stacked(FeedbackLayer):
         drawn = [m.feedback for m in members if m.feedback is not None]
         if drawn:
             self.feedback = stacked(drawn) if self.rule.learns_feedback else torch.stack(drawn)
+        kept = [m.feedback_unscaled for m in members if m.feedback_unscaled is not None]
+        if kept:
+            self.feedback_unscaled = torch.stack(kept)
         sizes = [m.feedback_magnitude for m in members if m.feedback_magnitude is not None]
         if sizes:
             numbers = (1,) * self.one.weight.dim()  # to be broadcast with a weight

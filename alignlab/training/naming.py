@@ -53,7 +53,8 @@ def _own_code(spec: RunSpec) -> list[str]:
         return []
     used: list[Any] = []
     held: list[str] = []
-    for rule in make_rules(spec.rule, **spec.rule_args).values():
+    made = make_rules(spec.rule, **spec.rule_args).values()
+    for rule in (part for whole in made for part in whole.made_of):
         draw, holds = _origin(INITS.get(getattr(rule, "init", "")))
         used += [*type(rule).__mro__, draw]
         held.append(holds)

@@ -26,6 +26,15 @@ class RuleCase:
         return "-".join((self.name, *(f"{k}={v}" for k, v in self.args.items())))
 
     @property
+    def made(self) -> rules.Rule:
+        return rules.make_rule(self.name, **self.args)
+
+    @property
+    def source(self) -> str:
+        """The rule that makes B what it is, also where another rescales it."""
+        return self.made.made_of[-1].name
+
+    @property
     def direct(self) -> bool:
         return rules.RULES[self.name].direct
 
@@ -53,6 +62,15 @@ ALL_RULES = [
     RuleCase("kolen_pollack"),
     RuleCase("weight_mirror", {"period": 2, "samples": 3}),
     RuleCase("weight_mirror", {"samples": 3, "growth_control": True}),
+    RuleCase("rescaled", {"of": "fa"}, exponents=(0, 0, 0)),
+    RuleCase("rescaled", {"of": "rerandomised"}, exponents=(0, 0, 0)),
+    RuleCase("rescaled", {"of": {"rule": "weight_mirror", "period": 2, "samples": 3}}, exponents=(0, 0, 0)),
+    RuleCase(
+        "rescaled",
+        {"of": {"rule": "sign_sync", "period": 3}, "direction": "weight", "scale": "rule"},
+        exponents=(0, 0, 0),
+    ),
+    RuleCase("rescaled", {"of": "brsf", "direction": "weight", "scale": "rule"}),
 ]
 TARGETED = [RuleCase("drtp")]  # which must have the error of a classification: tests of their own
 WHOLE = [  # that take hold of the whole model: they have laws of their own
@@ -318,7 +336,7 @@ def as_it_is(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def suit_signs(rule: RuleCase, layer: Any) -> None:
     """Give a layer weights that the rule's B can equal: of one magnitude for rules that know only signs."""
-    magnitude = {"usf": 0.25, "sign_sync": 1.0}.get(rule.name)
+    magnitude = {"usf": 0.25, "sign_sync": 1.0}.get(rule.source)
     if magnitude is not None and "preserve_magnitude" not in rule.args:
         with torch.no_grad():
             layer.weight.copy_(layer.weight.sign() * magnitude)

@@ -40,6 +40,9 @@ over_direct = pytest.mark.parametrize("rule", DIRECT, ids=str)
 over_layers = pytest.mark.parametrize("case", ALL_LAYERS, ids=str)
 
 
+KEYS = (("direction", "rule"), ("scale", "weight"))  # of a rescaled rule, with their defaults
+
+
 def test_the_lists_leave_no_rule_out() -> None:
     assert {rule.name for rule in ALL_RULES + TARGETED + WHOLE} == set(rules.RULES)
 
@@ -213,7 +216,12 @@ def test_every_rule_has_its_own_feedback(rule: RuleCase) -> None:
             continue
         assert B is not None
         assert B0 is not None
-        if rule.name in ("fa", "dfa", "ifa"):
+        if rule.name == "rescaled":
+            assert not (B == B0).any()
+            D, S = (m.feedback_unscaled if rule.args.get(key, own) == "rule" else W for key, own in KEYS)
+            close(B / B.norm(), D / D.norm())
+            close(B.norm(), S.norm())
+        elif rule.name in ("fa", "dfa", "ifa"):
             assert torch.equal(B, B0)
         elif rule.name == "kolen_pollack":  # no decay: B takes the steps of W, where it plays a part
             close(B - B0, W - W0)
@@ -290,7 +298,7 @@ def test_scaling_one_layers_feedback_leaves_the_layers_above_alone(rule: RuleCas
             net[2].feedback.data.mul_(factor)  # after the forward pass: what counts is B at the backward pass
         F.mse_loss(output, y).backward()
         found.append(gradients(net))
-        if rule.name == "rerandomised":
+        if rule.source == "rerandomised":
             net[0].clock = net[2].clock = net[4].clock = net[0].clock - 1  # the same draw again
     for layer, exponent in zip("024", (1, 0, 0), strict=True):
         gradient = _there(found[0][f"{layer}.weight"])
@@ -401,13 +409,10 @@ def test_half_precision_is_near_double_precision(rule: RuleCase) -> None:
     exact = gradients(net)
     half = copy.deepcopy(net).to(torch.bfloat16)
     half.zero_grad()
-    if rule.name == "rerandomised":
+    if rule.source in ("rerandomised", "brsf"):
         for m in rules.feedback_layers(half).values():
             m._seen = None  # another dtype draws other numbers, so the draw that was copied has to stay
             m.rule = rules.make_rule("fa")
-    if rule.name == "brsf":
-        for m in rules.feedback_layers(half).values():
-            m.rule = rules.make_rule("frsf")
     F.mse_loss(half(x.bfloat16()), y.bfloat16()).backward()
     for name, gradient in gradients(half).items():
         assert (
@@ -480,7 +485,7 @@ def test_gradients_of_two_half_batches_add_up_to_the_whole(rule: RuleCase) -> No
     net = rule.convert(mlp())
     twin = copy.deepcopy(net)
     F.mse_loss(net(x), y).backward()
-    if rule.name == "rerandomised":
+    if rule.source == "rerandomised":
         assert net[2].feedback is not twin[2].feedback
         return  # each half has a B of its own
     for half in (slice(0, 4), slice(4, 8)):

@@ -139,7 +139,7 @@ def test_the_gpu_learns_what_the_cpu_learns(rule: RuleCase) -> None:
     net = rule.convert(convnet())
     x = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     net(x).square().mean().backward()
-    if net[0].rule.every_forward or rule.name == "brsf":
+    if net[0].rule.every_forward or rule.source == "brsf":
         net.zero_grad()
         state = net.cuda()
         state(x.cuda()).square().mean().backward()

@@ -229,8 +229,7 @@ def test_the_feedback_follows_the_generator_alone(rule: RuleCase) -> None:
         return torch.zeros(()) if found is None else found
 
     assert torch.equal(drawn(0, 1), drawn(0, 2))
-    unseeded = rule.name == "bp" or (rule.name == "sign_sync" and not rule.args.get("preserve_magnitude"))
-    assert torch.equal(drawn(0, 1), drawn(3, 1)) == unseeded
+    assert torch.equal(drawn(0, 1), drawn(3, 1)) == (not rule.made.draws)
 
 
 @over_rules
@@ -277,7 +276,7 @@ def test_feedback_that_is_the_weight_stays_behind_when_the_weight_moves(rule: Ru
     train(net, torch.optim.SGD(net.parameters(), lr=0.5), [(normal(4, 3), normal(4, 3, seed=2))] * 2)
     weights = plain_parameters(net).values()
     for m in rules.feedback_layers(net).values():
-        for buffer in (m.feedback, m.feedback_magnitude):
+        for buffer in (m.feedback, m.feedback_magnitude, m.feedback_unscaled):
             assert buffer is None or buffer.requires_grad == (rule.learns_feedback and buffer is m.feedback)
             assert buffer is None or buffer.data_ptr() not in {p.data_ptr() for p in weights}
     if rule.name == "fa":
@@ -290,6 +289,8 @@ def test_feedback_that_is_the_weight_stays_behind_when_the_weight_moves(rule: Ru
         ("sign_sync", {"period": 3}, {"period": 4}),
         ("sign_sync", {"preserve_magnitude": True}, {"preserve_magnitude": False}),
         ("brsf", {"init": "xavier"}, {"init": "lillicrap"}),
+        ("rescaled", {"scale": "rule"}, {"scale": "weight"}),
+        ("rescaled", {"of": {"rule": "sign_sync", "period": 3}}, {"of": {"rule": "sign_sync", "period": 4}}),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(
@@ -301,7 +302,7 @@ def test_a_checkpoint_of_other_settings_is_refused(
     rules.convert(mlp(), rule, **first).load_state_dict(saved)
 
 
-RESTING = [rule for rule in LAYERWISE if rules.RULES[rule.name].rests and rule.name != "weight_mirror"]
+RESTING = [rule for rule in LAYERWISE if rule.made.rests and rule.source != "weight_mirror"]
 
 
 @pytest.mark.parametrize("rule", RESTING, ids=str)
@@ -326,7 +327,7 @@ def test_feedback_that_no_error_passes_rests_until_one_does(rule: RuleCase, relo
     assert torch.equal(found, expected)
     assert torch.equal(nets[0][0].feedback, nets[1][0].feedback)
     nets[0](x)
-    if not rules.RULES[rule.name].every_forward:
+    if not rule.made.every_forward:
         assert torch.equal(nets[0][0].feedback, nets[1][0].feedback)
 
 

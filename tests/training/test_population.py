@@ -69,6 +69,14 @@ MIXED: list[dict[str, Any]] = [  # side by side in one population
         "weight_scale": 2,
     },
     {"rule": {"5": "fa", "*": "bp"}, "lr": 0.05},
+    {"rule": "rescaled", "rule_args": {"of": "fa"}, "lr": 0.05},
+    {"rule": "rescaled", "rule_args": {"of": "fa"}, "lr": 0.05, "weight_scale": 3},
+    {"rule": "rescaled", "rule_args": {"of": {"rule": "weight_mirror", "samples": 9}}, "lr": 0.05},
+    {
+        "rule": "rescaled",
+        "rule_args": {"of": {"rule": "sign_sync", "period": 4}, "direction": "weight", "scale": "rule"},
+        "lr": 0.003,
+    },
 ]
 GRAFTS = [{"direction": d, "magnitude": m} for d, m in (("rule", "bp"), ("bp", "rule"), ("bp", "bp"))]
 GRAFTS += [{**graft, "scope": "global"} for graft in GRAFTS[:2]]
