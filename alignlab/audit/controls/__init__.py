@@ -2,6 +2,7 @@
 
 from alignlab.audit.controls.alignment import Alignment
 from alignlab.audit.controls.control import Contrast, Control, Finding
+from alignlab.audit.controls.feedback_scale import FeedbackScale
 from alignlab.audit.controls.global_magnitude import GlobalMagnitude
 from alignlab.audit.controls.magnitude import Magnitude
 from alignlab.audit.controls.placebo import Placebo
@@ -17,6 +18,7 @@ ALL: dict[str, type[Control]] = {
         GlobalMagnitude,
         ReplayedMagnitude,
         WeightNorm,
+        FeedbackScale,
         Alignment,
         Tuning,
         Placebo,
@@ -29,6 +31,7 @@ __all__ = [
     "Alignment",
     "Contrast",
     "Control",
+    "FeedbackScale",
     "Finding",
     "GlobalMagnitude",
     "Magnitude",
