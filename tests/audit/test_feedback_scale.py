@@ -295,7 +295,11 @@ def test_every_kind_of_feedback_passes_its_own_check(rule, tmp_path):
 def test_the_figures_draw_it(result):
     drawn = al.figures.audit_figures(result)
     rows = [tick.get_text().strip() for tick in drawn["forest"].axes[0].get_yticklabels()]
-    assert "feedback_scale: baseline given it" in rows
+    assert rows[rows.index("feedback_scale") :][1:4] == [
+        "without it",
+        "baseline given it",
+        "what it accounts for",
+    ]
     assert "feedback scale" in rows
     texts = [text.get_text() for text in drawn["learning_curves"].findobj(lambda o: hasattr(o, "get_text"))]
     assert "sign_sync's B at bp's scale" in texts
