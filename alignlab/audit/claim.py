@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from alignlab.measures.quantities import QUANTITIES
-from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
+from alignlab.training.spec import RunSpec, SpecError, SpecModel, checked, parse, read_yaml
 
 OUTCOMES = tuple(
     f"{split}_{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")
@@ -44,9 +44,10 @@ class Claim(SpecModel):
     ``direction``: whether lower or higher outcomes are better. ``smallest_effect``: the difference in units of the outcome
     below which nobody would care (m). ``setup``: fields of :class:`RunSpec` that both arms share (``lr``, ``steps``,
     ``hidden``, …). ``seeds``: the paired runs. ``learning_rates``: the tuning grid of each arm, three or more in rising
-    order; ``tuning_seeds``: how many seeds, apart from ``seeds``, choose from it. ``controls``: the rival explanations to
-    intervene on, the primary one first. ``alpha``: the two-sided level of the intervals, below ½. ``source``: who claims
-    it. Raises :class:`SpecError`, one line that names every field at fault.
+    order; ``tuning_seeds``: how many seeds, apart from ``seeds``, choose from it; ``tuning_studies``: how often they do so
+    anew, each time on seeds of their own and for an equal part of ``seeds`` (:mod:`alignlab.audit.search`). ``controls``: the
+    rival explanations to intervene on, the primary one first. ``alpha``: the two-sided level of the intervals, below ½.
+    ``source``: who claims it. Raises :class:`SpecError`, one line that names every field at fault.
     """
 
     statement: str
@@ -60,6 +61,7 @@ class Claim(SpecModel):
     setup: dict[str, Any] = Field(default_factory=dict)
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     tuning_seeds: int = Field(default=3, ge=1)
+    tuning_studies: int = Field(default=1, ge=1)
     controls: tuple[str, ...] = CONTROLS
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     source: str = ""
@@ -118,6 +120,7 @@ class Claim(SpecModel):
             raise ValueError(f"direction is {self.direction!r}, but for {self.outcome} {better} is better")
         if self.treatment.label == self.baseline.label:
             raise ValueError(f"both arms are called {self.treatment.label!r}: give one a name of its own")
+        self.check_studies()
         self.spec(self.treatment, self.seeds[0])
         self.spec(self.baseline, self.seeds[0])
         return self
@@ -126,6 +129,16 @@ class Claim(SpecModel):
         """A copy with some fields changed, checked again."""
         claim: Claim = checked(type(self), {**self.model_dump(), **fields}, "claim")
         return claim
+
+    def check_studies(self) -> None:
+        """Refuse a number of studies among which the seeds cannot be split evenly."""
+        n, studies = len(self.seeds), self.tuning_studies
+        if n % studies:
+            fit = ", ".join(str(r) for r in range(1, n + 1) if n % r == 0)
+            raise SpecError(
+                f"tuning_studies is {studies}, among which {n} seeds cannot be split evenly: take {_multiples(n, studies)} "
+                f"seeds, or as many studies as one of {fit:.80}"
+            )
 
     def spec(self, arm: Arm, seed: int, **changes: Any) -> RunSpec:
         """The run of an arm with a seed; ``changes`` override its fields."""
@@ -139,8 +152,11 @@ class Claim(SpecModel):
         return 1 if self.direction == "higher" else -1
 
     def digest(self) -> str:
-        """A hash of all fields."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """A hash of all fields; of a single study as before there could be several, so that its store is found again."""
+        fields = self.model_dump(mode="json")
+        if self.tuning_studies == 1:
+            del fields["tuning_studies"]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:
@@ -151,3 +167,9 @@ class Claim(SpecModel):
         """A claim from a YAML file. Unknown keys are refused."""
         claim: Claim = checked(cls, read_yaml(Path(path)), str(path))
         return claim
+
+
+def _multiples(n: int, of: int) -> str:
+    """Those next to n."""
+    below = n // of * of
+    return f"{below} or {below + of}" if below else str(of)

@@ -49,6 +49,8 @@ class ControlEvidence:
     `necessity` N_k: the treatment without k against the baseline. `sufficiency` S_k: the treatment against
     the baseline given k; None where that was not run. `removed` T − N_k, paired by seed: what
     k accounts for. `without`, `given`: how a sentence says the two, for example "without its magnitudes".
+    `study_size`: of how many seeds each difference is the mean, where the differences, and so n, are those of
+    independent studies; None where they are those of seeds.
     """
 
     name: str
@@ -57,11 +59,16 @@ class ControlEvidence:
     removed: Interval
     without: str = ""
     given: str = ""
+    study_size: int | None = None
 
     def __post_init__(self) -> None:
         """Say plainly what was not put into words."""
         object.__setattr__(self, "without", self.without or f"without {self.name}")
         object.__setattr__(self, "given", self.given or f"against a baseline given {self.name}")
+
+    def intervals(self) -> tuple[Interval, ...]:
+        """N_k, S_k and T − N_k, those that there are."""
+        return tuple(i for i in (self.necessity, self.sufficiency, self.removed) if i is not None)
 
 
 @dataclass(frozen=True)
@@ -95,15 +102,20 @@ class Evidence:
 
     def intervals(self) -> tuple[Interval, ...]:
         """All contrasts there are: T, then N_k, S_k and T − N_k of each control."""
-        of_controls = [(c.necessity, c.sufficiency, c.removed) for c in self.controls]
-        return (self.total, *(i for row in of_controls for i in row if i is not None))
+        return (self.total, *(i for c in self.controls for i in c.intervals()))
+
+    def fewest_seeds(self) -> int:
+        """The seeds behind the contrast with the fewest: n, or n studies times the seeds of each."""
+        of_controls = (i.n * (c.study_size or 1) for c in self.controls for i in c.intervals())
+        return min([self.total.n, *of_controls])
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: one flat dict a contrast, with keys name, contrast, estimate, low, high, p, p_adjusted, n,
-        alpha, reading.
+        alpha, reading, study_size.
 
         `alpha` is the level of the interval, that of the step-down over the controls; `p_adjusted` is p times the
-        claim's alpha over it, so that p_adjusted ≤ the claim's alpha iff the interval excludes 0.
+        claim's alpha over it, so that p_adjusted ≤ the claim's alpha iff the interval excludes 0. `n` counts seeds, or
+        studies of `study_size` seeds where that is not None.
         """
         found = [_row("total", "total", self.total, self.total.alpha, self._read_total())]
         for c in self.controls:
@@ -114,7 +126,8 @@ class Evidence:
             ):
                 if interval is not None:
                     reading = read(interval, self.smallest_effect)
-                    found.append(_row(c.name, contrast, interval, self.total.alpha, reading))
+                    row = _row(c.name, contrast, interval, self.total.alpha, reading)
+                    found.append(row | {"study_size": c.study_size})
         return found
 
     def _read_total(self) -> str:
@@ -148,7 +161,8 @@ class Evidence:
 @dataclass(frozen=True)
 class ControlSamples:
     """Seed-paired differences (n,) behind one control; `removed` defaults to total − necessity by
-    seed; a control on other seeds than the claim's passes it.
+    seed; a control on other seeds than the claim's passes it, and so does one whose differences are means of `study_size`
+    seeds each.
     """
 
     name: str
@@ -157,6 +171,7 @@ class ControlSamples:
     removed: Sequence[float] | None = None
     without: str = ""
     given: str = ""
+    study_size: int | None = None
 
 
 def gather(
@@ -175,7 +190,8 @@ def gather(
     T stands at alpha: only a claim that passes it has its controls read. The controls' intervals are
     Holm-corrected, stepping down on "k explains the effect" (see `multiplicity`): at alpha / K each until
     some control explains it, so the chance that any wrong control is named is at most alpha. `seeds_needed`
-    comes from the widest contrast, and from those whose differences are all equal.
+    comes from the widest contrast, and from those whose differences are all equal; where differences are of
+    studies, it is that of whole studies of the same size.
     """
     if not (smallest_effect > 0 and math.isfinite(smallest_effect)):
         raise ValueError(f"smallest_effect is {smallest_effect}: say which effect > 0 would matter")
@@ -195,13 +211,27 @@ def gather(
 
 
 def _needed(controls: Sequence[ControlSamples], m: float, alpha: float, max_seeds: int) -> int | None:
-    """The seeds that the most demanding contrast of a control asks for."""
+    """The seeds that the most demanding contrast of a control asks for, in whole studies of the size that there is."""
+    sizes = {c.study_size or 1 for c in controls}
+    found = [
+        _asked(
+            [c for c in controls if (c.study_size or 1) == size], size, m, alpha / len(controls), max_seeds
+        )
+        for size in sizes
+    ]
+    known = [n for n in found if n is not None]
+    whole = math.lcm(*sizes)
+    return -(-max(known) // whole) * whole if len(known) == len(found) else None
+
+
+def _asked(controls: Sequence[ControlSamples], size: int, m: float, alpha: float, most: int) -> int | None:
+    """The seeds that the widest contrast asks for, and one whose differences are all equal, where each is of ``size`` seeds."""
     samples = [s for c in controls for s in (c.necessity, c.sufficiency) if s is not None]
     asking = [max(samples, key=lambda d: float(np.std(d, ddof=1)))]
     asking += [d for d in samples if all_equal(np.asarray(d, float))][:1]
-    found = [seeds_needed(d, m, alpha / len(controls), max_n=max_seeds) for d in asking]
+    found = [seeds_needed(d, m, alpha, max_n=max(2, most // size)) for d in asking]
     known = [n for n in found if n is not None]
-    return max(known) if len(known) == len(found) else None
+    return size * max(known) if len(known) == len(found) else None
 
 
 def explains(necessity: Interval, sufficiency: Interval | None, smallest_effect: float) -> bool:
@@ -228,7 +258,7 @@ def _at_level(samples: ControlSamples, total: Sequence[float], level: float) -> 
         removed = (np.asarray(total, float) - np.asarray(samples.necessity, float)).tolist()
     given = None if samples.sufficiency is None else paired(samples.sufficiency, level)
     necessity = paired(samples.necessity, level)
-    said = (samples.without, samples.given)
+    said = (samples.without, samples.given, samples.study_size)
     return ControlEvidence(samples.name, necessity, given, paired(removed, level), *said)
 
 
@@ -244,6 +274,7 @@ def _row(name: str, contrast: str, interval: Interval, alpha: float, reading: st
         "n": interval.n,
         "alpha": interval.alpha,
         "reading": reading,
+        "study_size": None,
     }
 
 

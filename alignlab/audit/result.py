@@ -72,6 +72,7 @@ class AuditResult:
         rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
+        about["counted"] = _counted(self.evidence.rows())
         roles = [_role(row, self.evidence) for row in self.evidence.rows()]
         roles += ["" if c.compares else "part" for c in self.contrasts]
         dataset = as_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
@@ -144,7 +145,17 @@ def levels(rows: Sequence[dict[str, Any]]) -> str:
     """At which level each interval of these rows stands, and p with it."""
     found = {"as claimed" if row["contrast"] == "total" else row["name"]: row["alpha"] for row in rows}
     told = ", ".join(f"{name} {100 * (1 - alpha):.3g} %" for name, alpha in found.items())
-    return f"{told} (Holm's step-down over the controls); p is adjusted to these levels"
+    parts = [f"{told} (Holm's step-down over the controls)", "p is adjusted to these levels", _counted(rows)]
+    return "; ".join(part for part in parts if part)
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> str:
+    """What n counts where it is not seeds."""
+    of = {row["name"]: row["study_size"] for row in rows if row["study_size"]}
+    return "; ".join(
+        f"n of {name} counts studies of {q} seed{'s' * (q > 1)}, whose means are compared"
+        for name, q in of.items()
+    )
 
 
 def contrast_name(claim: Claim, name: str, contrast: str) -> str:

@@ -120,8 +120,7 @@ def _supported(e: Evidence) -> Verdict | None:
 
 
 def _inconclusive(e: Evidence) -> Verdict:
-    fewest = min(interval.n for interval in e.intervals())
-    more = (e.seeds_needed or 0) - fewest
+    more = (e.seeds_needed or 0) - e.fewest_seeds()
     open_to_seeds = any(_noisy(c, e.smallest_effect) for c in e.controls)
     more_seeds = more if more > 0 and open_to_seeds else None
     return Verdict("inconclusive", (), wording.inconclusive(e, more_seeds), _caveats(e), 7, more_seeds)

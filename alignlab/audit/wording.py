@@ -99,9 +99,19 @@ def inconclusive(e: Evidence, more_seeds: int | None) -> str:
     if more_seeds is None:
         return text
     return (
-        f"{text} At the observed spread {more_seeds} more seeds would tell an effect of m = {m:g} from none in four audits of "
-        "five; a verdict that is asked for again is wrong somewhat more often than one that was not."
+        f"{text} At the observed spread {more_seeds} more seeds{_in_studies(e, more_seeds)} would tell an effect of "
+        f"m = {m:g} from none in four audits of five; a verdict that is asked for again is wrong somewhat more often than one "
+        "that was not."
     )
+
+
+def _in_studies(e: Evidence, more_seeds: int) -> str:
+    """Seeds alone would not tell of other choices: they come with studies of their own."""
+    size = max((c.study_size or 0 for c in e.controls), default=0)
+    if not size:
+        return ""
+    each = "one seed" if size == 1 else f"{size} seeds"
+    return f", in {-(-more_seeds // size)} more studies (tuning_studies) of {each} each,"
 
 
 def _tested(e: Evidence) -> str:

@@ -32,12 +32,8 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
         ),
         "learning_curves": learning_curves(_labelled(result), claim.outcome, hue="arm"),
     }
-    grids = _of(result, "search")
-    if grids and "tuning" in result.details:
-        chosen = {label: search["best_lr"] for label, search in result.details["tuning"].items()}
-        drawn["loss_against_lr"] = loss_against_lr(
-            _by_arm(result, grids), "validation_" + claim.outcome.split("_")[1], hue="arm", chosen=chosen
-        )
+    if "tuning" in result.details:
+        drawn["loss_against_lr"] = _tuning(result)
     arm = "treatment" if claim.treatment.rule != "bp" else "baseline"
     runs = result.select(arm)
     if _there(runs, "feedback_gain", "effective_lr"):
@@ -108,6 +104,15 @@ def _labelled(result: AuditResult) -> xr.Dataset:
         "baseline": f"{claim.baseline.label}, as claimed",
     }
     return runs.assign_coords(arm=("run", [names.get(arm, arm) for arm in runs["arm"].values.tolist()]))
+
+
+def _tuning(result: AuditResult) -> Figure:
+    """The learning rates that were tried, and those that each study chose; other searches vary other things."""
+    searches = {label: own.get("studies", [own]) for label, own in result.details["tuning"].items()}
+    tried = [group for studies in searches.values() for search in studies for group in search["groups"]]
+    chosen = {label: [search["best_lr"] for search in studies] for label, studies in searches.items()}
+    metric = "validation_" + result.claim.outcome.split("_")[1]
+    return loss_against_lr(_by_arm(result, tried), metric, hue="arm", chosen=chosen)
 
 
 def _by_arm(result: AuditResult, grids: list[str]) -> xr.Dataset:

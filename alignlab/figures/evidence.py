@@ -192,10 +192,11 @@ def _legend(sides: list[Side], m: float | None) -> dict[str, Artist]:
 
 
 def _note(contrasts: xr.Dataset) -> str:
-    """The intervals' coverage, which differs between contrasts that are corrected for their number."""
-    if "alpha" not in contrasts:
-        return ""
-    coverage = sorted({f"{100 * (1 - alpha):.3g} %" for alpha in contrasts["alpha"].values.astype(float)})
-    return (
-        f"Intervals: {coverage[0]}." if len(coverage) == 1 else f"Intervals: {coverage[0]} to {coverage[-1]}."
-    )
+    """The intervals' coverage, which differs between contrasts that are corrected for their number, and what n counts where
+    the attr `counted` says so."""
+    counted = str(contrasts.attrs.get("counted", ""))
+    parts = [f"{counted[:1].upper()}{counted[1:]}."] if counted else []
+    if "alpha" in contrasts:
+        coverage = sorted({f"{100 * (1 - alpha):.3g} %" for alpha in contrasts["alpha"].values.astype(float)})
+        parts = [f"Intervals: {' to '.join(dict.fromkeys([coverage[0], coverage[-1]]))}.", *parts]
+    return " ".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ FAR = 10.0  # times the untrained loss, beyond which a run is merely bad
 
 @dataclass(frozen=True)
 class Sweep:
-    """One rule's outcome at each learning rate (R,): mean and interval of the runs that finished, and counts."""
+    """One rule's outcome at each learning rate (R,): mean and interval of the runs that finished, and counts.
+
+    ``best``: the position of its optimum; ``chosen``: of all its optima, one a study, where there were several."""
 
     level: Hashable
     lrs: np.ndarray
@@ -28,15 +30,29 @@ class Sweep:
     finished: np.ndarray
     diverged: np.ndarray
     best: int | None
+    chosen: tuple[int, ...] = ()
 
     @property
     def on_edge(self) -> bool:
         """Whether the optimum is the grid's first or last learning rate."""
-        return self.best in (0, len(self.lrs) - 1)
+        return self.best is not None and self.is_edge(self.best)
+
+    def is_edge(self, place: int) -> bool:
+        """Whether this is the grid's first or last learning rate."""
+        return place in (0, len(self.lrs) - 1)
+
+    @property
+    def optima(self) -> tuple[int, ...]:
+        """Where the optima are, each once."""
+        return tuple(dict.fromkeys(self.chosen)) or (() if self.best is None else (self.best,))
 
 
 def sweeps(
-    data: xr.Dataset, outcome: str, hue: str, log: bool, chosen: Mapping[Any, float] | None = None
+    data: xr.Dataset,
+    outcome: str,
+    hue: str,
+    log: bool,
+    chosen: Mapping[Any, float | Sequence[float]] | None = None,
 ) -> list[Sweep]:
     """One sweep for each level of `hue`; its optimum, if not `chosen`, is among the rates at which no run diverged."""
     final, status = final_values(data, outcome), _status(data)
@@ -53,9 +69,12 @@ def sweeps(
         diverged = np.array([np.sum(here & (status == "diverged")) for here in at])
         if chosen is None:
             best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
+            places = []
         else:
-            best = _position(lrs, chosen.get(level))
-        found.append(Sweep(level, lrs, mean, low, high, np.array([len(t) for t in tables]), diverged, best))
+            places = _positions(lrs, chosen.get(level, ()))
+            best = max(places, key=places.count, default=None)
+        counts = np.array([len(t) for t in tables])
+        found.append(Sweep(level, lrs, mean, low, high, counts, diverged, best, tuple(places)))
     return found
 
 
@@ -78,9 +97,9 @@ def _optimum(mean: np.ndarray, highest: bool) -> int | None:
     return int(np.nanargmax(mean) if highest else np.nanargmin(mean))
 
 
-def _position(lrs: np.ndarray, lr: float | None) -> int | None:
-    there = np.isclose(lrs, np.nan if lr is None else lr, rtol=1e-6)
-    return int(there.argmax()) if there.any() else None
+def _positions(lrs: np.ndarray, chosen: float | Sequence[float]) -> list[int]:
+    there = np.isclose(lrs, np.reshape(chosen, (-1, 1)), rtol=1e-6)
+    return [int(place) for place in there.argmax(axis=1)[there.any(axis=1)]]
 
 
 def ceiling_of(data: xr.Dataset, outcome: str, log: bool) -> float:

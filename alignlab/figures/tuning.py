@@ -6,7 +6,7 @@ may lie beyond it. So every curve's optimum carries a star, and one on the edge 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def loss_against_lr(
     *,
     hue: str = "rule",
     col: str | None = None,
-    chosen: Mapping[Any, float] | None = None,
+    chosen: Mapping[Any, float | Sequence[float]] | None = None,
 ) -> Figure:
     """Final outcome against learning rate, one curve for each level of `hue`, with each curve's optimum.
 
@@ -41,7 +41,9 @@ def loss_against_lr(
         hue: a coordinate of the runs, told apart by colour.
         col: another of these, told apart by panel.
         chosen: the learning rate of each level of `hue`, where something else than this figure chose it: it
-            gets the star. By default the best mean has it.
+            gets the star. Several, one a study: each gets a star,
+            and where the studies disagree the number of those that chose it. By
+            default the best mean has it.
 
     Points are means of the runs that finished (geometric on a log axis), bars 95 % t-intervals where at least two did.
     Triangles above the frame count the runs that diverged; a learning rate at which any did is no candidate for
@@ -120,23 +122,36 @@ def _draw_panel(
 def _draw_optima(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look]) -> None:
     """A star at each optimum, hollow and red on the grid's edge, and the learning rate under the lowest star there."""
     labelled = set()
-    for sweep in sorted((s for s in found if s.best is not None), key=lambda s: float(s.mean[s.best])):
-        lr, value, edge = float(sweep.lrs[sweep.best]), float(sweep.mean[sweep.best]), sweep.on_edge
+    stars = [(sweep, place) for sweep in found for place in sweep.optima]
+    for sweep, place in sorted(stars, key=lambda star: float(star[0].mean[star[1]])):
+        lr, value, edge = float(sweep.lrs[place]), float(sweep.mean[place]), sweep.is_edge(place)
         axes.plot(
             lr, value, "*", markersize=13, zorder=5, label="_optimum", clip_on=False,
             color="white" if edge else look[sweep.level].color, markeredgecolor=style.ALERT if edge else "black",
             markeredgewidth=1.4 if edge else 0.7,
         )  # fmt: skip
+        if len(sweep.optima) > 1:
+            _count_studies(axes, lr, value, sweep.chosen.count(place), look[sweep.level].color)
         if lr not in labelled:
-            _label_optimum(axes, lr, value, edge, alignment=_outwards(sweep) if edge else "center")
+            _label_optimum(axes, lr, value, edge, _outwards(sweep, place) if edge else "center")
         labelled.add(lr)
 
 
-def _outwards(sweep: Sweep) -> str:
+def _count_studies(axes: Axes, lr: float, value: float, studies: int, color: Any) -> None:
+    """Beside a star how many studies chose it."""
+    from matplotlib.patheffects import withStroke
+
+    axes.annotate(
+        f"{studies}", (lr, value), (6, 4), textcoords="offset points", color=color, weight="bold", fontsize=8,
+        zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
+
+
+def _outwards(sweep: Sweep, place: int) -> str:
     """How to align a label at the grid's edge so that it stays within the frame."""
     if len(sweep.lrs) == 1:
         return "center"
-    return "left" if sweep.best == 0 else "right"
+    return "left" if place == 0 else "right"
 
 
 def _label_optimum(axes: Axes, lr: float, value: float, edge: bool, alignment: Any) -> None:
@@ -184,11 +199,14 @@ def _legend(panels: list[groups.Panel], hue: str, found: list[list[Sweep]]) -> d
     every = [sweep for several in found for sweep in several]
     star: dict[str, Any] = {"marker": "*", "linestyle": "", "markersize": 11, "color": "white"}
     entries = lines.legend_entries(panels, hue, (sweep.level for sweep in every))
-    if any(sweep.best is not None and not sweep.on_edge for sweep in every):
-        entries["optimum"] = Line2D(
+    edges = [sweep.is_edge(place) for sweep in every for place in sweep.optima]
+    if not all(edges):
+        several = max((len(sweep.chosen) for sweep in every if len(sweep.optima) > 1), default=0)
+        words = f"optimum, with the number\nof studies (of {several}) that chose it" if several else "optimum"
+        entries[words] = Line2D(
             [], [], **star | {"color": "0.6"}, markeredgecolor="black", markeredgewidth=0.7
         )
-    if any(sweep.on_edge for sweep in every):
+    if any(edges):
         text = "optimum on the grid's edge:\nextend the grid"
         entries[text] = Line2D([], [], **star, markeredgecolor=style.ALERT, markeredgewidth=1.4)
     if any(sweep.diverged.any() for sweep in every):

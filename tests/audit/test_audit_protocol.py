@@ -10,8 +10,8 @@ import alignlab as al
 from alignlab.audit.bench import Bench, Group
 from alignlab.audit.controls import Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
-from alignlab.audit.controls.tuning import _budget_check
 from alignlab.audit.running import _caveats
+from alignlab.audit.search import Searches
 from alignlab.audit.statistics import paired
 from alignlab.training.spec import SpecError
 
@@ -38,11 +38,11 @@ def test_an_optimum_at_the_lower_edge_extends_downwards_and_fails_if_it_stays():
 
 
 def test_unequal_budgets_fail():
-    arm = lambda label, n: SimpleNamespace(  # noqa: E731
-        arm=SimpleNamespace(label=label), scores=dict.fromkeys(range(n)), bench=SimpleNamespace(claim=CLAIM)
-    )
-    assert _budget_check([arm("a", 3), arm("b", 3)]).passed
-    assert not _budget_check([arm("a", 3), arm("b", 4)]).passed
+    searches = Searches(KnownBench(CLAIM, peak(0.1, 1.0)), Tuning().grid(CLAIM))
+    searches.run()
+    assert searches.checks()[-1].passed
+    searches.studies[0][0].scores[77.0] = np.zeros(2)
+    assert searches.checks()[-1].failed
 
 
 def test_values_are_oriented_by_their_metric(tmp_path):

@@ -50,11 +50,13 @@ class Control:
         """The runs that :meth:`apply` is known to need, so that the audit can have them computed together with all others."""
         return []
 
-    def samples(self, necessity: Any, sufficiency: Any, removed: Any = None) -> ControlSamples:
-        """The seed-paired differences N and S under the control's name and in its words; ``removed`` see there."""
+    def samples(
+        self, necessity: Any, sufficiency: Any, removed: Any = None, study_size: int | None = None
+    ) -> ControlSamples:
+        """The seed-paired differences N and S under the control's name and in its words; the others see there."""
         taken = None if removed is None else tuple(removed)
         return ControlSamples(
-            self.name, tuple(necessity), tuple(sufficiency), taken, self.without, self.given
+            self.name, tuple(necessity), tuple(sufficiency), taken, self.without, self.given, study_size
         )
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
