@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
     Outcomes = npt.NDArray[np.float64]
 
-Kind = Literal["compared", "search", "check"]
+Kind = Literal["compared", "crossed", "search", "check"]
 
 
 class Group(NamedTuple):
-    """Runs of one arm under one name in the result. ``kind``: whether the verdict compares them, a search for a learning
-    rate tries them, or they check the audit itself. ``arm``: the arm's label."""
+    """Runs of one arm under one name in the result. ``kind``: whether the verdict compares them, a contrast shows them at a
+    setting that both arms share, a search for a learning rate or the like tries them, or they check the audit itself.
+    ``arm``: the arm's label."""
 
     specs: tuple[RunSpec, ...]
     arm: str

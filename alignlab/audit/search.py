@@ -46,6 +46,10 @@ class Grid:
     ratio: float | None = None
     upwards: bool = True
 
+    def at(self, value: Value) -> dict[str, Any]:
+        """What changes in a spec."""
+        return {self.field: value}
+
     def edges(self, tried: Sequence[Value]) -> dict[Value, float]:
         """By each edge of the values ``tried``, what lies beyond it."""
         finite = [value for value in in_order(tried) if value is not None]
@@ -96,7 +100,7 @@ class Search:
     def specs(self, value: Value) -> list[RunSpec]:
         """The tuning runs at a value."""
         seeds = tuning_seeds(self.bench.claim, self.study)
-        return self.bench.specs(self.arm, seeds, **{self.grid.field: value})
+        return self.bench.specs(self.arm, seeds, **self.grid.at(value))
 
     def missing(self) -> dict[Value, list[RunSpec]]:
         """The runs at values of the grid that have no score yet."""
@@ -185,7 +189,7 @@ class Searches:
             groups[f"{arm.label}, {named}"] = (
                 arm,
                 [
-                    self.bench.claim.spec(arm, seed, **{self.grid.field: both[place].best})
+                    self.bench.claim.spec(arm, seed, **self.grid.at(both[place].best))
                     for both, seed in self._dealt()
                 ],
             )

@@ -4,6 +4,7 @@ from alignlab.audit.controls.alignment import Alignment
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.controls.feedback_scale import FeedbackScale
 from alignlab.audit.controls.global_magnitude import GlobalMagnitude
+from alignlab.audit.controls.init_scale import InitScale
 from alignlab.audit.controls.magnitude import Magnitude
 from alignlab.audit.controls.placebo import Placebo
 from alignlab.audit.controls.replayed_magnitude import ReplayedMagnitude
@@ -21,6 +22,7 @@ ALL: dict[str, type[Control]] = {
         FeedbackScale,
         Alignment,
         Tuning,
+        InitScale,
         Placebo,
         SpikeIn,
     )
@@ -34,6 +36,7 @@ __all__ = [
     "FeedbackScale",
     "Finding",
     "GlobalMagnitude",
+    "InitScale",
     "Magnitude",
     "Placebo",
     "ReplayedMagnitude",

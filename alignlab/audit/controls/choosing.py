@@ -1,13 +1,14 @@
-"""What controls share that give each arm the setting that suits it: a search, then best against best."""
+"""What controls share that give each arm the setting that suits it: a search, then best against best; and both arms at
+each common setting."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from alignlab.audit.bench import Bench
-from alignlab.audit.claim import Claim
+from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Control, Finding
-from alignlab.audit.search import Grid, Searches, check_seeds
+from alignlab.audit.search import Grid, Searches, Value, check_seeds, in_order, told
 from alignlab.training.spec import RunSpec
 
 
@@ -47,3 +48,43 @@ class BestAgainstBest(Control):
         return searches, Finding(
             samples, searches.checks(), caveats=[searches.caveat()], details=searches.details()
         )
+
+
+class Crossed(BestAgainstBest):
+    """Besides, both arms at each value of the grid, on the claim's own seeds: is the advantage one of a single value?"""
+
+    def foreseen(self, bench: Bench) -> list[RunSpec]:
+        claim, grid = bench.claim, self.grid(bench.claim)
+        return super().foreseen(bench) + [
+            spec
+            for value in _others(claim, grid)
+            for arm in (claim.treatment, claim.baseline)
+            for spec in bench.specs(arm, **grid.at(value))
+        ]
+
+    def crossed(self, bench: Bench, treatment: Any, baseline: Any) -> dict[Value, tuple[Any, Any]]:
+        """By value the outcomes of both arms at it; at the claim's own value those as claimed."""
+        claim, grid = bench.claim, self.grid(bench.claim)
+        found = {own_value(claim, grid): (treatment, baseline)}
+        for value in _others(claim, grid):
+            t, b = (
+                bench.outcomes(crossed_name(arm, grid, value), arm, kind="crossed", **grid.at(value))
+                for arm in (claim.treatment, claim.baseline)
+            )
+            found[value] = t, b
+        return {value: found[value] for value in in_order(grid.values)}
+
+
+def crossed_name(arm: Arm, grid: Grid, value: Value) -> str:
+    """What the runs of an arm at a common value are called."""
+    return f"{arm.label} at {grid.short} {told(value)}"
+
+
+def own_value(claim: Claim, grid: Grid) -> Value:
+    """The value in the claim itself, which both arms share."""
+    value: Value = getattr(claim.spec(claim.treatment, claim.seeds[0]), grid.field)
+    return value
+
+
+def _others(claim: Claim, grid: Grid) -> list[Value]:
+    return [value for value in grid.values if value != own_value(claim, grid)]
