@@ -4,6 +4,7 @@ from alignlab.audit.controls.alignment import Alignment
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.controls.feedback_scale import FeedbackScale
 from alignlab.audit.controls.global_magnitude import GlobalMagnitude
+from alignlab.audit.controls.gradient_clipping import GradientClipping
 from alignlab.audit.controls.init_scale import InitScale
 from alignlab.audit.controls.magnitude import Magnitude
 from alignlab.audit.controls.placebo import Placebo
@@ -23,6 +24,7 @@ ALL: dict[str, type[Control]] = {
         Alignment,
         Tuning,
         InitScale,
+        GradientClipping,
         Placebo,
         SpikeIn,
     )
@@ -36,6 +38,7 @@ __all__ = [
     "FeedbackScale",
     "Finding",
     "GlobalMagnitude",
+    "GradientClipping",
     "InitScale",
     "Magnitude",
     "Placebo",
