@@ -147,3 +147,23 @@ def test_an_explosion_leaves_the_frame_and_is_told(sweep):
     assert all(low < star.get_ydata()[0] < high for star in marks(axes, "_optimum"))
     assert "Above the frame: up to 3e+13" in figure._supxlabel.get_text().replace("\n", " ")
     assert "Above the frame" not in figures.loss_against_lr(sweep)._supxlabel.get_text()
+
+
+def test_each_study_has_its_star_and_their_number_where_they_disagree(sweep):
+    several = {"bp": [0.1, 0.3, 0.1], "sign_sync": [0.01, 0.01, 0.01]}
+    figure = figures.loss_against_lr(sweep, chosen=several)
+    (axes,) = panels(figure)
+    stars = sorted(float(s.get_xdata()[0]) for s in axes.lines if s.get_label() == "_optimum")
+    assert stars == [0.01, 0.1, 0.3]
+    counted = {text.xy[0]: text.get_text() for text in axes.texts if text.get_text() in ("1", "2", "3")}
+    assert counted == {0.1: "2", 0.3: "1"}
+    assert "optimum, with the number\nof studies (of 3) that chose it" in legend(figure)
+    alike = figures.loss_against_lr(sweep, chosen={"bp": [0.1, 0.1], "sign_sync": 0.01})
+    assert "optimum" in legend(alike)
+
+
+def test_one_study_on_the_edge_of_the_grid_is_flagged_beside_others_inside(sweep):
+    figure = figures.loss_against_lr(sweep, chosen={"bp": [0.1, 1.0], "sign_sync": [0.01]})
+    texts = {text.get_text() for text in panels(figure)[0].texts}
+    assert "1\n(edge)" in texts
+    assert "0.1" in texts
