@@ -39,8 +39,8 @@ class GradientClipping(Crossed):
     ``thresholds``: largest norms of the whole gradient, three or more; none and the claim's own ``clip`` are added. They are
     chosen as :class:`Tuning` chooses rates: on validation and tuning seeds, in the claim's ``tuning_studies``, with equal
     budgets. An optimum at the lowest threshold extends the grid by half decades; none is no edge. Of equals the larger is
-    taken. Besides, contrasts "clip at c": treatment − baseline, both at threshold c, on the claim's seeds and at its alpha,
-    with the share of steps that were clipped of both (treatment / baseline). In the details, under ``clipped_steps``, stand
+    taken. Besides, contrasts "clip at c": treatment − baseline, both at threshold c, on the claim's seeds and at its alpha
+    (not corrected for their number), with the share of steps that were clipped of both (treatment / baseline). In the details, under ``clipped_steps``, stand
     the shares of the tuning runs.
 
     A threshold below nearly every norm normalises the gradient: each step is lr × threshold long, and what that threshold

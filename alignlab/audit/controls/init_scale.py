@@ -30,7 +30,8 @@ class InitScale(Crossed):
 
     The scale is chosen as :class:`Tuning` chooses rates: on validation and tuning seeds, in the claim's ``tuning_studies``,
     with equal budgets; an optimum on the grid's edge extends the grid, and invalidates the audit if it stays there. Besides,
-    contrasts "init scale × f": treatment − baseline, both at f times the claim's scale, on the claim's seeds and at its alpha.
+    contrasts "init scale × f": treatment − baseline, both at f times the claim's scale, on the claim's seeds and at its alpha,
+    which is not corrected for their number.
 
     Scaled are the initial weights of all layers, frozen ones too; biases and feedback that is drawn from an init of its own
     are not. The learning rate stays the claim's: that another scale asks for another rate is part of what this shows, so that
