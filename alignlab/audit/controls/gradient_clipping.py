@@ -40,8 +40,8 @@ class GradientClipping(Crossed):
     chosen as :class:`Tuning` chooses rates: on validation and tuning seeds, in the claim's ``tuning_studies``, with equal
     budgets. An optimum at the lowest threshold extends the grid by half decades; none is no edge. Of equals the larger is
     taken. Besides, contrasts "clip at c": treatment − baseline, both at threshold c, on the claim's seeds and at its alpha
-    (not corrected for their number), with the share of steps that were clipped of both (treatment / baseline). In the details, under ``clipped_steps``, stand
-    the shares of the tuning runs.
+    (not corrected for their number), with the share of steps that were clipped of both (treatment / baseline). In the
+    details, under ``clipped_steps``, stand the shares of the tuning runs.
 
     A threshold below nearly every norm normalises the gradient: each step is lr × threshold long, and what that threshold
     gains or costs is a learning rate's. Adaptive optimizers (adam, rmsprop) divide the size of gradients out again; under
