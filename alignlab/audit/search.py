@@ -8,9 +8,9 @@ choice, so that the means over each study's seeds are independent of each other 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,14 @@ EXTENSIONS = 3
 Value = float | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Grid:
     """The ``values`` of a ``field`` of RunSpec that are tried; of equally good ones the first is taken. None is without end,
     beyond which there is nothing.
 
     ``word``: what one value is called (its plural ends in s), and ``short`` in the names of runs. ``ratio``: of the value
     beyond an edge to that on it, or its inverse; by default that of the two at the edge. ``upwards``: whether the upper edge
-    is extended, and is one.
+    is extended, and is one. ``also``: what else changes in the runs that are tried.
     """
 
     field: str
@@ -45,10 +45,11 @@ class Grid:
     short: str
     ratio: float | None = None
     upwards: bool = True
+    also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def at(self, value: Value) -> dict[str, Any]:
         """What changes in a spec."""
-        return {self.field: value}
+        return {**self.also, self.field: value}
 
     def edges(self, tried: Sequence[Value]) -> dict[Value, float]:
         """By each edge of the values ``tried``, what lies beyond it."""
@@ -124,6 +125,13 @@ class Search:
     def inside(self) -> bool:
         """Whether the optimum lies inside the grid."""
         return self.best not in self.grid.edges([*self.scores])
+
+    def run(self) -> None:
+        """Search alone, and extend the grid as far as that goes."""
+        while missing := [spec for specs in self.missing().values() for spec in specs]:
+            self.bench.run(f"{self.arm.label}, {self.grid.word}s", missing)
+            self.score()
+            self.extend()
 
     def extend(self) -> bool:
         """If the optimum is on an edge, add a value beyond. Whether it did."""

@@ -32,8 +32,8 @@ def audit_figures(result: AuditResult) -> dict[str, Figure]:
         ),
         "learning_curves": learning_curves(_labelled(result), claim.outcome, hue="arm"),
     }
-    if "tuning" in result.details:
-        drawn["loss_against_lr"] = _tuning(result)
+    if rates := _rates(result):
+        drawn["loss_against_lr"] = rates
     arm = "treatment" if claim.treatment.rule != "bp" else "baseline"
     runs = result.select(arm)
     if _there(runs, "feedback_gain", "effective_lr"):
@@ -106,13 +106,18 @@ def _labelled(result: AuditResult) -> xr.Dataset:
     return runs.assign_coords(arm=("run", [names.get(arm, arm) for arm in runs["arm"].values.tolist()]))
 
 
-def _tuning(result: AuditResult) -> Figure:
+def _rates(result: AuditResult) -> Figure | None:
     """The learning rates that were tried, and those that each study chose; other searches vary other things."""
-    searches = {label: own.get("studies", [own]) for label, own in result.details["tuning"].items()}
+    found = {
+        label: own
+        for name in ("tuning", "frozen_hidden")
+        for label, own in result.details.get(name, {}).items()
+    }
+    searches = {label: own.get("studies", [own]) for label, own in found.items()}
     tried = [group for studies in searches.values() for search in studies for group in search["groups"]]
     chosen = {label: [search["best_lr"] for search in studies] for label, studies in searches.items()}
     metric = "validation_" + result.claim.outcome.split("_")[1]
-    return loss_against_lr(_by_arm(result, tried), metric, hue="arm", chosen=chosen)
+    return loss_against_lr(_by_arm(result, tried), metric, hue="arm", chosen=chosen) if tried else None
 
 
 def _by_arm(result: AuditResult, grids: list[str]) -> xr.Dataset:

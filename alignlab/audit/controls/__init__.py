@@ -3,6 +3,7 @@
 from alignlab.audit.controls.alignment import Alignment
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.controls.feedback_scale import FeedbackScale
+from alignlab.audit.controls.frozen_hidden import FrozenHidden
 from alignlab.audit.controls.global_magnitude import GlobalMagnitude
 from alignlab.audit.controls.gradient_clipping import GradientClipping
 from alignlab.audit.controls.init_scale import InitScale
@@ -25,6 +26,7 @@ ALL: dict[str, type[Control]] = {
         Tuning,
         InitScale,
         GradientClipping,
+        FrozenHidden,
         Placebo,
         SpikeIn,
     )
@@ -37,6 +39,7 @@ __all__ = [
     "Control",
     "FeedbackScale",
     "Finding",
+    "FrozenHidden",
     "GlobalMagnitude",
     "GradientClipping",
     "InitScale",
