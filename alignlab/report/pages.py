@@ -58,10 +58,18 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
     """Recorded runs as one HTML page: what they were, how they ended, figures, provenance.
 
     ``runs``: of a recorder or of :func:`alignlab.open_runs`, with or without a dim ``run``. ``pictures``: as for audits.
+
+    Raises ``TypeError`` for anything but a dataset, and ``ValueError`` for one that holds no run.
     """
     from alignlab.figures import run_figures
-    from alignlab.figures.contents import as_runs
+    from alignlab.figures.contents import as_runs, check_dataset
 
+    check_dataset(runs)
+    if not runs.data_vars or not runs.sizes.get("run", 1):
+        lacks = "run" if runs.data_vars else "variable"
+        raise ValueError(
+            f"there is nothing to show: the dataset holds no {lacks}. Give what Recorder.to_dataset or al.open_runs returns"
+        )
     many, refused = as_runs(runs), dict[str, str]()
     return _page(
         _drawn(run_figures(runs, refused)) if pictures is None else pictures,

@@ -170,3 +170,13 @@ def test_a_recorded_loop_without_spec_or_end_has_a_page():
     assert "Recorded runs" in text
     assert "loss 1 train loss –" in text
     assert "recorded from a loop of the user's own" in text
+
+
+@pytest.mark.parametrize(("nothing", "lacks"), [
+    (xr.Dataset(), "no variable"),
+    (xr.Dataset(coords={"run": [0, 1]}), "no variable"),
+    (synthetic_runs().isel(run=slice(0, 0)), "no run"),
+])  # fmt: skip
+def test_a_dataset_without_a_run_has_no_page(nothing, lacks):
+    with pytest.raises(ValueError, match=f"nothing to show: the dataset holds {lacks}"):
+        run_page(nothing)
