@@ -19,7 +19,7 @@ from alignlab.audit.evidence import Evidence
 from alignlab.audit.statistics import paired, probability_of_improvement
 from alignlab.audit.verdict import Verdict
 from alignlab.measures.quantities import QUANTITIES
-from alignlab.store import open_runs
+from alignlab.store.reading import open_all
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,7 +81,7 @@ class AuditResult:
     @cached_property
     def all_runs(self) -> xr.Dataset:
         """Every run of the store, on the dim ``run``."""
-        return open_runs(self.store)
+        return open_all(self.store)
 
     def select(self, *groups: str) -> xr.Dataset:
         """The runs of some groups, with the group's name as the coordinate ``arm``."""

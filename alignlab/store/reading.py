@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +45,21 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
     loaded into memory. The values are the same either way. A variable that is asked for many times is best loaded once:
     ``runs[["loss", "gradient_angle"]].load()``; of 10,000 runs x 200 steps x 4 layers it has 32 MB.
 
+    Warns where runs of one spec (`spec_hash`) were computed by several versions of the code (`code_hash`), as by a sweep before
+    and after an upgrade: they are no further replicates, and which to take must be said.
+
     Raises:
         StoreError: where there is no store, nothing in it, a damaged or newer file, a segment that is a copy of another, or
             one run_id for two runs; when it is computed, where a lazy chunk is damaged, or the store was compacted anew since
             it was opened.
     """
+    runs = open_all(path)
+    _warn_of_versions(runs)
+    return runs
+
+
+def open_all(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
+    """As :func:`open_runs`, for callers that choose runs by their names: without a word on versions of the code."""
     paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(p) for p in path]
     if not paths:
         raise StoreError("no store to open: the list of paths is empty")
@@ -67,6 +79,28 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
     if all(shelf.compaction is None for shelf in shelves):
         return join(list(runs.values())).to_dataset()
     return _Joined(plan(list(runs.values())), owner, list(runs)).record().to_dataset()
+
+
+def _warn_of_versions(runs: xr.Dataset) -> None:
+    """One warning for all specs that several versions of the code have computed."""
+    if "run" not in runs.dims or "code_hash" not in runs.coords or runs["code_hash"].dims != ("run",):
+        return  # an attribute that all share, or none
+    hashes = runs.coords.get("spec_hash")  # an attribute where all runs are of one spec
+    specs = (
+        [runs.attrs.get("spec_hash", "")] * runs.sizes["run"] if hashes is None else hashes.values.tolist()
+    )
+    versions = defaultdict[str, list[str]](list)
+    for spec, code in zip(specs, runs["code_hash"].values.tolist(), strict=True):
+        if spec:  # of no spec are runs that a recorder alone wrote
+            versions[spec].append(code)
+    several = [codes for codes in versions.values() if len(set(codes)) > 1]
+    if several:
+        warnings.warn(
+            f"{sum(map(len, several))} of {runs.sizes['run']} runs are of {len(several)} spec{'s' * (len(several) > 1)}, "
+            "computed by several versions of the code each: they are no further seeds. Choose a version by the "
+            "coordinate code_hash, runs.isel(run=runs['code_hash'] == ...)",
+            stacklevel=3,
+        )
 
 
 def open_segments(path: PathLike, names: Iterable[str]) -> xr.Dataset:

@@ -353,3 +353,38 @@ def test_two_runs_under_one_run_id_are_refused_by_any_coordinate(make_run, tmp_p
         Segments(tmp_path).append(make_run(**scalars))
     with pytest.raises(StoreError, match=f"'run' is two runs: {next(iter(other))} is"):
         open_runs(tmp_path)
+
+
+def versions(make_run, *told):
+    """Runs of these (spec, code), of which either may be missing."""
+    return [
+        make_run(f"{i}", attrs={k: v for k, v in (("spec_hash", spec), ("code_hash", code)) if v})
+        for i, (spec, code) in enumerate(told)
+    ]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_runs_of_one_spec_by_two_versions_of_the_code_are_told_once(tmp_path, make_run, compacted):
+    told = [("a", "old"), ("b", "old"), ("a", "new"), ("b", "new"), ("c", "new"), ("d", ""), ("d", "new")]
+    append_all(tmp_path, *versions(make_run, *told))
+    if compacted:
+        compact(tmp_path)
+    with pytest.warns(UserWarning, match="code") as warned:
+        runs = open_runs(tmp_path)
+    assert [str(w.message) for w in warned] == [
+        "6 of 7 runs are of 3 specs, computed by several versions of the code each: they are no further seeds. Choose a "
+        "version by the coordinate code_hash, runs.isel(run=runs['code_hash'] == ...)"
+    ]
+    assert runs.isel(run=runs["code_hash"] == "new").sizes["run"] == 4
+
+
+@pytest.mark.parametrize("told", [
+    [("", "old"), ("", "new")],  # a recorder's
+    [("a", "old"), ("b", "new")],
+    [("a", "old"), ("a", "old")],
+    [("a", "old")],
+])  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_other_runs_open_without_a_word_on_versions(tmp_path, make_run, told):
+    append_all(tmp_path, *versions(make_run, *told))
+    open_runs(tmp_path)

@@ -186,7 +186,8 @@ def test_runs_of_another_version_of_the_code_can_be_told_from_those_of_this(
         for module in (cells, loop, naming, sweeping):
             monkeypatch.setattr(module, "code_hash", lambda code=code: code)
         Sweep([BASE], tmp_path).run()
-    runs = open_runs(tmp_path)
+    with pytest.warns(UserWarning, match="2 of 2 runs are of 1 spec, computed by several versions"):
+        runs = open_runs(tmp_path)
     assert runs["seed"].values.tolist() == [0, 0]
     assert sorted(runs["code_hash"].values.tolist()) == ["after", "before"]
 
