@@ -33,7 +33,7 @@ class Recording:
         self.self_test = LastLayers()
         self._flush_every = flush_every
         self._tape, self._parts = Tape(layers), list["xr.Dataset"]()
-        self._segments = None if path is None else Segments(path).prepare()
+        self._segments = None if path is None else Segments(path).prepare(str(run_id))
         if self._segments is not None and self._segments.latest_status(run_id) is not None:
             raise StoreError(
                 f"run {run_id!r} is in {path} already, and steps of two runs would be mixed: pass another run_id or path"

@@ -7,6 +7,7 @@ nothing half-written. Writers of different runs share a folder without knowing o
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -49,18 +50,21 @@ class Segments:
         self._swept: float | None = None
         self._latest: dict[str, int] = {}  # the number of each run's last segment, of those appended here
 
-    def prepare(self) -> Segments:
-        """Make the folder and prove that it can be written, so that a long run fails at its beginning or not at all.
+    def prepare(self, run_id: str = "probe") -> Segments:
+        """Make the folder and prove that segments of a run can be written there, so that a long run fails at its beginning or
+        not at all.
 
         Raises:
-            StoreError: where it cannot.
+            StoreError: where they cannot.
         """
         atomic.make_folder(self.path)
+        first = self.file(_numbered_name(run_id, 0))
         try:
-            with atomic.temporary_name(self.path / "probe") as probe:
+            with atomic.temporary_name(first) as probe:
                 probe.touch()
         except OSError as error:
-            raise atomic.cannot_write(self.path, error) from error
+            at_fault = first if error.errno == errno.ENAMETOOLONG else self.path
+            raise atomic.cannot_write(at_fault, error) from error
         return self
 
     def append(

@@ -222,6 +222,15 @@ def test_two_runs_share_a_folder(tmp_path: Path) -> None:
     assert (runs.gradient_angle.sel(run=0) < 1e-5).all()
 
 
+@pytest.mark.parametrize("run_id", ["x" * 300, "x" * 240, "ü" * 80])
+def test_a_run_id_that_no_file_can_bear_fails_before_the_run(tmp_path: Path, run_id: str) -> None:
+    model = WORLD.model("fa")
+    with pytest.raises(StoreError, match="choose a shorter run_id") as told:
+        Recorder(model, sgd(model), [Loss()], path=tmp_path, run_id=run_id)
+    assert "\n" not in str(told.value)
+    Recorder(model, sgd(model), [Loss()], run_id=run_id)  # in memory any will do
+
+
 def test_what_a_probe_returns_is_copied() -> None:
     """A view of a weight must not show later weights at the flush."""
 
