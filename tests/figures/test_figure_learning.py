@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from figure_reading import labels, legend, line, marks, panels, same
 
 from alignlab import figures
@@ -188,3 +189,46 @@ def test_too_many_panels_are_refused_with_a_way_out():
     many = synthetic_runs(("bp",), (0,), lrs, steps=1, layers=1)
     with pytest.raises(ValueError, match=r"need 41 panels, one for each lr; select fewer of them first"):
         figures.learning_curves(many)
+
+
+def losses(*rows, rules="ab"):
+    """Runs of these rules, one each, with a loss at some steps."""
+    coords = {
+        "step": np.arange(len(rows[0])) * 10,
+        "rule": ("run", list(rules)),
+        "seed": ("run", [0] * len(rows)),
+    }
+    return xr.Dataset({"train_loss": (("run", "step"), np.array(rows))}, coords)
+
+
+def test_a_loss_that_reaches_0_keeps_the_log_axis_and_is_marked_at_its_edge():
+    figure = figures.learning_curves(losses([2.0, 1e-3, 1e-6, 0.0, 0.0], [2.0, 1.0, 0.5, 0.2, 0.1]))
+    (axes,) = panels(figure)
+    assert axes.get_yscale() == "log"
+    (zeros,) = (mark for mark in axes.lines if mark.get_label() == "_zero")
+    assert zeros.get_xdata().tolist() == [30, 40]
+    assert zeros.get_transform() == axes.get_xaxis_transform()
+    assert set(zeros.get_ydata()) == {0.0}
+    assert zeros.get_markeredgecolor() == line(axes, "a").get_color()
+    assert np.isnan(line(axes, "a").get_ydata()[3:]).all()
+    assert "loss of exactly 0" in figure.get_supxlabel()
+
+
+def test_a_rule_that_is_0_throughout_is_in_the_legend():
+    figure = figures.learning_curves(losses([0.0, 0.0, 0.0], [2.0, 1e-2, 1e-4]))
+    assert legend(figure) == ["a", "b"]
+
+
+def test_a_loss_of_0_among_losses_of_one_size_is_drawn_on_a_linear_axis():
+    figure = figures.learning_curves(losses([2.0, 1.0, 0.0], [2.0, 1.0, 0.5]))
+    (axes,) = panels(figure)
+    assert axes.get_yscale() == "linear"
+    assert line(axes, "a").get_ydata()[-1] == 0
+    assert "exactly 0" not in figure.get_supxlabel()
+
+
+def test_an_accuracy_of_0_is_marked_nowhere():
+    figure = figures.learning_curves(
+        losses([0.0, 0.001, 0.9], rules="a").rename(train_loss="train_accuracy"), "train_accuracy"
+    )
+    assert panels(figure)[0].get_yscale() == "linear"
