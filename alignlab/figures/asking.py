@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     Looks = Mapping[Hashable, style.Look]
 
 COLUMNS = 4
+HEIGHT, ENTRY, ROOM = (
+    2.65,
+    0.155,
+    0.35,
+)  # in: of a panel and a legend's entry; the share of the means' span below them
+CURVES = 1.2  # in: what is left of a panel's height for the means
+INSIDE = 4  # arms that a legend within a panel has room for; those of more stand below the panels
+BELOW = 0.45  # in: the axis' ticks and name
 
 
 class Question(NamedTuple):
@@ -49,9 +57,11 @@ def questions(
     ``dataset``: runs with the coordinates ``arm`` and ``lr``. Points are geometric means of the runs that finished, bars
     95 % t-intervals; "k of n diverged" stands beside an arm's name where some did. Rings: with ``choose`` (an outcome) the
     rates that it picks for each seed by the arm's other seeds, as :func:`alignlab.audit.crossfit.tuned` does, which may be
-    several; without it the arm's best mean. ``words`` name the y axis, ``chance`` draws a line there. Raises ``ValueError``
-    for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at some rate, and for no
-    questions.
+    several; without it the arm's best mean. Legends stand in the panels, or below them where one has more than four arms.
+    ``words`` name the y axis, ``chance`` draws a line there.
+
+    Raises ``ValueError`` for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at some
+    rate, and for no questions.
     """
     if not asked:
         raise ValueError("no questions given: expected at least one Question")
@@ -73,10 +83,14 @@ def questions(
     data = data.isel(run=[arm in used for arm in data["arm"].values.tolist()])
     rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
-        figure, axes = style.grid(-(-len(asked) // columns), columns, 2.75, 2.65, sharey=True)
+        most = max(len(question.arms) for question in asked)
+        legend, below = ENTRY * most + 0.1, most > INSIDE
+        room = 0.0 if below else max(ROOM, legend / CURVES)
+        height = HEIGHT + (legend if below else (room - ROOM) * CURVES)
+        figure, axes = style.grid(-(-len(asked) // columns), columns, 2.75, height, sharey=True)
         for ax in axes.flat[len(asked) :]:
             ax.remove()
-        bottom, top = _limits(shown, chance, log)
+        bottom, top = _limits(shown, chance, log, room)
         for ax, question in zip(axes.flat, asked, strict=False):
             ax.set_yscale("log" if log else "linear")
             ax.set_ylim(bottom, top)
@@ -84,7 +98,7 @@ def questions(
                 scales.log_axis(ax)
             if chance is not None:
                 ax.axhline(chance, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance")
-            _draw(ax, question, found, look)
+            _draw(ax, question, found, look, below)
             _ring(ax, question, found, rings, look)
         for ax in style.bottoms(axes):
             ax.set_xlabel("learning rate")
@@ -102,13 +116,13 @@ def questions(
         return style.finish(figure, title, {}, "", told.strip())
 
 
-def _limits(shown: Sequence[Sweep], chance: float | None, log: bool) -> tuple[float, float]:
-    """All means and chance, with room below for the legend; intervals may leave the frame."""
+def _limits(shown: Sequence[Sweep], chance: float | None, log: bool, room: float) -> tuple[float, float]:
+    """All means and chance, with ``room`` times their span below for the legend; intervals may leave the frame."""
     means = np.concatenate([sweep.mean for sweep in shown])
     values = np.append(means[np.isfinite(means)], [] if chance is None else [chance])
     values = values if values.size else np.ones(1)  # all diverged: empty frames whose legends say so
     bottom, top = scales.limits(values, np.array([]), log)
-    return (bottom / (top / bottom) ** 0.35, top * 1.1) if log else (bottom - 0.35 * (top - bottom), top)
+    return (bottom / (top / bottom) ** room, top * 1.1) if log else (bottom - room * (top - bottom), top)
 
 
 def _chosen(data: xr.Dataset, choose: str) -> Mapping[object, set[float]]:
@@ -137,7 +151,9 @@ def _ring(
                 ax.plot(lr, mean, "o", color=own.color, markerfacecolor="none", markersize=10, label="_best")
 
 
-def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep], look: Looks) -> None:
+def _draw(
+    ax: Axes, question: Question, found: Mapping[object, Sweep], look: Looks, below: bool = False
+) -> None:
     entries: dict[str, Any] = {}
     for arm, name in question.arms.items():
         sweep, own = found[arm], look[arm]
@@ -156,8 +172,18 @@ def _draw(ax: Axes, question: Question, found: Mapping[object, Sweep], look: Loo
     ax.legend(
         list(entries.values()),
         list(entries),
-        loc="lower left",
+        **_place(ax, below),
         fontsize=7.5,
         borderaxespad=0.2,
         handlelength=2.2,
     )
+
+
+def _place(ax: Axes, below: bool) -> dict[str, Any]:
+    """Where a panel's legend stands: in its corner, or below its axis."""
+    from matplotlib.transforms import ScaledTranslation
+
+    if not below:
+        return {"loc": "lower left"}
+    under = ax.transAxes + ScaledTranslation(0, -BELOW, ax.figure.dpi_scale_trans)
+    return {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": under}

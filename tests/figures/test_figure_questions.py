@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import xarray as xr
 from figure_reading import labels, line, marks, panels
 
 from alignlab import figures
@@ -96,3 +97,31 @@ def test_the_rates_of_a_long_grid_do_not_run_into_each_other(rates):
     boxes = [label.get_window_extent() for label in ticks]
     assert len(boxes) >= 3
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def many_arms(n):
+    """Runs of n arms at three rates, with outcomes between 0.1 and 1."""
+    rows = [(f"arm {k}", lr, seed) for k in range(n) for lr in (0.01, 0.1, 1.0) for seed in range(3)]
+    names, lrs, seeds = (list(column) for column in zip(*rows, strict=True))
+    values = np.array([0.1 * 1.1**i * (1 if lr == 0.1 else 2) for i, (_, lr, _) in enumerate(rows)])
+    values = 0.1 + 0.9 * (values - values.min()) / np.ptp(values)
+    coords = {"step": [0, 1], "arm": ("run", names), "lr": ("run", lrs), "seed": ("run", seeds)}
+    return xr.Dataset({"validation_loss": (("run", "step"), np.stack([values, values], 1))}, coords)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 15])
+def test_no_legend_covers_a_mean_or_a_panel(n):
+    data = many_arms(n)
+    names = list(dict.fromkeys(data["arm"].values.tolist()))
+    asked = [figures.Question(f"{k} arms", {name: name for name in names[:k]}) for k in (n, 2, 1, n, n)]
+    figure = figures.questions(data, asked, "validation_loss")
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    boxes = [ax.get_legend().get_window_extent(renderer) for ax in panels(figure)]
+    for box in boxes:
+        assert box.y0 >= 0
+        for ax in panels(figure):
+            means = [xy for curve in ax.lines for xy in ax.transData.transform(curve.get_xydata())]
+            assert not any(box.contains(*xy) for xy in means)
+            if n > 4:
+                assert not box.overlaps(ax.get_window_extent(renderer))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from figure_reading import labels, legend, line, marks, panels
 
 from alignlab import figures
@@ -167,3 +168,22 @@ def test_one_study_on_the_edge_of_the_grid_is_flagged_beside_others_inside(sweep
     texts = {text.get_text() for text in panels(figure)[0].texts}
     assert "1\n(edge)" in texts
     assert "0.1" in texts
+
+
+@pytest.mark.parametrize(("factor", "apart"), [(1.0, True), (1.01, True), (3.0, False)])
+def test_stars_at_one_rate_stand_side_by_side_where_they_would_cover_each_other(factor, apart):
+    rows = [
+        (f"{k}", lr, factor**k * (1 + abs(np.log10(lr / 0.1)))) for k in range(4) for lr in (0.01, 0.1, 1.0)
+    ]
+    names, lrs, values = (list(column) for column in zip(*rows, strict=True))
+    coords = {"step": [0], "arm": ("run", names), "lr": ("run", lrs), "seed": ("run", [0] * 12)}
+    data = xr.Dataset({"validation_loss": (("run", "step"), np.array(values)[:, None])}, coords)
+    figure = figures.loss_against_lr(data, hue="arm")
+    figure.canvas.draw()
+    stars = marks(panels(figure)[0], "_optimum")
+    assert {star.get_xdata()[0] for star in stars} == {0.1}
+    assert [star.get_ydata()[0] for star in stars] == pytest.approx([factor**k for k in range(4)])
+    seen = np.array([star.get_transform().transform(star.get_xydata())[0] for star in stars])
+    gaps = np.linalg.norm(np.diff(seen, axis=0), axis=1) * 72 / figure.dpi
+    assert (gaps > 8.5).all()
+    assert (np.ptp(seen[:, 0]) > 1) == apart
