@@ -82,6 +82,7 @@ class Sweep:
             while jobs:
                 jobs = self._round(jobs, workers, progress)
                 time.sleep(PATIENCE if jobs else 0)
+        progress.settle(lambda spec: stored(self._job([spec], mark), self.names[spec]))
         if progress.failures:
             raise SweepError(
                 f"{len(progress.failures)} of {len(self.names)} runs failed, the others are stored in {self.store}. "
@@ -156,6 +157,12 @@ class _Progress:
         if len(busy) < len(both):
             self.notify(len(both) - len(busy))
         return busy
+
+    def settle(self, look: Callable[[RunSpec], Outcome | None]) -> None:
+        """Take off the failures what is stored by now: a worker may finish, and store, what its lost scheduler gave it."""
+        looked = [(failure, look(failure[0])) for failure in self.failures]
+        self.computed += sum(found is not None and found.state == "computed" for _, found in looked)
+        self.failures = [failure for failure, found in looked if found is None]
 
 
 def _listed(failures: Sequence[tuple[RunSpec, str]]) -> str:

@@ -258,6 +258,28 @@ def test_a_run_that_was_stored_by_a_worker_killed_before_it_could_tell_is_counte
     assert Sweep(CELLS, tmp_path).run(Killed(again)) == 3
 
 
+class Slow(Workers):
+    """Workers that outlive their scheduler: each job but the last is lost, and stored while the next is under way."""
+
+    def each(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Generator[tuple[Any, Any]]:
+        for job, next_one in zip(jobs, [*jobs[1:], None], strict=True):
+            yield job, Lost("the connection to the dask scheduler was lost")
+            if next_one is not None:
+                function(job)
+
+
+def test_a_run_that_is_stored_after_its_scheduler_was_lost_has_not_failed(tmp_path: Path) -> None:
+    counted: list[int] = []
+    with pytest.raises(SweepError) as told:
+        Sweep(CELLS, tmp_path).run(Slow(), notify=counted.append)
+    assert str(told.value).startswith(
+        f"1 of 3 runs failed, the others are stored in {tmp_path}. fa lr=0.1 seed=2"
+    )
+    assert "seed=0" not in str(told.value)
+    assert sum(counted) == 3
+    assert Sweep(CELLS, tmp_path).missing() == [CELLS[2]]
+
+
 class Beaten(Workers):
     """Workers to whom another sweep comes first, and who are ``lost`` or not."""
 
