@@ -60,8 +60,8 @@ def questions(
     several; without it the arm's best mean. Legends stand in the panels, or below them where one has more than four arms.
     ``words`` name the y axis, ``chance`` draws a line there.
 
-    Raises ``ValueError`` for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at some
-    rate, and for no questions.
+    Raises ``ValueError`` for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at
+    some rate, and for no questions.
     """
     if not asked:
         raise ValueError("no questions given: expected at least one Question")

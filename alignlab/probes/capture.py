@@ -40,6 +40,7 @@ from alignlab.probes.hooks import (
 from alignlab.probes.landing import Landing
 from alignlab.probes.roots import listen
 from alignlab.probes.ruled import Ruled
+from alignlab.probes.selection import is_stepped
 from alignlab.probes.signals import BESIDE, Signals
 from alignlab.probes.truth import Placed, asking, errors_at, some_lie_deeper, somebody_asks
 from alignlab.probes.uses import Use, parameter_of, used_feedback
@@ -49,10 +50,16 @@ from alignlab.rules.layers import FeedbackLayer
 class Capture:
     """Collects the :class:`Use`\\ s of ``layers`` (by name) between :meth:`arm` and :meth:`take`.
 
-    ``truth``: the true errors too.
+    ``truth``: the true errors too. ``optimizer``: whose weights may take the place of others while it is armed.
     """
 
-    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], truth: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        truth: bool = True,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.model, self.layers, self._truth = unwrapped(model), layers, truth
         self.arrivals = Arrivals(layers)
         self.passes: frozenset[int] = frozenset()  # the backward passes behind what was last taken
@@ -62,7 +69,7 @@ class Capture:
         self._handles: list[Any] = []
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
-        self._landing = Landing(self.arrivals, self._ruled)
+        self._landing = Landing(self.arrivals, self._ruled, partial(is_stepped, optimizer))
         self._signals = Signals(self.arrivals, self._ruled)
         self._above = Above(self)
         self._following = False  # whether it is, since it was armed

@@ -3,7 +3,7 @@ a rule's weight gradient is none."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,17 +21,26 @@ from alignlab.probes.uses import Use, weights_behind
 class Landing:
     """Tells ``arrivals`` of the gradients that land in its layers' weights, and keeps or tests them."""
 
-    def __init__(self, arrivals: Arrivals, ruled: Ruled) -> None:
-        self.arrivals, self.test = arrivals, GradientTest()
+    def __init__(self, arrivals: Arrivals, ruled: Ruled, steps: Callable[[nn.Parameter], bool]) -> None:
+        self.arrivals, self.test, self.steps = arrivals, GradientTest(), steps
         self.landed: dict[str, Tensor] = {}  # by layer, of what was last settled
         self._ruled = ruled
+        self._known: dict[str, list[nn.Parameter]] = {}
         self._frozen: dict[str, list[nn.Parameter]] = {}  # the weights that are not listened to yet
         self._parts: dict[str, dict[int, Tensor]] = {}  # by layer and backward pass
         self._derived = False  # whether the weights' gradients of what was last settled are no deltaᵀ h
 
     def listen(self, name: str, layer: nn.Module) -> list[Any]:
-        """Start with one layer's weight, or, called again, with what was frozen and is no more; returns the handles."""
-        found: list[Any] = self._frozen.get(name, list(weights_behind(layer)))
+        """Start with one layer's weight, or, called again, with what was frozen and is no more, and with one that took
+        another's place and that the optimizer steps (``torch.func`` lends layers others for a call); returns the handles."""
+        found: list[Any] = list(weights_behind(layer))
+        if name in self._known:
+            known = self._known[name]
+            new = [w for w in found if all(w is not other for other in known) and self.steps(w)]
+            known += new
+            found = self._frozen[name] + new
+        else:
+            self._known[name] = list(found)
         weights = [weight for weight in found if weight.requires_grad]
         self._frozen[name] = [weight for weight in found if not weight.requires_grad]
         handles = [w.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate)) for w in weights]
@@ -62,7 +71,7 @@ class Landing:
 
     def clear(self) -> None:
         """Drop what was not settled; the handles that listen were removed."""
-        self._parts, self._frozen = {}, {}
+        self._parts, self._frozen, self._known = {}, {}, {}
 
     def _on_gradient(self, name: str, gradient: Tensor | None) -> None:
         if gradient is None:

@@ -30,7 +30,7 @@ from alignlab.probes.observing import observe, observes_all, unscale, weights_of
 from alignlab.probes.probe import Probe, checked
 from alignlab.probes.recording import Recording
 from alignlab.probes.schedule import NEVER, Schedule, consult, every, log_spaced
-from alignlab.probes.selection import Wanted, learning_rates, rate_of, select_layers
+from alignlab.probes.selection import Replaced, Wanted, learning_rates, rate_of, select_layers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,7 +80,9 @@ class Recorder:
             )
         self.step = 0
         self._recording = Recording(self.layers, path, run_id or uuid.uuid4().hex, flush_every)
-        self._capture = Capture(model, self.layers, any(probe.needs_truth for probe in self.probes))
+        truth = any(probe.needs_truth for probe in self.probes)
+        self._capture = Capture(model, self.layers, truth, optimizer)
+        self._replaced = Replaced(optimizer, self.layers)
         self._attrs, self._coords, self._grad_scaler = dict(attrs or {}), dict(coords or {}), grad_scaler
         self._complete = observes_all(unwrapped(model), self.layers)
         self._update_wanted = any(probe.needs_update for probe in self.probes)
@@ -236,6 +238,7 @@ class Recorder:
         self._plan()
 
     def _measure(self, step: int, weights: dict[str, Tensor], updated: bool) -> None:
+        self._replaced.check()
         taken = self._capture.take({id(p) for group in self.optimizer.param_groups for p in group["params"]})
         if not taken:
             raise ProbeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.probes.compiled import unwrapped
+from alignlab.probes.errors import ProbeError
 from alignlab.probes.geometry import MEASURABLE
 from alignlab.probes.uses import parameter_of, weights_behind
 from alignlab.rules.conversion import ROOT
@@ -82,3 +84,37 @@ def learning_rates(
         for name, layer in layers.items()
     }
     return {name: rates[key] for name, key in trained.items() if key is not None}
+
+
+def is_stepped(optimizer: torch.optim.Optimizer | None, weight: nn.Parameter) -> bool:
+    """Whether the optimizer, if there is one, knows a weight."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    return any(p is weight for group in groups for p in group["params"])
+
+
+class Replaced:
+    """Tells of weights that others took the place of, so that the ``optimizer`` steps what the layer does not use."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]) -> None:
+        self.optimizer = optimizer
+        self.layers = {name: layers[name] for name in learning_rates(optimizer, layers)}
+        self._known = {name: _reference(layer) for name, layer in self.layers.items()}
+
+    def check(self) -> None:
+        """Raise :class:`ProbeError` for a layer whose new weight learns and is not the optimizer's."""
+        for name, layer in self.layers.items():
+            weight, known = parameter_of(layer), self._known[name]
+            if weight is None or known is None or known() is weight:
+                continue
+            if weight.requires_grad and not is_stepped(self.optimizer, weight):
+                raise ProbeError(
+                    f"the weight of layer {name!r} was replaced by another (layer.weight = ..., or load_state_dict with "
+                    "assign=True), which the optimizer does not step: add it to the optimizer, or copy values into the old one "
+                    "(weight.data.copy_(...))"
+                )
+            self._known[name] = _reference(layer)
+
+
+def _reference(layer: nn.Module) -> weakref.ref[nn.Parameter] | None:
+    weight = parameter_of(layer)
+    return None if weight is None else weakref.ref(weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -459,3 +460,47 @@ def test_an_input_that_is_overwritten_between_micro_batches_is_an_error() -> Non
 
 def test_every_layer_keeps_the_order_of_the_model() -> None:
     assert record(plain).layer.values.tolist() == list(measurable(WORLD.model()))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("rule", [None, "bp", "fa", "dfa"])
+def test_a_weight_in_the_place_of_another_is_measured_where_the_optimizer_steps_it(
+    rule: str | None, sparse: bool
+) -> None:
+    def replaced(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        plain(model, optimizer, 1)
+        old, new = model.enter.weight, nn.Parameter(model.enter.weight.detach().clone())
+        model.enter.weight = new
+        parameters = optimizer.param_groups[0]["params"]
+        optimizer.param_groups[0]["params"] = [new if p is old else p for p in parameters]
+        plain(model, optimizer, 2)
+
+    schedule = (lambda step: step != 1) if sparse else None
+    assert_same(record(replaced, rule, schedule=schedule), record(split_run, rule, schedule=schedule))
+
+
+def split_run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    plain(model, optimizer, 1)
+    plain(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_weight_in_the_place_of_another_that_the_optimizer_does_not_know_is_an_error(sparse: bool) -> None:
+    def replaced(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        plain(model, optimizer, 1)
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+        plain(model, optimizer, 2)
+
+    with pytest.raises(ProbeError, match=r"layer 'enter' was replaced by another .* add it to the optimizer"):
+        record(replaced, "fa", schedule=(lambda step: step != 1) if sparse else None)
+
+
+def test_a_weight_that_was_replaced_by_a_frozen_one_is_no_error() -> None:
+    def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        plain(model, optimizer, 1)
+        model.enter.weight = nn.Parameter(model.enter.weight.detach().clone(), requires_grad=False)
+        plain(model, optimizer, 2)
+
+    run = record(frozen, "fa")
+    assert np.isfinite(run.gradient_angle.sel(layer="leave")).all()
+    assert not (run.update_norm.sel(layer="enter", step=[1, 2]) > 0).any()
