@@ -147,6 +147,10 @@ class Capture:
         """By layer, the weights' gradients where they are the rule's own, of what was last taken."""
         return self._landing.landed
 
+    def hears(self, name: str, weight: nn.Parameter) -> bool:
+        """Whether the gradients that come to a layer's weight are noted."""
+        return self._landing.knows(name, weight)
+
     @property
     def attrs(self) -> dict[str, str]:
         """What a reader of the run must know."""

@@ -48,6 +48,10 @@ class Landing:
             handles.append(weights[0].register_hook(Hook(weakly(self._on_gradient, name))))
         return handles
 
+    def knows(self, name: str, weight: nn.Parameter) -> bool:
+        """Whether the layer's weight is listened to, or will be once it takes gradients."""
+        return any(weight is known for known in self._known.get(name, ()))
+
     def settle(self, taken: Taken) -> None:
         """Add up what the passes that count for each layer brought, where it is asked for; begin anew."""
         parts, self._parts = self._parts, {}

@@ -238,7 +238,7 @@ class Recorder:
         self._plan()
 
     def _measure(self, step: int, weights: dict[str, Tensor], updated: bool) -> None:
-        self._replaced.check()
+        self._replaced.check(self._capture.hears)
         taken = self._capture.take({id(p) for group in self.optimizer.param_groups for p in group["params"]})
         if not taken:
             raise ProbeError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -98,23 +97,26 @@ class Replaced:
     def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]) -> None:
         self.optimizer = optimizer
         self.layers = {name: layers[name] for name in learning_rates(optimizer, layers)}
-        self._known = {name: _reference(layer) for name, layer in self.layers.items()}
+        # by their ids, which are theirs while the optimizer has them; torch swaps no weights that somebody refers to weakly
+        self._known = {name: [id(w) for w in weights_behind(layer)] for name, layer in self.layers.items()}
 
-    def check(self) -> None:
-        """Raise :class:`ProbeError` for a layer whose new weight learns and is not the optimizer's."""
+    def check(self, heard: Callable[[str, nn.Parameter], bool]) -> None:
+        """Raise :class:`ProbeError` for a layer whose new weight learns and is not the optimizer's, or was not ``heard``."""
         for name, layer in self.layers.items():
-            weight, known = parameter_of(layer), self._known[name]
-            if weight is None or known is None or known() is weight:
+            weights = weights_behind(layer)
+            if (found := [id(w) for w in weights]) == self._known[name]:
                 continue
-            if weight.requires_grad and not is_stepped(self.optimizer, weight):
+            stepped = [w for w in weights if is_stepped(self.optimizer, w)]
+            if not stepped and any(w.requires_grad for w in weights):
                 raise ProbeError(
-                    f"the weight of layer {name!r} was replaced by another (layer.weight = ..., or load_state_dict with "
-                    "assign=True), which the optimizer does not step: add it to the optimizer, or copy values into the old one "
-                    "(weight.data.copy_(...))"
+                    f"the weight of layer {name!r} was replaced by another (layer.weight = ..., load_state_dict with "
+                    "assign=True, a weight that is now computed from others), which the optimizer does not step: add it to the "
+                    "optimizer, freeze it (requires_grad_(False)), or copy values into the old one (weight.data.copy_(...))"
                 )
-            self._known[name] = _reference(layer)
-
-
-def _reference(layer: nn.Module) -> weakref.ref[nn.Parameter] | None:
-    weight = parameter_of(layer)
-    return None if weight is None else weakref.ref(weight)
+            if any(w.requires_grad and not heard(name, w) for w in stepped):
+                raise ProbeError(
+                    f"the weight of layer {name!r} was replaced by another that the optimizer did not have when the layer was "
+                    "called: in a measured step, replace it and add it to the optimizer before"
+                )
+            if stepped:
+                self._known[name] = found
