@@ -15,7 +15,7 @@ from alignlab.probes.hooks import Hook, weakly
 from alignlab.probes.ruled import Ruled
 from alignlab.probes.selftest import GradientTest
 from alignlab.probes.truth import somebody_asks
-from alignlab.probes.uses import Use, weights_behind
+from alignlab.probes.uses import Use, parameter_of, weights_behind
 
 
 class Landing:
@@ -45,7 +45,7 @@ class Landing:
         self._frozen[name] = [weight for weight in found if not weight.requires_grad]
         handles = [w.register_post_accumulate_grad_hook(weakly(self.arrivals.accumulate)) for w in weights]
         if weights and learns(layer):
-            handles.append(weights[0].register_hook(Hook(weakly(self._on_gradient, name))))
+            handles.append(weights[0].register_hook(Hook(weakly(self._on_gradient, name, id(weights[0])))))
         return handles
 
     def knows(self, name: str, weight: nn.Parameter) -> bool:
@@ -77,9 +77,11 @@ class Landing:
         """Drop what was not settled; the handles that listen were removed."""
         self._parts, self._frozen, self._known = {}, {}, {}
 
-    def _on_gradient(self, name: str, gradient: Tensor | None) -> None:
+    def _on_gradient(self, name: str, of: int, gradient: Tensor | None) -> None:
         if gradient is None:
             return  # a direct rule sends nothing below its own layers
+        if (weight := parameter_of(self.arrivals.layers[name])) is not None and id(weight) != of:
+            return  # another took its place, and it goes on in another layer
         if somebody_asks(self._ruled.credits):
             return
         self.arrivals.land(name)

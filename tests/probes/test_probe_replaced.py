@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,8 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from alignlab.probes import GradientAngle, ProbeError, Recorder, every
+from alignlab.probes import EffectiveLR, GradientAngle, ProbeError, Recorder, every
+from alignlab.probes.schedule import Schedule
 from alignlab.rules import backward, convert
 
 
@@ -64,6 +66,29 @@ def test_torch_may_swap_weights_while_a_recorder_is_at_work(period: int) -> None
         model.float().double()  # torch refuses where anybody holds a weak reference to a weight
         train(model, optimizer, range(1, 3))
     assert bool(recorder.to_dataset().gradient_angle.notnull().all())
+
+
+@pytest.mark.parametrize(
+    ("rule", "loop"),
+    [(None, "plain"), ("fa", "plain"), (None, "penalty"), ("weight_perturbation", "closure")],
+)
+def test_a_weight_that_goes_on_in_another_layer_teaches_that_one_alone(rule: str | None, loop: str) -> None:
+    def untied(schedule: Schedule) -> xr.Dataset:
+        model = net(rule, tied=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with (
+            warnings.catch_warnings(),
+            Recorder(model, optimizer, [GradientAngle(), EffectiveLR()], schedule, run_id="a") as recorder,
+        ):
+            warnings.simplefilter("error")
+            train(model, optimizer, range(2), loop)
+            model[2].weight = nn.Parameter(model[2].weight.detach().clone())
+            optimizer.add_param_group({"params": [model[2].weight]})
+            train(model, optimizer, range(2, 5), loop)
+        return recorder.to_dataset().drop_vars("wall_time")
+
+    beginning_anew = untied(lambda step: step != 2)
+    xr.testing.assert_allclose(untied(every(1)).sel(step=beginning_anew.step), beginning_anew, atol=1e-4)
 
 
 @pytest.mark.parametrize("period", [1, 2])
