@@ -96,7 +96,8 @@ def _several(column: xr.DataArray) -> bool:
 def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
     """The fields in which the runs' specs (YAML texts, a coordinate where runs differ) are not all the same.
 
-    What was replayed from another run's record is a run's own as its seed is, unless runs are told apart by nothing else.
+    A field that a spec of an earlier version does not know is as one that is null. What was replayed from another run's
+    record is a run's own as its seed is, unless runs are told apart by nothing else.
     """
     if "spec" not in runs.coords:
         return {}
@@ -105,7 +106,7 @@ def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
     if len({str(spec) for spec in short}) == len(set(texts)):
         specs = short
     names = dict.fromkeys(name for spec in specs for name in spec)
-    columns = {name: [str(spec.get(name, "")) for spec in specs] for name in names}
+    columns = {name: [str(spec.get(name)) for spec in specs] for name in names}
     return {
         name: ("run", column)
         for name, column in columns.items()

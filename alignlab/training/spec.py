@@ -202,8 +202,14 @@ class RunSpec(SpecModel):
         return any(fnmatchcase(parameter, pattern) for pattern in self.frozen)
 
     def digest(self) -> str:
-        """A hash of all fields: the run's identity."""
+        """A hash of all fields: the run's identity.
+
+        Fields that later versions brought are left out at their defaults, so that a run keeps its hash from version to version.
+        """
         fields = self.model_dump(mode="json")
+        for part, name, default in ((fields, "step_sizes", None), (fields["graft"] or {}, "scope", "layer")):
+            if part.get(name) == default:
+                part.pop(name, None)
         if isinstance(self.rule, dict):
             fields["rule"] = list(self.rule.items())  # of several patterns the first counts
         text = json.dumps(fields, sort_keys=True)

@@ -93,6 +93,13 @@ def test_runs_that_a_study_has_read_keep_their_conditions_apart(runs):
     assert contents.as_runs(contents.as_runs(once)).attrs["differing"] == ["hidden"]
 
 
+def test_a_field_that_a_later_version_brought_is_no_condition_where_it_is_null(runs):
+    fa = runs.isel(run=runs.rule.values == "fa")
+    for null, differing in (("null", []), ("{sizes: 0.1}", ["step_sizes"])):
+        specs = ["lr: 0.05\n", f"lr: 0.05\nstep_sizes: {null}\n"] * 2
+        assert contents.as_runs(fa.assign_coords(spec=("run", specs))).attrs["differing"] == differing
+
+
 def test_runs_without_one_learning_rate_have_a_panel_too(runs):
     """A Recorder notes NaN where an optimizer has several; NaN equals nothing, so these runs were in no panel."""
     rates = np.where(runs.rule.values == "fa", np.nan, runs.lr.values)

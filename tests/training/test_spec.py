@@ -222,6 +222,29 @@ def test_every_field_counts_in_the_digest(name: str) -> None:
     assert before.changed(**{name: before.model_dump()[name]}).digest() == before.digest()
 
 
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        ({"task": "xor", "hidden": (4,), "steps": 5}, "9a71527e38ada71d"),
+        (
+            {"task": "xor", "rule": "fa", "graft": {"direction": "rule", "magnitude": "bp"}},
+            "0c26ea1b85686c0d",
+        ),
+    ],
+)
+def test_a_spec_without_step_sizes_has_the_digest_from_before_there_were_any(
+    fields: dict[str, Any], digest: str
+) -> None:
+    """So that runs of both versions are seen to be of one spec."""
+    assert RunSpec(**fields).digest() == digest
+
+
+def test_a_grafts_scope_counts_in_the_digest() -> None:
+    graft = {"direction": "rule", "magnitude": "bp"}
+    scopes = [RunSpec(rule="fa", graft={**graft, "scope": scope}) for scope in ("layer", "global")]
+    assert scopes[0].digest() != scopes[1].digest()
+
+
 def test_digests_of_many_specs_differ() -> None:
     specs = [
         RunSpec(lr=lr, seed=seed, order=order) for lr in (0.1, 0.2) for seed in range(10) for order in (0, 1)
