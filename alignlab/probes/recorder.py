@@ -82,7 +82,7 @@ class Recorder:
         self._recording = Recording(self.layers, path, run_id or uuid.uuid4().hex, flush_every)
         truth = any(probe.needs_truth for probe in self.probes)
         self._capture = Capture(model, self.layers, truth, optimizer)
-        self._replaced = Replaced(optimizer, self.layers)
+        self._replaced = Replaced(model, optimizer, self.layers)
         self._attrs, self._coords, self._grad_scaler = dict(attrs or {}), dict(coords or {}), grad_scaler
         self._complete = observes_all(unwrapped(model), self.layers)
         self._update_wanted = any(probe.needs_update for probe in self.probes)
@@ -245,6 +245,7 @@ class Recorder:
                 f"step {step}: no error signal passed through the observed layers ({', '.join(self.layers)}). "
                 "Was the loss computed from this model, and backward() called before optimizer.step()?"
             )
+        self._replaced.check_layers(taken)
         scale = getattr(self._grad_scaler, "_scale", None)
         if scale is not None:
             unscale(taken, scale, self._capture.landed)

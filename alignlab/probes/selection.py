@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,10 +92,13 @@ def is_stepped(optimizer: torch.optim.Optimizer | None, weight: nn.Parameter) ->
 
 
 class Replaced:
-    """Tells of weights that others took the place of, so that the ``optimizer`` steps what the layer does not use."""
+    """Tells of weights, and layers of ``model``, that others took the place of, so that the ``optimizer`` steps what the model
+    does not use."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]) -> None:
-        self.optimizer = optimizer
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]
+    ) -> None:
+        self.model, self.optimizer = unwrapped(model), optimizer
         self.layers = {name: layers[name] for name in learning_rates(optimizer, layers)}
         # by their ids, which are theirs while the optimizer has them; torch swaps no weights that somebody refers to weakly
         self._known = {name: [id(w) for w in weights_behind(layer)] for name, layer in self.layers.items()}
@@ -120,3 +123,23 @@ class Replaced:
                 )
             if stepped:
                 self._known[name] = found
+
+    def check_layers(self, called: Container[str]) -> None:
+        """Raise :class:`ProbeError` for a layer that is not called any more, since another one has its name."""
+        for name, layer in self.layers.items():
+            if (
+                name not in called
+                and (now := _module(self.model, name)) is not layer
+                and isinstance(now, MEASURABLE)
+            ):
+                raise ProbeError(
+                    f"layer {name!r} was replaced by another {type(now).__name__} while recording, to which nobody listens: "
+                    "end this recorder before, and start another after; or leave the layer out with layers="
+                )
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model if name == ROOT else model.get_submodule(name)
+    except AttributeError:
+        return None

@@ -130,3 +130,48 @@ def test_a_new_weight_that_the_optimizer_gets_after_the_backward_pass_is_an_erro
         model[2].weight = nn.Parameter(first.detach().clone())
         with pytest.raises(ProbeError, match="did not have when the layer was called"):
             train(model, optimizer, range(1, 2))
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_a_layer_in_the_place_of_another_is_an_error(period: int) -> None:
+    model = net(None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, [GradientAngle()], every(period)):
+        train(model, optimizer, range(2))
+        model[2] = nn.Linear(4, 4).double()
+        optimizer.add_param_group({"params": list(model[2].parameters())})
+        with pytest.raises(
+            ProbeError, match=r"layer '2' was replaced by another Linear .* start another after"
+        ):
+            train(model, optimizer, range(2, 4))
+
+
+@pytest.mark.parametrize("instead", [nn.Identity(), nn.Sequential(nn.Identity())])
+def test_a_layer_that_was_taken_out_is_not_defined_from_there_on(instead: nn.Module) -> None:
+    model = net(None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, [GradientAngle()]) as recorder:
+        train(model, optimizer, range(1))
+        model[2] = instead
+        train(model, optimizer, range(1, 3))
+    angle = recorder.to_dataset().gradient_angle
+    assert angle.sel(layer="2").notnull().values.tolist() == [True, False, False]
+    assert bool(angle.sel(layer=["0", "4"]).notnull().all())
+
+
+def test_a_layer_that_another_one_wraps_is_measured() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__(1, 1)
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)
+
+    model = net(None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, [GradientAngle()]) as recorder:
+        train(model, optimizer, range(1))
+        model[2] = Scaled(model[2])
+        train(model, optimizer, range(1, 3))
+    assert bool(recorder.to_dataset().gradient_angle.notnull().all())
