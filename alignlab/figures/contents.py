@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,12 +98,13 @@ def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
     """The fields in which the runs' specs (YAML texts, a coordinate where runs differ) are not all the same.
 
     A field that a spec of an earlier version does not know is as one that is null. What was replayed from another run's
-    record is a run's own as its seed is, unless runs are told apart by nothing else.
+    record is a run's own as its seed is, unless runs are told apart by nothing else or share it from seed to seed.
     """
     if "spec" not in runs.coords:
         return {}
     texts = runs["spec"].values.tolist()
-    specs, short = [_fields(text) for text in texts], [_without_tables(text) for text in texts]
+    specs = [_fields(text) for text in texts]
+    short = _without_own_tables(texts)
     if len({str(spec) for spec in short}) == len(set(texts)):
         specs = short
     names = dict.fromkeys(name for spec in specs for name in spec)
@@ -112,6 +114,22 @@ def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
         for name, column in columns.items()
         if name not in _REPLICATES and len(set(column)) > 1
     }
+
+
+def _without_own_tables(texts: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The runs' specs without the tables that no run of another seed has: these alone were recorded by a run of that seed."""
+    seeds = defaultdict[tuple[str, str], set[Any]](set)
+    both = [(_fields(text), _without_tables(text)) for text in texts]
+    tables = [
+        {name: str(full[name]) for name in _TABLED if full.get(name) != cut.get(name)} for full, cut in both
+    ]
+    for (full, _), held in zip(both, tables, strict=True):
+        for table in held.items():
+            seeds[table].add(full.get("seed"))
+    return [
+        {**cut, **{name: full[name] for name, table in held.items() if len(seeds[name, table]) > 1}}
+        for (full, cut), held in zip(both, tables, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=4096)  # of some hundred runs, asked for by each figure

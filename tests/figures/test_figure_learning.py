@@ -77,6 +77,8 @@ def test_tables_that_each_run_took_from_another_one_are_no_condition_unless_they
 
     assert titles(args, range(4)) == [""]
     assert len(titles(args, (0, 0, 1, 1))) == 4  # tables that somebody wrote, tried on the same seeds
+    assert len(titles([args[0], args[0], args[1], args[1]], range(4))) == 2  # or on others
+    assert len(titles([args[0], args[0], *sizes[:2]], range(4))) == 2  # beside some that were recorded
     assert [("True" in title, "replayed" in title) for title in titles(sizes, range(4))] == [
         (False, True),
         (True, True),
