@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from alignlab.training.fields import SpecModel
 
@@ -35,6 +35,16 @@ class StepSizes(SpecModel):
     sizes: float | dict[str, list[float]]
     steps: list[int] = Field(default_factory=lambda: [0], min_length=1)
     relative: bool = Field(default=False, strict=True)
+
+    @field_validator("sizes", mode="wrap")
+    @classmethod
+    def _one_or_a_table(cls, sizes: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(sizes)
+        except ValidationError:
+            raise ValueError(
+                'expected a number, or a table {"layer name": [numbers]} with the names in quotes'
+            ) from None
 
     @field_validator("sizes")
     @classmethod

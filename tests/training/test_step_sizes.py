@@ -113,6 +113,14 @@ def test_members_with_and_without_sizes_and_grafts_stand_side_by_side() -> None:
     [
         ({"step_sizes": {"sizes": -0.1}}, "expected finite numbers of at least 0"),
         ({"step_sizes": {"sizes": {"1": [float("nan")]}}}, "expected finite numbers of at least 0"),
+        (
+            {"step_sizes": {"sizes": {1: [0.1]}}},
+            r"sizes is {1: \[0.1\]}: expected a number, or a table .* in quotes$",
+        ),
+        (
+            {"step_sizes": {"sizes": {"1": [0.1, "a"]}}},
+            r"step_sizes: sizes is .*: expected a number, or a table",
+        ),
         ({"step_sizes": {"sizes": {"1": [0.1, 0.2]}}}, "sizes of '1' has 2 entries for 1 steps"),
         ({"step_sizes": {"sizes": {"1": [0.1, 0.2]}, "steps": [4, 4]}}, "in rising order"),
         ({"step_sizes": {"sizes": 0.1, "steps": [0, 4]}}, "there is one number"),
