@@ -69,7 +69,10 @@ def spectra(
         most = max(panel.data.sizes["run"] for panel in panels)
         note = f"Each panel shows the eigenvalues of up to {most} runs together." if most > 1 else ""
         finished = style.finish(figure, title, _legend(data), "", note)
-        finished.draw_without_rendering()  # square panels shrink, and their labels with them: laid out again when drawn
+        for _ in range(
+            2
+        ):  # square panels shrink, and their labels with them: laid out again until both are settled
+            finished.draw_without_rendering()
         return finished
 
 

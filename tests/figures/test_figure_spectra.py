@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from figure_reading import legend, marks, panels
+from figure_reading import assert_readable, legend, marks, panels
 
 from alignlab import figures
 from alignlab.measures.quantities import QUANTITIES
@@ -91,6 +91,14 @@ def test_at_most_six_steps_are_chosen_first_and_last_among_them():
     ticks = [text.get_text() for text in bar(figures.spectra(long)).get_yticklabels()]
     assert len(ticks) == 6
     assert (ticks[0], ticks[-1]) == ("0", "1,000")
+
+
+@pytest.mark.parametrize("scale", [3.0, 10.0])
+def test_the_label_of_a_single_panel_under_a_title_of_two_lines_is_whole(scale):
+    run = synthetic_run(layers=2).assign_coords(arm="x" * 30)
+    names = [name for name in run.data_vars if name.startswith(("spectrum", "symmetric"))]
+    of_one = run.assign({name: scale * run[name].where(run["layer"] == "fc2") for name in names})
+    assert_readable(figures.spectra(of_one, steps=[0]))
 
 
 def test_several_rules_get_panels_and_seeds_share_one(runs):
