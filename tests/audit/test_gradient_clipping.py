@@ -13,6 +13,7 @@ from alignlab.audit.controls.gradient_clipping import clipped_share
 from alignlab.audit.evidence import gather
 from alignlab.audit.search import FIRST_TUNING_SEED
 from alignlab.audit.verdict import decide
+from alignlab.figures.style import level_text
 from alignlab.training.spec import SpecError
 
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
@@ -86,9 +87,9 @@ def test_the_advantage_at_each_common_threshold_is_shown_with_both_shares_treatm
     shown = {c.label: np.mean(c.differences) for c in found.contrasts}
     assert shown == pytest.approx(
         {
-            "clip at 0.1 (clipped: 100 % / 99 %)": -0.5 - 4 + 1,
-            "clip at 1 (clipped: 99 % / 88 %)": -0.5 - 1,
-            "clip at 10 (clipped: 88 % / 0 %)": -0.5 + 1,
+            "clip at 0.1 (100 / 99 %)": -0.5 - 4 + 1,
+            "clip at 1 (99 / 88 %)": -0.5 - 1,
+            "clip at 10 (88 / 0 %)": -0.5 + 1,
             "clip at none": 1.0,
         }
     )
@@ -97,9 +98,15 @@ def test_the_advantage_at_each_common_threshold_is_shown_with_both_shares_treatm
     assert set(crossed) == {f"{arm} at clip {c}" for arm in ("bp", "sign_sync") for c in ("0.1", "1", "10")}
     turned = found_on(TURNED)[0].contrasts[2]
     assert (turned.label, np.mean(turned.differences)) == (
-        "clip at 10 (clipped: 0 % / 88 %)",
+        "clip at 10 (0 / 88 %)",
         pytest.approx(-0.5),
     )
+
+
+def test_figures_show_the_names_of_thresholds_whole():
+    found, _, _ = found_on(control=GradientClipping(), share=lambda spec: 1.0)
+    assert found.contrasts[0].label == "clip at 0.0316 (100 / 100 %)"
+    assert [level_text(c.label) for c in found.contrasts] == [c.label for c in found.contrasts]
 
 
 def test_the_shares_of_clipped_steps_stand_in_the_details():

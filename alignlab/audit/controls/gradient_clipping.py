@@ -26,6 +26,7 @@ THRESHOLDS = (0.0316, 0.1, 0.316, 1.0, 3.16, 10.0, 31.6)
 HALF_DECADE = 3.16
 VARIED = 0.1  # share of steps that the lowest threshold clips at least, if clipping was varied at all
 MOSTLY = 0.5
+CROSSED = "clip thresholds (share of steps clipped)"  # of both arms, which stand in its rows
 TOLERANCE = 0.01  # relative, beside what rounding adds
 ROUNDING = 2.0**-23  # of the weights' norm: steps are differences of float32 weights
 
@@ -83,7 +84,7 @@ class GradientClipping(Crossed):
             for arm in (claim.treatment, claim.baseline)
         }
         for c, (t, b) in crossed.items():
-            finding.contrasts.append(Contrast(_label(c, on_claim), "clip thresholds, crossed", tuple(t - b)))
+            finding.contrasts.append(Contrast(_label(c, on_claim), CROSSED, tuple(t - b)))
         tried = _tried(bench, searches)
         for label, shares in tried.items():
             finding.details[label]["clipped_steps"] = {told(c): share for c, share in shares.items()}
@@ -158,8 +159,8 @@ def _tried(bench: Bench, searches: Searches) -> Shares:
 def _label(threshold: Value, shares: Shares) -> str:
     if threshold is None:
         return "clip at none"
-    told_shares = " / ".join(f"{100 * own[threshold]:.0f} %" for own in shares.values())
-    return f"clip at {told(threshold)} (clipped: {told_shares})"
+    told_shares = " / ".join(f"{100 * own[threshold]:.0f}" for own in shares.values())
+    return f"clip at {told(threshold)} ({told_shares} %)"
 
 
 def _hole(searches: Searches, shares: Shares) -> list[str]:
