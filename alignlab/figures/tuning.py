@@ -131,7 +131,8 @@ def _draw_optima(axes: Axes, found: list[Sweep], look: dict[Hashable, style.Look
     labelled = set()
     stars = [(sweep, place) for sweep in found for place in sweep.optima]
     stars.sort(key=lambda star: float(star[0].mean[star[1]]))
-    at = [(float(sweep.lrs[place]), float(sweep.mean[place])) for sweep, place in stars]
+    top = axes.get_ylim()[1]  # where a study chose a rate that others found bad
+    at = [(float(sweep.lrs[place]), min(float(sweep.mean[place]), top)) for sweep, place in stars]
     for (sweep, place), (lr, value), aside in zip(stars, at, _asides(axes, at), strict=True):
         edge = sweep.is_edge(place)
         beside = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)

@@ -163,6 +163,20 @@ def test_each_study_has_its_star_and_their_number_where_they_disagree(sweep):
     assert "optimum" in legend(alike)
 
 
+def test_the_star_of_a_study_whose_choice_others_found_bad_stays_in_the_frame(sweep):
+    wild = sweep.assign_coords(status=("run", np.full(sweep.sizes["run"], "finished"))).copy(deep=True)
+    at = (sweep.rule.values == "sign_sync") & (sweep.lr.values == 0.3)
+    last = np.isfinite(wild["validation_loss"].values[0]).nonzero()[0][-1]
+    wild["validation_loss"].values[at, last] = 3e5
+    figure = figures.loss_against_lr(wild, chosen={"bp": [0.1, 0.1], "sign_sync": [0.01, 0.3]})
+    (axes,) = panels(figure)
+    low, high = axes.get_ylim()
+    assert high < 3e4
+    assert all(low < star.get_ydata()[0] <= high for star in marks(axes, "_optimum"))
+    figure.canvas.draw()
+    assert "0.3" in {text.get_text() for text in axes.texts}
+
+
 def test_one_study_on_the_edge_of_the_grid_is_flagged_beside_others_inside(sweep):
     figure = figures.loss_against_lr(sweep, chosen={"bp": [0.1, 1.0], "sign_sync": [0.01]})
     texts = {text.get_text() for text in panels(figure)[0].texts}
