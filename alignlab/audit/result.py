@@ -33,7 +33,8 @@ class AuditResult:
     """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group; ``kinds`` and ``arms``: what each
     group is for, and which arm it is of (:class:`alignlab.audit.bench.Group`). ``outcomes``: final values of the
     claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute.
-    ``controls``: those that were applied, which need not be those that the claim names."""
+    ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, which groups
+    its learning curves are of, and what they are called there."""
 
     claim: Claim
     verdict: Verdict
@@ -48,6 +49,7 @@ class AuditResult:
     computed: int
     provenance: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
+    curves: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def table(self) -> str:
         """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better).

@@ -103,6 +103,11 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         computed=bench.computed,
         provenance=_provenance(claim),
         controls=tuple(control.name for control in controls),
+        curves={
+            control.name: finding.curves
+            for control, finding in zip(controls, findings, strict=True)
+            if finding.curves
+        },
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from alignlab.figures import contents, groups
 from alignlab.figures.angle import angles
 from alignlab.figures.evidence import forest
@@ -23,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def audit_figures(result: AuditResult) -> dict[str, Figure]:
-    """By file name: the forest plot, learning curves of the arms as claimed and under each control, the learning rates, and
-    the recorded gains, angles and spectra of the arm whose rule is not backprop."""
+    """By file name: the forest plot, learning curves of the arms as claimed and under each control, a panel a control, the
+    learning rates, and the recorded gains, angles and spectra of the arm whose rule is not backprop."""
     claim = result.claim
     drawn = {
         "forest": forest(
             result.contrast_dataset(), claim.smallest_effect, f"{claim.statement}: {result.verdict}"
         ),
-        "learning_curves": learning_curves(_labelled(result), claim.outcome, hue="arm"),
+        "learning_curves": learning_curves(_by_control(result), claim.outcome, hue="arm", col="control"),
     }
     if rates := _rates(result):
         drawn["loss_against_lr"] = rates
@@ -90,30 +92,33 @@ def _there(runs: xr.Dataset, *names: str) -> bool:
     return all(name in runs and bool(runs[name].notnull().any()) for name in names)
 
 
-def _of(result: AuditResult, kind: str) -> list[str]:
-    """The groups of runs that are for this."""
-    return [group for group, own in result.kinds.items() if own == kind]
-
-
-def _labelled(result: AuditResult) -> xr.Dataset:
-    """The runs that the verdict compares, each arm under the name that a reader knows it by."""
-    runs = result.select(*_of(result, "compared"))
+def _by_control(result: AuditResult) -> xr.Dataset:
+    """The runs behind each control's contrasts, beside those of both arms as claimed, which every control has."""
     claim = result.claim
-    names = {
-        "treatment": f"{claim.treatment.label}, as claimed",
-        "baseline": f"{claim.baseline.label}, as claimed",
-    }
-    return runs.assign_coords(arm=("run", [names.get(arm, arm) for arm in runs["arm"].values.tolist()]))
+    arms = {"treatment": claim.treatment.label, "baseline": claim.baseline.label}
+    own = {group: f"{label}, as claimed" for group, label in arms.items()}
+    shown = {control: own | curves for control, curves in result.curves.items()} or {"": own}
+    rows = [(control, *curve) for control, curves in shown.items() for curve in curves.items()]
+    controls, named, names = zip(*rows, strict=True)
+    counts = [len(result.runs[group]) for group in named]
+    runs = result.select(*named).assign_coords(
+        arm=("run", np.repeat(names, counts)), control=("run", np.repeat(controls, counts))
+    )
+    several = ["lr"] if len(groups.levels(runs, "lr")) > 1 else []
+    return runs.drop_vars(
+        [*several, "spec"]
+    )  # what each study chose for its seeds is one arm, as it is in N and S
 
 
 def _rates(result: AuditResult) -> Figure | None:
     """The learning rates that were tried, and those that each study chose; other searches vary other things."""
-    found = {
-        label: own
-        for name in ("tuning", "frozen_hidden")
-        for label, own in result.details.get(name, {}).items()
-    }
-    searches = {label: own.get("studies", [own]) for label, own in found.items()}
+    found = [
+        (label, own.get("studies", [own]))
+        for details in result.details.values()
+        for label, own in details.items()
+        if isinstance(own, dict)
+    ]
+    searches = {label: studies for label, studies in found if "best_lr" in studies[0]}
     tried = [group for studies in searches.values() for search in studies for group in search["groups"]]
     chosen = {label: [search["best_lr"] for search in studies] for label, studies in searches.items()}
     metric = "validation_" + result.claim.outcome.split("_")[1]

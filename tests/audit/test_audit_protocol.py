@@ -113,9 +113,8 @@ def test_divergence_and_curves_of_an_arm_show_whatever_its_name(label, tmp_path)
     assert result.kinds[f"{label}, tuned"] == "compared"
     assert {g for g, kind in result.kinds.items() if kind == "check"} == {"fa, other data order"}
     drawn = al.figures.audit_figures(result)
-    curves = {line.get_label() for line in drawn["learning_curves"].axes[0].lines}
-    for name in (f"{label}, tuned", "fa, tuned"):
-        assert any(name in curve for curve in curves), curves
+    curves = {line.get_label().removeprefix("_") for line in drawn["learning_curves"].axes[0].lines}
+    assert {f"{label}, as claimed", "fa, as claimed", "treatment without it", "baseline given it"} <= curves
     hues = {line.get_label() for line in drawn["loss_against_lr"].axes[0].lines}
     for name in (label, "fa"):
         assert any(name in hue for hue in hues), hues
@@ -157,9 +156,18 @@ def test_the_audits_figures_draw_its_own_numbers(tmp_path):
     assert names.index("magnitude") < names.index("without it") < names.index("baseline given it")
     assert any("±0.1" in text.get_text() for text in drawn["forest"].legends[0].get_texts())
     assert "Intervals" in drawn["forest"]._supxlabel.get_text()
-    curves = {line.get_label(): line.get_ydata() for line in drawn["learning_curves"].axes[0].lines}
-    last = np.exp(np.mean(np.log(result.outcomes["treatment"])))
-    assert curves["sign_sync, as claimed"][-1] == pytest.approx(last, rel=1e-5)
+    panels = {ax.get_title(loc="left"): ax for ax in drawn["learning_curves"].axes}
+    behind = {
+        "control magnitude": ("sign_sync direction, bp magnitude", "bp direction, sign_sync magnitude"),
+        "control tuning": ("sign_sync, tuned", "bp, tuned"),
+    }
+    assert set(panels) == set(behind)
+    for title, groups in behind.items():
+        ends = {line.get_label(): line.get_ydata()[-1] for line in panels[title].lines}
+        names = ("sign_sync, as claimed", "bp, as claimed", "treatment without it", "baseline given it")
+        for name, group in zip(names, ("treatment", "baseline", *groups), strict=True):
+            mean = np.exp(np.mean(np.log(result.outcomes[group])))
+            assert ends[name] == pytest.approx(mean, rel=1e-5), (title, name)
     assert "validation" in drawn["loss_against_lr"].axes[0].get_ylabel()
 
 

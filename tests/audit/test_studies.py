@@ -290,4 +290,8 @@ def test_a_real_audit_with_studies(tmp_path):
         float(line.get_xdata()[0]) for ax in drawn.axes for line in ax.lines if line.get_label() == "_optimum"
     }
     assert stars == {s["best_lr"] for own in result.details["tuning"].values() for s in own["studies"]}
+    assert len(stars) > 1
+    assert (
+        len(figures["learning_curves"].axes) == 1
+    )  # an arm is one curve at whatever rates its studies chose
     assert al.audit(claim, [Tuning()], store=tmp_path).computed == 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
-from alignlab.audit.controls.control import Contrast, Control, Finding
+from alignlab.audit.controls.control import WITHOUT, Contrast, Control, Finding
 from alignlab.audit.controls.exchange import rule_arm
 from alignlab.audit.controls.magnitude import Magnitude, manipulation_check
 from alignlab.audit.evidence import Check
@@ -75,6 +75,7 @@ class Alignment(Control):
             for group, gain in zip(groups, (False, True), strict=True)
         )
         found = Finding(caveats=[_caveat(claim, arm)])
+        found.curves = dict(zip(groups, ("noise at its angle", "noise at its angle and gain"), strict=True))
         found.checks = [self._turned(bench, [s for group in groups for s in bench.groups[group].specs], own)]
         found.contrasts = [
             Contrast(label, "alignment", tuple(differences), compares=False)
@@ -89,6 +90,7 @@ class Alignment(Control):
                 bench.outcomes(straight, arm, **_straight(claim)) - y_bp, y_rule - turned
             )
             found.checks.append(manipulation_check(bench, list(bench.groups[straight].specs), self.name))
+            found.curves[straight] = WITHOUT
         return found
 
     def _noise(self, bench: Bench, group: str, bp: Arm, own: Sequence[RunSpec], gain: bool) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
-from alignlab.audit.controls.control import Control, Finding
+from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.search import Grid, Searches, Value, check_seeds, in_order, told
 from alignlab.training.spec import RunSpec
 
@@ -45,9 +45,12 @@ class BestAgainstBest(Control):
         samples = self.samples(
             searches.averaged(left), searches.averaged(given), removed, searches.study_size
         )
-        return searches, Finding(
-            samples, searches.checks(), caveats=[searches.caveat()], details=searches.details()
-        )
+        found = Finding(samples, searches.checks(), caveats=[searches.caveat()], details=searches.details())
+        arms = (bench.claim.treatment, bench.claim.baseline)
+        found.curves = {
+            f"{arm.label}, {self.chosen}": name for arm, name in zip(arms, (WITHOUT, GIVEN), strict=True)
+        }
+        return searches, found
 
 
 class Crossed(BestAgainstBest):

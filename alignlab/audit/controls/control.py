@@ -24,15 +24,20 @@ class Contrast:
     compares: bool = True
 
 
+WITHOUT, GIVEN = "treatment without it", "baseline given it"
+
+
 @dataclass
 class Finding:
-    """What a control found. ``samples`` is None for pure validity checks."""
+    """What a control found. ``samples`` is None for pure validity checks. ``curves``: by group of runs, what a figure calls
+    them beside both arms as claimed; those behind N and S are ``WITHOUT`` and ``GIVEN``."""
 
     samples: ControlSamples | None = None
     checks: list[Check] = field(default_factory=list)
     contrasts: list[Contrast] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, str] = field(default_factory=dict)
 
 
 class Control:

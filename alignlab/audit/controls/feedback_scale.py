@@ -15,7 +15,7 @@ import numpy as np
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
-from alignlab.audit.controls.control import Control, Finding
+from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
 from alignlab.audit.evidence import Check
 from alignlab.training.spec import RunSpec, SpecError
@@ -81,6 +81,7 @@ class FeedbackScale(Control):
             [manipulation_check(bench, runs, [*own, *own])],
             effects(treatment, baseline, y_tb, y_bt, LABELS),
             _gains_left(bench, arm.label, at_weights),
+            curves={kept: WITHOUT, given: GIVEN},
         )
 
 

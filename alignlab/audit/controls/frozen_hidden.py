@@ -78,6 +78,7 @@ class FrozenHidden(Control):
         for group, rate in rates.items():
             alone = bench.outcomes_of(group, own.arm, own.specs(rate))
             specs += bench.groups[group].specs
+            found.curves[group] = group
             differences = {label: tuple(outcome - alone) for label, outcome in arms.items()}
             for label, values in differences.items():
                 found.contrasts.append(Contrast(f"{label} − {READOUT}", group, values, compares=False))

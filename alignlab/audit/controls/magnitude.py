@@ -12,7 +12,7 @@ import numpy as np
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
-from alignlab.audit.controls.control import Control, Finding
+from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
 from alignlab.audit.evidence import Check
 from alignlab.training.spec import RunSpec, SpecError
@@ -57,7 +57,8 @@ class Magnitude(Control):
         samples = self.samples(y_tb - baseline, treatment - y_bt)
         decomposed = effects(treatment, baseline, y_tb, y_bt, self.labels)
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
-        return Finding(samples, [manipulation_check(bench, runs, self.name)], decomposed)
+        checks = [manipulation_check(bench, runs, self.name)]
+        return Finding(samples, checks, decomposed, curves={kept: WITHOUT, given: GIVEN})
 
     def _grafted(self, claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
         """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
-from alignlab.audit.controls.control import Control, Finding
+from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import effects
 from alignlab.audit.evidence import Check
 from alignlab.training.replaying import replayed_sizes
@@ -64,6 +64,7 @@ class ReplayedMagnitude(Control):
             [self._manipulation(bench, [s for n in self._groups(claim) for s in bench.groups[n].specs])],
             effects(treatment, baseline, y_tb, y_bt, self.labels),
             [self._caveat(claim)],
+            curves=dict(zip(self._groups(claim), (WITHOUT, GIVEN), strict=True)),
         )
 
     def _mute(self, bench: Bench) -> list[str]:
