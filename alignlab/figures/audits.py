@@ -104,10 +104,9 @@ def _by_control(result: AuditResult) -> xr.Dataset:
     runs = result.select(*named).assign_coords(
         arm=("run", np.repeat(names, counts)), control=("run", np.repeat(controls, counts))
     )
-    several = ["lr"] if len(groups.levels(runs, "lr")) > 1 else []
-    return runs.drop_vars(
-        [*several, "spec"]
-    )  # what each study chose for its seeds is one arm, as it is in N and S
+    # what each study chose for its seeds is one arm, as it is in N and S
+    chosen = ["spec", "lr"] if len(groups.levels(runs, "lr")) > 1 else ["spec"]
+    return runs.drop_vars(chosen)
 
 
 def _rates(result: AuditResult) -> Figure | None:
