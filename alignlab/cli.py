@@ -160,7 +160,10 @@ def audit(
     if seed is not None or seeds is not None:
         found = found.changed(seeds=gallery.counted_on(found.seeds, seed, seeds))
     if controls is not None:
-        found = found.changed(controls=tuple(filter(None, map(str.strip, controls.split(",")))))
+        named = tuple(filter(None, map(str.strip, controls.split(","))))
+        if not named:
+            raise typer.BadParameter("--controls is empty: name some (magnitude,tuning), or leave it out")
+        found = found.changed(controls=named)
     folder = out or Path("out") / name
     make_room(folder, "result.json", "table.txt", "report.html")
     typer.echo(f"{found.statement}\n  {found.source}\n")

@@ -116,14 +116,13 @@ def report(result: AuditResult, folder: Path) -> None:
     )
     typer.echo(f"and nothing below {claim.smallest_effect:g} matters.\n")
     typer.echo(summary(result))
-    runs = sum(map(len, result.runs.values()))
-    typer.echo(summed_up(result.computed, runs, folder))
+    runs = {name for group in result.runs.values() for name in group}  # some stand in several groups
+    typer.echo(summed_up(result.computed, len(runs), folder))
 
 
 def summed_up(computed: int, runs: int, folder: Path) -> str:
     """How much had to be computed, and where it is."""
     if computed:
-        return (
-            f"\n{computed} of {runs} runs computed, the others were in the store. Everything is in {folder}"
-        )
+        others = ", the others were in the store" if computed < runs else ""
+        return f"\n{computed} of {runs} runs computed{others}. Everything is in {folder}"
     return f"\nnothing to compute: all {runs} runs were in the store. Everything is in {folder}"

@@ -93,6 +93,35 @@ def test_audit_leaves_result_and_a_second_call_computes_nothing(claim, tmp_path,
     assert json.loads((out / "result.json").read_text())["verdict"] == result["verdict"]
 
 
+@pytest.mark.parametrize(
+    ("controls", "told"),
+    [
+        ("magnitude,tunning", "there is no 'tunning', did you mean 'tuning'?"),
+        ("FeedbackScale", "did you mean 'feedback_scale'?"),
+        ("placebo,magnitude,placebo", "'placebo' stands there 2 times"),
+        (" , ", "--controls is empty: name some"),
+    ],
+)
+def test_controls_that_are_none_are_told_one_by_one(claim, controls, told, tmp_path, monkeypatch, capsys):
+    assert run(["audit", claim, "--out", tmp_path / "out", "--controls", controls], monkeypatch) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_stands_in_two_groups_is_counted_once(claim, tmp_path, capsys):
+    class Again(alignlab.controls.Control):
+        name = "again"
+        explains = False
+
+        def apply(self, bench, treatment, baseline):
+            bench.outcomes("baseline, again", bench.claim.baseline)
+            return alignlab.controls.Finding()
+
+    result = alignlab.audit(alignlab.Claim.from_yaml(claim), [Again()], store=tmp_path / "store")
+    output.report(result, tmp_path)
+    assert "8 of 8 runs computed. Everything" in capsys.readouterr().out
+
+
 def test_audit_seed_shifts_the_seeds(claim, tmp_path, monkeypatch, capsys):
     assert run(["audit", claim, "--out", tmp_path / "out", "--workers", 1, "--seed", 50], monkeypatch) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["claim"]["seeds"] == [50, 51, 52, 53]
@@ -198,7 +227,7 @@ BAD = [
     (["audit", {**CLAIM, "outcome": "joy"}], "joy"),
     (
         ["audit", CLAIM, "--controls", "magnitude,magic"],
-        "controls is ('magnitude', 'magic'): expected different ones out of",
+        "controls is ('magnitude', 'magic'): there is no 'magic', expected different ones out of",
     ),
     (["audit", CLAIM, "--seeds", "1"], "--seeds"),
     (["audit", CLAIM, "--seed", str(2**63)], "every seed must be"),

@@ -6,6 +6,7 @@ an honest test of it fixes in advance: seeds, tuning space, controls, alpha. The
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -96,8 +97,15 @@ class Claim(SpecModel):
     def _controls_are_known(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
         from alignlab.audit.controls import ALL  # which is made of what stands here
 
-        if len(set(controls) & set(ALL)) < len(controls):
-            raise ValueError(f"expected different ones out of {', '.join(ALL)}")
+        for name in controls:
+            if name not in ALL:
+                near = difflib.get_close_matches(name, ALL, n=1)
+                hint = f", did you mean {near[0]!r}?" if near else ","
+                raise ValueError(
+                    f"there is no {name!r}{hint} expected different ones out of {', '.join(ALL)}"
+                )
+            if controls.count(name) > 1:
+                raise ValueError(f"{name!r} stands there {controls.count(name)} times")
         return controls
 
     @field_validator("learning_rates")

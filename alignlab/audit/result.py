@@ -146,6 +146,9 @@ def _line(row: dict[str, Any]) -> str:
 def levels(rows: Sequence[dict[str, Any]]) -> str:
     """At which level each interval of these rows stands, and p with it."""
     found = {"as claimed" if row["contrast"] == "total" else row["name"]: row["alpha"] for row in rows}
+    of_controls = [alpha for name, alpha in found.items() if name != "as claimed"]
+    if len(of_controls) > 1 and len(set(of_controls)) == 1:
+        found = {"as claimed": found["as claimed"], "each control": of_controls[0]}
     told = ", ".join(f"{name} {100 * (1 - alpha):.3g} %" for name, alpha in found.items())
     parts = [f"{told} (Holm's step-down over the controls)", "p is adjusted to these levels", _counted(rows)]
     return "; ".join(part for part in parts if part)

@@ -73,6 +73,16 @@ def test_table_and_json_carry_the_evidence(result):
     assert json.loads(json.dumps(result.to_dict()))["claim_hash"] == CLAIM.digest()
 
 
+def test_a_level_that_all_controls_share_is_told_once():
+    def told(**alphas):
+        rows = [{"name": name, "contrast": "without", "alpha": a} for name, a in alphas.items()]
+        total = {"name": "total", "contrast": "total", "alpha": 0.05}
+        return levels([row | {"study_size": None} for row in (total, *rows)])
+
+    assert told(a=0.025, b=0.025).startswith("as claimed 95 %, each control 97.5 % (Holm")
+    assert told(a=0.025, b=0.05).startswith("as claimed 95 %, a 97.5 %, b 95 % (Holm")
+
+
 def test_caveats_name_the_controls_left_out(result):
     assert any("tuning" in caveat for caveat in result.verdict.caveats)
 
