@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import alignlab as al
+from alignlab.audit.result import levels
 
 CLAIM = al.Claim(
     statement="unscaled sign feedback beats backprop on XOR",
