@@ -11,7 +11,7 @@ import torch
 from alignlab.audit.bench import Bench, Phase
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls import ALL, Control
-from alignlab.audit.evidence import gather
+from alignlab.audit.gathering import gather
 from alignlab.audit.result import AuditResult
 from alignlab.audit.shares import unseen_share
 from alignlab.audit.verdict import decide

@@ -11,8 +11,8 @@ from alignlab.audit.bench import Bench, Group
 from alignlab.audit.controls import Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.running import _caveats
-from alignlab.audit.search import Searches
 from alignlab.audit.statistics import paired
+from alignlab.audit.studies import Searches
 from alignlab.training.spec import SpecError
 
 

@@ -10,7 +10,7 @@ import alignlab as al
 from alignlab.audit.bench import _final_values
 from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
-from alignlab.audit.evidence import gather
+from alignlab.audit.gathering import gather
 from alignlab.audit.statistics import paired
 from alignlab.training.spec import RunSpec, SpecError
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignlab.audit.evidence import Check, ControlSamples, Evidence, gather
+from alignlab.audit.evidence import Check, Evidence
+from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.statistics import paired, seeds_needed, tost
 from alignlab.audit.verdict import decide
 

@@ -7,7 +7,7 @@ from known_bench import CLAIM, KnownBench
 
 import alignlab as al
 from alignlab.audit.controls import InitScale
-from alignlab.audit.evidence import gather
+from alignlab.audit.gathering import gather
 from alignlab.audit.search import FIRST_TUNING_SEED
 from alignlab.audit.verdict import decide
 from alignlab.training.spec import SpecError

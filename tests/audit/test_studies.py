@@ -11,10 +11,12 @@ from known_bench import CLAIM, KnownBench
 
 import alignlab as al
 from alignlab.audit.controls import Tuning
-from alignlab.audit.evidence import ControlSamples, Evidence, gather
+from alignlab.audit.evidence import Evidence
+from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.result import levels
-from alignlab.audit.search import FIRST_TUNING_SEED, Searches
+from alignlab.audit.search import FIRST_TUNING_SEED
 from alignlab.audit.statistics import paired, seeds_needed
+from alignlab.audit.studies import Searches
 from alignlab.audit.verdict import decide
 from alignlab.training.spec import SpecError
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignlab.audit.controls import Magnitude, Tuning
-from alignlab.audit.evidence import ControlSamples, gather
+from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.statistics import Interval
 from alignlab.audit.verdict import Check, ControlEvidence, Evidence, Verdict, decide
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
-from alignlab.audit.search import Grid, Searches, Value, check_seeds, in_order, told
+from alignlab.audit.search import Grid, Value, check_seeds, in_order, told
+from alignlab.audit.studies import Searches
 from alignlab.training.spec import RunSpec
 
 

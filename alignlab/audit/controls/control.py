@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
-from alignlab.audit.evidence import Check, ControlSamples
+from alignlab.audit.evidence import Check
+from alignlab.audit.gathering import ControlSamples
 from alignlab.training.spec import RunSpec
 
 

@@ -19,7 +19,8 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
 from alignlab.audit.evidence import Check
-from alignlab.audit.search import Grid, Searches, Value, in_order, told
+from alignlab.audit.search import Grid, Value, in_order, told
+from alignlab.audit.studies import Searches
 from alignlab.training.spec import RunSpec
 
 THRESHOLDS = (0.0316, 0.1, 0.316, 1.0, 3.16, 10.0, 31.6)

@@ -17,7 +17,8 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.controls.exchange import rule_arm
 from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude
-from alignlab.audit.evidence import Check, ControlSamples, gather
+from alignlab.audit.evidence import Check
+from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.verdict import decide
 from alignlab.training.spec import RunSpec, SpecError
 
