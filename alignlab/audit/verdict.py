@@ -150,7 +150,14 @@ def _caveats(e: Evidence) -> tuple[str, ...]:
     own = [*e.caveats]
     if all(check.passed is None for check in e.checks):
         own.append("No validity check was run: nothing shows that this audit would notice its own failure.")
-    if any(interval.tied for interval in e.intervals()):
+    idle = [c for c in e.controls if c.removed.tied and c.removed.estimate == 0]
+    own += [
+        f"{c.name} changed no outcome on any seed: its search chose what was claimed, or it does not reach the runs. What it "
+        "accounts for is 0, without an interval that tells of other seeds."
+        for c in idle
+    ]
+    told = {id(c.removed) for c in idle}
+    if any(interval.tied and id(interval) not in told for interval in e.intervals()):
         own.append(
             "In some contrast all seeds gave exactly the same difference: check that they reach the runs. Its interval has "
             "no width, or no ends, and leaves out whatever other seeds may show."

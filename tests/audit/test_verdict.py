@@ -289,6 +289,15 @@ def test_an_audit_without_checks_or_spread_says_so():
     assert "leaves out whatever other seeds may show" in caveat
 
 
+def test_a_control_that_changed_nothing_is_named():
+    nothing = Interval(0.0, -math.inf, math.inf, 1.0, 4, 0.0, "degenerate", 0.05)
+    table = evidence(dataclasses.replace(control(), removed=nothing))
+    (caveat,) = decide(table).caveats
+    assert caveat.startswith(
+        "magnitude changed no outcome on any seed: its search chose what was claimed, or"
+    )
+
+
 def test_two_equal_differences_decide_nothing_and_the_verdict_says_why():
     table = gather([0.25] * 2, [ControlSamples("magnitude", [0.25] * 2, [0.25] * 2)], 0.02)
     verdict = decide(table)
