@@ -1,7 +1,8 @@
-"""From a recorded run to the noise that repeats its angles: the arguments of ``noisy_backprop`` for the ``alignment`` control.
+"""From a recorded run to what repeats a part of it in another: noise at its angles, and steps of its sizes.
 
 A rule that wins may do so by its direction or by how long its steps are. Backprop turned to the rule's own recorded cosine,
-layer by layer and step by step, has the angle and, if wanted, the length, and nothing else of the rule.
+layer by layer and step by step, has the angle and, if wanted, the length, and nothing else of the rule (control ``alignment``);
+a run that takes the recorded sizes has these, and directions of its own (``replayed_magnitude``, ``weight_norm``).
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_a_rule_without_a_recorded_angle_cannot_be_replayed(monkeypatch):
     found, _ = applied(CLAIM)
     assert found.samples is None
     assert found.checks[0].failed
-    assert found.checks[0].detail == "sign_sync recorded no angle with seed 2"
+    assert found.checks[0].detail == "no angle was recorded of sign_sync, seed 2"
 
 
 def test_claims_that_have_no_backprop_or_no_plain_steps_are_refused():

@@ -15,7 +15,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import WITHOUT, Contrast, Control, Finding
-from alignlab.audit.controls.exchange import rule_arm
+from alignlab.audit.controls.exchange import common_rate, rule_arm, unrecorded
 from alignlab.audit.controls.magnitude import Magnitude, manipulation_check
 from alignlab.audit.evidence import Check
 from alignlab.training.replaying import replayed_noise
@@ -63,8 +63,8 @@ class Alignment(Control):
         bp = claim.baseline if is_treatment else claim.treatment
         y_rule, y_bp = (treatment, baseline) if is_treatment else (baseline, treatment)
         own = bench.specs(arm)
-        if mute := [s.seed for s in own if not np.isfinite(bench.dataset(s)["gradient_angle"].values).any()]:
-            detail = f"{arm.label} recorded no angle with seed {', '.join(map(str, mute))}"
+        if mute := unrecorded(bench, (arm,), "gradient_angle"):
+            detail = f"no angle was recorded of {', '.join(mute)}"
             return Finding(checks=[Check(f"manipulation: {self.name}", False, detail)])
         groups = (
             f"noise at {arm.label}'s angle, {bp.label} magnitude",
@@ -120,8 +120,8 @@ class Alignment(Control):
 
 def _straight(claim: Claim) -> dict[str, Any]:
     """What changes in the rule's arm to give it backprop's direction at its own step size."""
-    rate = claim.spec(claim.treatment, claim.seeds[0]).lr
-    return {"lr": rate, "graft": {"direction": "bp", "magnitude": "rule"}}
+    lr = common_rate(claim, Alignment.name)
+    return {"lr": lr, "graft": {"direction": "bp", "magnitude": "rule"}}
 
 
 def _off(run: xr.Dataset, twin: xr.Dataset, name: str) -> float:

@@ -1,4 +1,4 @@
-"""What controls share that compare a rule with backprop by a 2×2 exchange: {direction} × {size} of each.
+"""What controls share that compare two arms by a 2×2 exchange: {direction} × {size} of each.
 
 With outcomes y(direction, size), T for treatment and B for baseline: total = y(T,T) − y(B,B) = direction effect + size effect,
 where direction = ½[(y(T,T) − y(B,T)) + (y(T,B) − y(B,B))] and size likewise; the interaction is
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast
 from alignlab.training.spec import SpecError
@@ -42,3 +45,13 @@ def common_rate(claim: Claim, control: str) -> float:
             f"control {control!r} needs one learning rate for both arms, the claim has {sorted(rates)}"
         )
     return rates.pop()
+
+
+def unrecorded(bench: Bench, arms: tuple[Arm, ...], quantity: str) -> list[str]:
+    """The runs of these arms, as claimed, that recorded no finite value of a quantity that is to be replayed."""
+    return [
+        f"{arm.label}, seed {spec.seed}"
+        for arm in arms
+        for spec in bench.specs(arm)
+        if not np.isfinite(bench.dataset(spec)[quantity].values).any()
+    ]

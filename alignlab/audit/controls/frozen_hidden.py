@@ -28,28 +28,24 @@ class FrozenHidden(Control):
     """Each arm, as claimed, against the readout alone: the same network, seeds, batches and steps, in which the last layer with
     weights learns by backprop and all below it keeps the weights that it was drawn with.
 
-    There is one readout alone for both arms, for its gradient is the true one, deltaᵀh with delta = ∂L/∂z, under backprop and
-    all layerwise and direct rules: with frozen hidden layers both arms are the same run. It is trained at the baseline's
-    learning rate, and at its own best: random features want larger rates than a whole network, at whose rate the readout alone
-    may learn nothing and would question nothing. That rate is chosen as in :class:`Tuning`, from the claim's
-    ``learning_rates`` by ``tuning_seeds`` on the validation split, with rates beyond the grid where the optimum is on its edge.
-    The arms keep their rates: what is asked is whether an arm, as claimed, reaches what a readout alone cannot.
+    One readout alone serves both arms: its gradient is the true one under backprop and all layerwise and direct rules, so that
+    with frozen hidden layers both arms are one run. It is trained at the baseline's learning rate, and at its own best, since
+    random features want larger rates than a whole network. That rate is chosen once, as in :class:`Tuning`, from the claim's
+    ``learning_rates`` by ``tuning_seeds`` on the validation split. The arms keep their rates.
 
-    The contrasts are treatment − readout alone and baseline − readout alone, in units of the outcome, > 0 where the arm is
-    better. Where an arm's interval (at the claim's alpha, uncorrected) is not wholly above m, the smallest effect, a caveat
-    says so. At one rate for both such an arm gained nothing by its hidden layers; beside the readout's best rate it may have,
-    and yet reached no more than can be had without. The reverse is weaker still: an arm that is better shows that its hidden
-    layers learned, not by what: also features that merely grow speed up the readout.
+    Contrasts are arm − readout alone, in units of the outcome, > 0 where the arm is better. Where an arm's interval (at the
+    claim's alpha, uncorrected) is not wholly above m, the smallest effect, a caveat says so. At one rate for both such an arm
+    gained nothing by its hidden layers; beside the readout's best rate it may have, but reached no more than can be had
+    without. An arm that is better shows that its hidden layers learned, not by what: features that merely grow help, too.
 
-    It is no rival explanation, has no N and no S, and so no part in the verdict's rules 3 to 7. S would be the treatment
-    against a baseline "given" learning hidden layers: it has them. N, the treatment without them, is either compared with the
-    baseline as it is, and then below 0 in any task where hidden layers matter; or with the baseline without them, and then 0,
-    for the two are one run. Either would "explain" every claim about learning rules, true or not.
+    There is no N and no S, and so no part in the verdict's rules 3 to 7: the treatment "without" learning hidden layers is
+    below the baseline wherever these matter, and the same run as the baseline without them; either would "explain" every
+    claim, true or not.
 
     The manipulation check fails where a hidden layer took a step, or the readout none, in the recorded runs. Raises
     :class:`SpecError` for networks without hidden layers or with hidden weights of 0, where these or the readout are frozen by
     the claim already, and for rules under which the readout's gradient is not the true one (perturbation rules, ``soap``,
-    ``noisy_backprop``). The idea is old: random features with a trained readout, as in Rahimi & Recht 2008.
+    ``noisy_backprop``). After Rahimi & Recht 2008, random features with a trained readout.
     """
 
     name = "frozen_hidden"

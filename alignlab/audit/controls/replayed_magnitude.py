@@ -14,7 +14,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
-from alignlab.audit.controls.exchange import effects
+from alignlab.audit.controls.exchange import effects, unrecorded
 from alignlab.audit.evidence import Check
 from alignlab.training.replaying import replayed_sizes
 from alignlab.training.spec import RunSpec, SpecError
@@ -54,7 +54,7 @@ class ReplayedMagnitude(Control):
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         claim = bench.claim
-        if mute := self._mute(bench):
+        if mute := unrecorded(bench, (claim.treatment, claim.baseline), self.quantity):
             detail = f"no step size was recorded of {', '.join(mute)}"
             return Finding(checks=[Check(f"manipulation: {self.name}", False, detail)])
         y_tb = self._given(bench, claim.treatment, claim.baseline)
@@ -66,16 +66,6 @@ class ReplayedMagnitude(Control):
             [self._caveat(claim)],
             curves=dict(zip(self._groups(claim), (WITHOUT, GIVEN), strict=True)),
         )
-
-    def _mute(self, bench: Bench) -> list[str]:
-        """The runs of either arm that have no sizes to replay."""
-        arms = (bench.claim.treatment, bench.claim.baseline)
-        each = [(arm.label, spec) for arm in arms for spec in bench.specs(arm)]
-        return [
-            f"{label}, seed {s.seed}"
-            for label, s in each
-            if not np.isfinite(bench.dataset(s)[self.quantity].values).any()
-        ]
 
     def _groups(self, claim: Claim) -> tuple[str, str]:
         t, b = claim.treatment.label, claim.baseline.label
