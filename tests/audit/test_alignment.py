@@ -114,3 +114,22 @@ def test_of_real_runs_noise_that_a_rule_is_made_of_is_no_more_than_its_angle(rul
     assert min(cost.differences) > 10 * np.abs(beyond.differences).max()
     assert not any(check.failed for check in result.evidence.checks)
     assert bool(result.evidence.controls) == rule_wins
+
+
+def test_frozen_layers_do_not_count_as_angles_that_were_not_taken(tmp_path):
+    claim = al.Claim(
+        statement="feedback alignment below a frozen layer",
+        treatment=al.Arm(rule="fa"),
+        baseline=al.Arm(rule="bp"),
+        task="linear_toy",
+        smallest_effect=0.05,
+        seeds=range(2),
+        setup={"hidden": (20, 15), "activation": "tanh", "steps": 10, "lr": 0.003, "batch_size": 16, "frozen": ("3.*",),
+               "record_every": 5},
+        controls=("alignment",),
+    )  # fmt: skip
+    result = al.audit(claim, store=tmp_path)
+    assert {c.name: c.passed for c in result.evidence.checks} == {
+        "manipulation: alignment, noise": True,
+        "manipulation: alignment": True,
+    }

@@ -102,11 +102,14 @@ class Alignment(Control):
         return bench.outcomes_of(group, bp, specs)
 
     def _turned(self, bench: Bench, noise: Sequence[RunSpec], own: Sequence[RunSpec]) -> Check:
-        """Whether the noisy runs recorded the angles and gains that were replayed."""
+        """Whether the noisy runs recorded the angles and gains that were replayed, in layers that learn."""
         twins = {spec.seed: bench.dataset(spec) for spec in own}
         angles, gains = [], []
         for spec in noise:
-            run, twin = bench.dataset(spec), twins[spec.seed]
+            learning = [
+                name for name in twins[spec.seed]["layer"].values if not spec.freezes(f"{name}.weight")
+            ]
+            run, twin = (x.sel(layer=learning) for x in (bench.dataset(spec), twins[spec.seed]))
             angles.append(_off(run, twin, "gradient_angle"))
             gains.append(_off(run, twin, "feedback_gain") if "gain" in spec.rule_args else _off_one(run))
         detail = (
@@ -129,7 +132,8 @@ def _off(run: xr.Dataset, twin: xr.Dataset, name: str) -> float:
     mine, theirs = (x[name].transpose("step", "layer") for x in (run, twin))
     steps = np.intersect1d(mine["step"], theirs["step"])
     a, b = (x.sel(step=steps).values.astype(np.float64) for x in (mine, theirs))
-    return _worst(np.abs(a / b - 1) if name == "feedback_gain" else np.abs(a - b))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _worst(np.abs(a / b - 1) if name == "feedback_gain" else np.abs(a - b))
 
 
 def _off_one(run: xr.Dataset) -> float:
