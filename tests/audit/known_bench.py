@@ -50,7 +50,12 @@ class KnownBench:
 def recorded(gain, applied, norm=None):
     """A run with these (step, layer) gains, at one learning rate; of equal gradients where none are given."""
     norm = np.ones_like(gain) if norm is None else norm
-    table = {"feedback_gain": gain, "applied_gain": applied, "gradient_norm_bp": norm}
+    table = {
+        "feedback_gain": gain,
+        "gradient_norm": gain * norm,
+        "gradient_norm_bp": norm,
+        "update_norm": 0.1 * applied * norm,
+    }
     run = xr.Dataset({name: (("step", "layer"), values) for name, values in table.items()})
     return run.assign(learning_rate=("step", np.full(len(gain), 0.1)))
 
@@ -82,9 +87,11 @@ class RecordingBench(KnownBench):
         )
         by_bp = spec.graft is not None and spec.graft.magnitude == "bp"
         gain = louder if noisy or spec.rule == "bp" else np.full((3, 2), 7.0)
+        if spec.graft is not None:
+            size = 0.1 * (np.ones((3, 2)) if by_bp else gain)
         table = {
             "update_norm": size, "relative_update": relative, "gradient_angle": angle * (self.off if noisy else 1),
-            "feedback_gain": gain, "applied_gain": np.ones((3, 2)) if by_bp else gain, "gradient_norm_bp": np.ones((3, 2)),
+            "feedback_gain": gain, "gradient_norm": gain, "gradient_norm_bp": np.ones((3, 2)),
         }  # fmt: skip
         known = {name: (("step", "layer"), values) for name, values in table.items() if values is not None}
         run = xr.Dataset(known, {"step": [0, 4, 8], "layer": list(LAYERS)})

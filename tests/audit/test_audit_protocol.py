@@ -198,6 +198,24 @@ def test_steps_that_float32_weights_cannot_take_once_a_run_has_converged_do_not_
     assert not check(np.nan, 0.0, 0.0, np.nan).passed  # none of the steps that are known was taken
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_step_without_a_direction_takes_no_size_and_fails_no_manipulation_check(scope):
+    graft = {"direction": "rule", "magnitude": "bp", "scope": scope}
+    spec = CLAIM.spec(CLAIM.treatment, 0, graft=graft)
+
+    def check(gain, applied):  # of two layers, at four steps of one size
+        norm = np.ones_like(gain) if scope == "layer" else np.array([[1.0, 0.0]] * 4)  # the lower one is dead
+        run = recorded(gain, np.where(norm == 0, 0.0, applied), norm)
+        run["gradient_norm"] = run["gradient_norm"].fillna(0.0)
+        return manipulation_check(SimpleNamespace(dataset=lambda spec: run), [spec])
+
+    silent, loud = np.full((4, 2), 7.0), np.full((4, 2), 7.0)
+    silent[2] = 0.0  # the rule sends nothing at the third step
+    stood_still = np.where(silent == 0, 0.0, 1.0)
+    assert check(silent, stood_still).passed
+    assert not check(loud, stood_still).passed
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

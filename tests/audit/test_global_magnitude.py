@@ -47,7 +47,7 @@ class OfTwoLayers(KnownBench):
         length = {"rule": np.hypot(6.0, 2.0), "bp": 5.0}
         own = gain if spec.graft.direction == "rule" else np.ones_like(gain)
         applied = own * length[spec.graft.magnitude] / length[spec.graft.direction] * self.factor
-        table = {"feedback_gain": gain, "applied_gain": applied, "gradient_norm_bp": norm}
+        table = {"gradient_norm": gain * norm, "gradient_norm_bp": norm, "update_norm": 0.1 * applied * norm}
         run = xr.Dataset({k: (("step", "layer"), v) for k, v in table.items()}, {"layer": ["1", "3"]})
         return run.assign(learning_rate=("step", np.full(3, 0.1)))
 

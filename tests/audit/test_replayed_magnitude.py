@@ -55,6 +55,24 @@ def test_sizes_that_did_not_take_fail_the_check(control):
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
+@pytest.mark.parametrize("gradient", [0.0, 1.0], ids=["none", "some"])
+def test_a_step_without_a_gradient_is_told_and_is_no_size_that_did_not_take(control, gradient, monkeypatch):
+    own = RecordingBench.dataset
+
+    def stuck(self, spec):  # seed 2 takes no step where the others take one of 0.8 among 2.4
+        run = own(self, spec)
+        if spec.step_sizes is not None and spec.seed == 2:
+            here = {"step": 4, "layer": "1"}
+            run[control.quantity].loc[here], run["gradient_norm"].loc[here] = 0.0, gradient
+        return run
+
+    monkeypatch.setattr(RecordingBench, "dataset", stuck)
+    found, _ = applied(control, CLAIM)
+    assert found.checks[0].passed == (gradient == 0)
+    assert any("up to 33 % of the replayed sizes" in caveat for caveat in found.caveats) == (gradient == 0)
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
 def test_an_arm_that_recorded_nothing_cannot_be_replayed(control, monkeypatch):
     own = RecordingBench.dataset
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
 from alignlab.audit.evidence import Check
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import Graft, RunSpec, SpecError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,10 +74,10 @@ class Magnitude(Control):
 def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude.name) -> Check:
     """Whether the steps that the optimizer really took had the size that the graft meant them to have.
 
-    ‖ΔW‖ / (lr ‖G_bp‖), recorded by the probes from the weights, must be 1 where backprop's size was grafted and equal the
-    rule's own feedback gain where the rule's was; of a graft of the whole network, with the norms of all layers that learn
-    together. Recorded steps count by their size: once a run has converged, float32 weights do not take the steps that are
-    left, and nothing comes of these.
+    ‖ΔW‖ / lr, recorded by the probes from the weights, must be ‖G_bp‖ where backprop's size was grafted and ‖G_rule‖ where the
+    rule's was; of a graft of the whole network, with the norms of all layers that learn together. Recorded steps count by
+    their size: once a run has converged, float32 weights do not take the steps that are left, and nothing comes of these. A
+    step without a direction, whose gradient is zero, takes no size, and does not count.
     """
     worst = max((_off(bench.dataset(spec), spec) for spec in specs), default=0.0)
     detail = (
@@ -92,16 +92,25 @@ def _off(run: xr.Dataset, spec: RunSpec) -> float:
     run = run.isel(
         layer=[k for k, name in enumerate(run["layer"].values) if not spec.freezes(f"{name}.weight")]
     )
-    gain, applied, norm = (
-        run[name].transpose("step", "layer").values.astype(np.float64)
-        for name in ("feedback_gain", "applied_gain", "gradient_norm_bp")
-    )
-    by_bp = spec.graft is not None and spec.graft.magnitude == "bp"
-    size, taken = (norm if by_bp else gain * norm), applied * norm
-    if spec.graft is not None and spec.graft.scope == "global":
-        size, taken = (np.sqrt(np.square(x).sum(1, keepdims=True)) for x in (size, taken))
-    off, weight = np.abs(taken / size - 1), run["learning_rate"].values[:, None] * size
-    known = np.isfinite(off) & np.isfinite(weight)
-    total = np.where(known, weight, 0.0).sum(0)
-    means = np.where(known, off * weight, 0.0).sum(0)[total > 0] / total[total > 0]
-    return float(means.max()) if len(means) else np.inf
+    graft = spec.graft or Graft(direction="rule", magnitude="rule")
+    rate = run["learning_rate"].values[:, None]
+    norms = {
+        whose: run[name].transpose("step", "layer").values.astype(np.float64) / over
+        for whose, name, over in (
+            ("rule", "gradient_norm", 1.0),
+            ("bp", "gradient_norm_bp", 1.0),
+            ("taken", "update_norm", rate),
+        )
+    }
+    if graft.scope == "global":
+        norms = {whose: _together(values) for whose, values in norms.items()}
+    size, taken = norms[graft.magnitude], norms["taken"]
+    known = np.isfinite(taken) & np.isfinite(size) & (norms[graft.direction] != 0)
+    off, total = (np.where(known, rate * x, 0.0).sum(0) for x in (np.abs(taken - size), size))
+    return float((off[total > 0] / total[total > 0]).max()) if (total > 0).any() else np.inf
+
+
+def _together(norms: Any) -> Any:
+    """The norm of all layers at each step, (steps, 1), of those that have one; NaN where none has."""
+    found = np.sqrt(np.nansum(np.square(norms), axis=1, keepdims=True))
+    return np.where(np.isnan(norms).all(axis=1, keepdims=True), np.nan, found)

@@ -29,8 +29,9 @@ class ReplayedMagnitude(Control):
     """Give each arm the ‖ΔW‖ of the other's run, layer by layer: N = the treatment with the baseline's, S = the reverse.
 
     Sizes are those of the recorded steps, in straight lines between them: ``record_every: 1`` in the claim's setup replays
-    every step. Where a run diverged, the last size that it recorded holds. Biases take the factor of their weight. Needs plain
-    SGD in both arms, and raises :class:`SpecError` for momentum, weight decay, clipping, grafts and runs that record nothing.
+    every step. Where a run diverged, the last size that it recorded holds. Biases take the factor of their weight. A zero
+    gradient takes no size; where a layer missed more than a hundredth of its sizes so, a caveat tells. Needs plain SGD in both
+    arms, and raises :class:`SpecError` for momentum, weight decay, clipping, grafts and runs that record nothing.
     """
 
     name = "replayed_magnitude"
@@ -59,11 +60,13 @@ class ReplayedMagnitude(Control):
             return Finding(checks=[Check(f"manipulation: {self.name}", False, detail)])
         y_tb = self._given(bench, claim.treatment, claim.baseline)
         y_bt = self._given(bench, claim.baseline, claim.treatment)
+        given = [spec for name in self._groups(claim) for spec in bench.groups[name].specs]
+        compared = [self._compared(bench.dataset(spec), spec) for spec in given]
         return Finding(
             self.samples(y_tb - baseline, treatment - y_bt),
-            [self._manipulation(bench, [s for n in self._groups(claim) for s in bench.groups[n].specs])],
+            [self._manipulation(max((off for off, _ in compared), default=0.0))],
             effects(treatment, baseline, y_tb, y_bt, self.labels),
-            [self._caveat(claim)],
+            [self._caveat(claim), *self._idle_caveat(max((idle for _, idle in compared), default=0.0))],
             curves=dict(zip(self._groups(claim), (WITHOUT, GIVEN), strict=True)),
         )
 
@@ -82,28 +85,39 @@ class ReplayedMagnitude(Control):
         ]
         return bench.outcomes_of(group, arm, specs)
 
-    def _manipulation(self, bench: Bench, specs: list[RunSpec]) -> Check:
+    def _manipulation(self, worst: float) -> Check:
         """Whether the steps that were taken had the sizes that the specs set."""
-        worst = max((self._off(bench.dataset(spec), spec) for spec in specs), default=0.0)
         detail = (
             f"recorded step sizes differ from those replayed by {worst:.1e} (mean over the steps by their size, in the worst "
             f"layer of the worst run; tolerance {TOLERANCE:g})"
         )
         return Check(f"manipulation: {self.name}", worst <= TOLERANCE, detail)
 
-    def _off(self, run: xr.Dataset, spec: RunSpec) -> float:
-        """By how much a run's steps differ from those that were set, relatively, in the worst layer; inf where unknown."""
+    def _compared(self, run: xr.Dataset, spec: RunSpec) -> tuple[float, float]:
+        """By how much a run's steps differ from those that were set, relatively, and what share of these met a gradient of
+        zero, which has no direction; each in the worst layer. The first is inf where nothing is known."""
         assert spec.step_sizes is not None
         assert isinstance(spec.step_sizes.sizes, dict)
-        steps, found = run["step"].values, run[self.quantity].transpose("step", "layer")
-        worst = []
+        off, idle = [], []
         for layer, sizes in spec.step_sizes.sizes.items():
-            taken = found.sel(layer=layer).values.astype(np.float64)
-            meant = np.interp(steps, spec.step_sizes.steps, sizes)
-            known = np.isfinite(taken)
+            own = run.sel(layer=layer)
+            taken = own[self.quantity].values.astype(np.float64)
+            meant = np.interp(run["step"].values, spec.step_sizes.steps, sizes)
+            there = np.isfinite(taken)
+            known = there & (own["gradient_norm"].values != 0)
             if meant[known].sum() > 0:
-                worst.append(np.abs(taken - meant)[known].sum() / meant[known].sum())
-        return float(max(worst, default=np.inf))
+                off.append(np.abs(taken - meant)[known].sum() / meant[known].sum())
+            if meant[there].sum() > 0:
+                idle.append(1 - meant[known].sum() / meant[there].sum())
+        return float(max(off, default=np.inf)), float(max(idle, default=0.0))
+
+    def _idle_caveat(self, share: float) -> list[str]:
+        if share <= TOLERANCE:
+            return []
+        return [
+            f"{self.name}: up to {100 * share:.2g} % of the replayed sizes (of a layer, in one run) met a gradient of zero and "
+            "made no step: there the arm had nothing that could be given a size"
+        ]
 
     def _caveat(self, claim: Claim) -> str:
         every = claim.spec(claim.treatment, claim.seeds[0]).record_every
