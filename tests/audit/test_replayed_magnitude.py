@@ -99,6 +99,14 @@ def test_arms_whose_steps_cannot_be_set_are_refused(setup, told):
             control.check(claim)
 
 
+@pytest.mark.parametrize("setup", [{"weight_init": "nokland"}, {"weight_scale": 0.0}])
+def test_steps_relative_to_weights_of_zero_are_refused_and_absolute_ones_are_not(setup):
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, **setup}})
+    with pytest.raises(SpecError, match=r"control 'weight_norm' .* start from zero"):
+        WeightNorm().check(claim)
+    ReplayedMagnitude().check(claim)
+
+
 def test_neither_arm_need_be_backprop_nor_have_the_others_rate(tmp_path):
     claim = al.Claim(
         statement="louder feedback alignment beats feedback alignment",

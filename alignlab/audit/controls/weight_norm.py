@@ -7,13 +7,16 @@ a schedule that nobody has set.
 
 from __future__ import annotations
 
+from alignlab.audit.claim import Claim
 from alignlab.audit.controls.replayed_magnitude import ReplayedMagnitude
+from alignlab.training.spec import SpecError
 
 
 class WeightNorm(ReplayedMagnitude):
     """Give each arm the ‖ΔW‖/‖W‖ of the other's run: N = the treatment with the baseline's, S = the reverse.
 
-    As :class:`ReplayedMagnitude`, with the recorded ``relative_update`` in the place of ``update_norm``.
+    As :class:`ReplayedMagnitude`, with the recorded ``relative_update`` in the place of ``update_norm``. Raises
+    :class:`SpecError` for weights that start from zero, too: no step has a size relative to these.
     """
 
     name = "weight_norm"
@@ -24,3 +27,14 @@ class WeightNorm(ReplayedMagnitude):
     relative = True
     quantity = "relative_update"
     labels = ("direction, relative sizes", "relative magnitude", "interaction, relative sizes")
+
+    def check(self, claim: Claim) -> None:
+        """The weights have a size that steps can be relative to."""
+        super().check(claim)
+        spec = claim.spec(claim.treatment, claim.seeds[0])
+        if not spec.weight_scale or spec.weight_init == "nokland":
+            raise SpecError(
+                f"control 'weight_norm' sets steps relative to the weights, which start from zero (weight_init "
+                f"{spec.weight_init!r}, weight_scale {spec.weight_scale:g}) and would stay there: take another, or leave the "
+                "control out"
+            )
