@@ -63,6 +63,11 @@ def _controls(given: Sequence[Control]) -> list[Control]:
         raise SpecError(
             f"controls has {wrong[0]!r:.80}: expected a list of instances, as in [controls.Magnitude(), controls.Placebo()]"
         )
+    asking = [control.name for control in given if control.explains]
+    if twice := [name for name in dict.fromkeys(asking) if asking.count(name) > 1]:
+        raise SpecError(
+            f"controls has {twice[0]!r} twice: a verdict could not say which one it means; audit it twice"
+        )
     return list(given)
 
 

@@ -115,6 +115,13 @@ def test_controls_are_a_list_of_instances(result, store, wrong):
         al.audit(result.claim, controls=wrong, store=store)
 
 
+def test_two_controls_of_one_name_are_refused_before_anything_runs(result, tmp_path):
+    twice = [al.controls.GradientClipping(), al.controls.GradientClipping((0.01, 0.1, 1.0))]
+    with pytest.raises(al.training.SpecError, match=r"controls has 'gradient_clipping' twice"):
+        al.audit(result.claim, controls=twice, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_what_is_no_claim_is_refused(store):
     with pytest.raises(al.training.SpecError, match="expected a Claim, not dict"):
         al.audit({"statement": "fa beats bp"}, store=store)
