@@ -149,5 +149,5 @@ def _worst(off: Any) -> float:
 
 def _caveat(claim: Claim, arm: Arm) -> str:
     every = claim.spec(arm, claim.seeds[0]).record_every
-    held = "" if every == 1 else f" of every {every}th step, each held up to the next"
+    held = "" if every == 1 else f" of one step in {every}, each held up to the next"
     return f"alignment replays the recorded angles{held}, by noise that is isotropic in weight space and new at each step"

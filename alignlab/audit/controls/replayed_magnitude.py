@@ -121,5 +121,5 @@ class ReplayedMagnitude(Control):
 
     def _caveat(self, claim: Claim) -> str:
         every = claim.spec(claim.treatment, claim.seeds[0]).record_every
-        between = "" if every == 1 else f", of every {every}th step, in straight lines between"
+        between = "" if every == 1 else f", of one step in {every}, in straight lines between"
         return f"{self.name} replays the sizes that the other arm's run of the same seed recorded{between}"
