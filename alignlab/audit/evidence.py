@@ -189,6 +189,8 @@ def _read(interval: Interval, m: float) -> str:
 
 def _read_removed(interval: Interval, m: float) -> str:
     """What an interval of T − N_k says."""
+    if interval.tied and interval.estimate == 0:
+        return "changed no outcome"
     statements = [
         (interval.low > m, "accounts for more than m"),
         (interval.low > 0, "accounts for something"),

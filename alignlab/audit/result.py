@@ -69,7 +69,8 @@ class AuditResult:
     def contrast_dataset(self) -> xr.Dataset:
         """All contrasts with their intervals, on the dim ``contrast``: what the forest plot draws."""
         rows: list[tuple[str, str, Any]] = [
-            (contrast_name(self.claim, r["name"], r["contrast"]), _group(r), r) for r in self.evidence.rows()
+            (contrast_name(self.claim, r["name"], r["contrast"]), _group(r), _drawn(r))
+            for r in self.evidence.rows()
         ]
         rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
@@ -135,6 +136,17 @@ class AuditResult:
             "details": self.details,
             "provenance": self.provenance,
         }
+
+
+def _drawn(row: dict[str, Any]) -> dict[str, Any]:
+    """A control that changed no outcome accounts for 0: few seeds, all equal, give an interval without ends."""
+    nothing = (
+        row["contrast"] == "removed"
+        and row["estimate"] == 0
+        and np.isinf(row["low"])
+        and np.isinf(row["high"])
+    )
+    return row | {"low": np.nan, "high": np.nan} if nothing else row
 
 
 def _line(row: dict[str, Any]) -> str:

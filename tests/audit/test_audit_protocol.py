@@ -213,6 +213,8 @@ def test_a_step_without_a_direction_takes_no_size_and_fails_no_manipulation_chec
     silent[2] = 0.0  # the rule sends nothing at the third step
     stood_still = np.where(silent == 0, 0.0, 1.0)
     assert check(silent, stood_still).passed
+    assert "; up to 25 % of a layer's sizes met a gradient of zero" in check(silent, stood_still).detail
+    assert "gradient of zero" not in check(loud, np.ones((4, 2))).detail
     assert not check(loud, stood_still).passed
 
 

@@ -292,6 +292,7 @@ def test_an_audit_without_checks_or_spread_says_so():
 def test_a_control_that_changed_nothing_is_named():
     nothing = Interval(0.0, -math.inf, math.inf, 1.0, 4, 0.0, "degenerate", 0.05)
     table = evidence(dataclasses.replace(control(), removed=nothing))
+    assert table.rows()[-1]["reading"] == "changed no outcome"
     (caveat,) = decide(table).caveats
     assert caveat.startswith(
         "magnitude changed no outcome on any seed: its search chose what was claimed, or"

@@ -77,18 +77,22 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
     ‖ΔW‖ / lr, recorded by the probes from the weights, must be ‖G_bp‖ where backprop's size was grafted and ‖G_rule‖ where the
     rule's was; of a graft of the whole network, with the norms of all layers that learn together. Recorded steps count by
     their size: once a run has converged, float32 weights do not take the steps that are left, and nothing comes of these. A
-    step without a direction, whose gradient is zero, takes no size, and does not count.
+    step without a direction, whose gradient is zero, takes no size, and does not count; the detail says how much that was.
     """
-    worst = max((_off(bench.dataset(spec), spec) for spec in specs), default=0.0)
+    each = [_off(bench.dataset(spec), spec) for spec in specs]
+    worst, idle = (max((pair[k] for pair in each), default=0.0) for k in (0, 1))
     detail = (
         f"steps differ from the grafted size by {worst:.1e} (mean over the steps by their size, in the worst layer of the "
         f"worst run; tolerance {TOLERANCE:g})"
     )
+    if idle > TOLERANCE:
+        detail += f"; up to {100 * idle:.2g} % of a layer's sizes met a gradient of zero, and were not taken"
     return Check(f"manipulation: {name}", worst <= TOLERANCE, detail)
 
 
-def _off(run: xr.Dataset, spec: RunSpec) -> float:
-    """By how much a run's steps differ from those that its graft meant, relatively, in the worst layer; inf where unknown."""
+def _off(run: xr.Dataset, spec: RunSpec) -> tuple[float, float]:
+    """By how much a run's steps differ from those that its graft meant, relatively, and what share of these met a gradient of
+    zero; each in the worst layer. The first is inf where nothing is known."""
     run = run.isel(
         layer=[k for k, name in enumerate(run["layer"].values) if not spec.freezes(f"{name}.weight")]
     )
@@ -105,9 +109,13 @@ def _off(run: xr.Dataset, spec: RunSpec) -> float:
     if graft.scope == "global":
         norms = {whose: _together(values) for whose, values in norms.items()}
     size, taken = norms[graft.magnitude], norms["taken"]
-    known = np.isfinite(taken) & np.isfinite(size) & (norms[graft.direction] != 0)
+    there = np.isfinite(taken) & np.isfinite(size)
+    known = there & (norms[graft.direction] != 0)
     off, total = (np.where(known, rate * x, 0.0).sum(0) for x in (np.abs(taken - size), size))
-    return float((off[total > 0] / total[total > 0]).max()) if (total > 0).any() else np.inf
+    whole = np.where(there, rate * size, 0.0).sum(0)
+    idle = 1 - total[whole > 0] / whole[whole > 0]
+    worst = float((off[total > 0] / total[total > 0]).max()) if (total > 0).any() else np.inf
+    return worst, float(idle.max(initial=0.0))
 
 
 def _together(norms: Any) -> Any:
