@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_STEPS = 6
+PASSES = 4  # of the layout, after which square panels stay where they are
+MARGIN = 0.05  # in
 BAR_WIDTH, BAR_ROWS = 0.11, 2  # of the colour bar: inches, and rows of panels
 BAR: dict[str, Any] = {
     "color": "#d55e00",
@@ -69,11 +71,22 @@ def spectra(
         most = max(panel.data.sizes["run"] for panel in panels)
         note = f"Each panel shows the eigenvalues of up to {most} runs together." if most > 1 else ""
         finished = style.finish(figure, title, _legend(data), "", note)
-        for _ in range(
-            2
-        ):  # square panels shrink, and their labels with them: laid out again until both are settled
-            finished.draw_without_rendering()
+        _settle(finished)
         return finished
+
+
+def _settle(figure: Figure) -> None:
+    """Lay square panels out until they stay: each time they shrink and their labels move, perhaps off the canvas."""
+    engine: Any = figure.get_layout_engine()
+    for _ in range(PASSES):
+        figure.draw_without_rendering()
+    beyond = -figure.get_tightbbox().x0
+    if beyond > 0:
+        x, y, width, height = engine.get()["rect"]
+        more = (beyond + MARGIN) / figure.get_size_inches()[0]
+        engine.set(rect=(x + more, y, width - more, height))
+        for _ in range(PASSES):
+            figure.draw_without_rendering()
 
 
 def _draw_panel(axes: Axes, panel: groups.Panel, colours: np.ndarray) -> None:
