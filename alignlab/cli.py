@@ -10,11 +10,13 @@ import gc
 import io
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from alignlab.complaints import ended
 from alignlab.output import draw_runs, make_room, progress, report, summed_up, write, write_result
 
 app = typer.Typer(
@@ -293,46 +295,7 @@ def main() -> None:
     atexit.register(
         gc.freeze
     )  # Python looks for garbage as it ends, a second long, in what is thrown away whole
-    try:
-        code = app(standalone_mode=False)
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        typer.echo("\nstopped; what was finished is stored, the same command goes on from there", err=True)
-        sys.exit(130)
-    except Exception as error:
-        usage = getattr(error, "format_message", None)  # typer's own complaints about the command line
-        if usage is None and not _expected(error):
-            raise
-        sys.exit(_fail(_told(error) if usage is None else usage()))
-    if code == 130:  # typer makes an exit of Ctrl-C
-        typer.echo("\nstopped; what was finished is stored, the same command goes on from there", err=True)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str) -> int:
-    typer.echo(f"alignlab: error: {' '.join(message.split())}", err=True)
-    return 2
-
-
-def _told(error: Exception) -> str:
-    """What went wrong; of a file that the system refused also what to do."""
-    from alignlab.store.atomic import cannot_write
-
-    if isinstance(error, OSError) and error.filename is not None:
-        return str(cannot_write(Path(error.filename), error))
-    return str(error)
-
-
-def _expected(error: BaseException) -> bool:
-    """Whether the user can do something about it; anything else is a bug and keeps its traceback."""
-    from alignlab.gallery import GalleryError
-    from alignlab.store import ContractError, StoreError
-    from alignlab.training.errors import DataError, SweepError
-    from alignlab.training.spec import SpecError
-
-    kinds = (GalleryError, ContractError, StoreError, DataError, SpecError, SweepError, OSError)
-    return isinstance(error, kinds) or (isinstance(error, ValueError) and "unknown data set" in str(error))
+    sys.exit(ended(partial(app, standalone_mode=False)))
 
 
 def _where(workers: int | None, scheduler: str | None) -> int | str:

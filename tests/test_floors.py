@@ -23,6 +23,7 @@ FLOORS = [
     "study",
     "gallery",
     "output",
+    "complaints",
     "cli",
 ]
 TESTING = "testing"
