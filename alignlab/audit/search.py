@@ -64,6 +64,15 @@ def in_order(values: Sequence[Value]) -> list[Value]:
     return sorted(values, key=lambda value: math.inf if value is None else value)
 
 
+def several(name: str, values: Sequence[float], more: str) -> tuple[float, ...]:
+    """The values of a grid. Raises ``ValueError`` for fewer than three, equal ones, and those that are not finite and > 0;
+    ``more``: what else is told of them."""
+    wrong = [value for value in values if isinstance(value, bool) or not (math.isfinite(value) and value > 0)]
+    if wrong or len(set(values)) < max(3, len(values)):
+        raise ValueError(f"{name} is {values!r}, expected three or more, all different and > 0{more}")
+    return tuple(float(value) for value in values)
+
+
 def told(value: Value) -> str:
     """A value in words."""
     return "none" if value is None else f"{value:g}"

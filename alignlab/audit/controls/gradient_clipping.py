@@ -19,7 +19,7 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
 from alignlab.audit.evidence import Check
-from alignlab.audit.search import Grid, Value, in_order, told
+from alignlab.audit.search import Grid, Value, in_order, several, told
 from alignlab.audit.studies import Searches
 from alignlab.training.spec import RunSpec
 
@@ -63,13 +63,7 @@ class GradientClipping(Crossed):
     chosen = "at its best clip threshold"
 
     def __init__(self, thresholds: Sequence[float] = THRESHOLDS) -> None:
-        wrong = [c for c in thresholds if isinstance(c, bool) or not (math.isfinite(c) and c > 0)]
-        if wrong or len(set(thresholds)) < max(3, len(thresholds)):
-            raise ValueError(
-                f"thresholds is {thresholds!r}, expected three or more norms, all different and > 0; no clipping is among the "
-                "choices anyway"
-            )
-        self.thresholds = tuple(float(threshold) for threshold in thresholds)
+        self.thresholds = several("thresholds", thresholds, "; no clipping is among the choices anyway")
 
     def grid(self, claim: Claim) -> Grid:
         own = claim.spec(claim.treatment, claim.seeds[0]).clip

@@ -18,7 +18,7 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
 from alignlab.audit.evidence import Check
-from alignlab.audit.search import Grid, Value
+from alignlab.audit.search import Grid, Value, several
 from alignlab.training.spec import RunSpec, SpecError
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -50,12 +50,9 @@ class InitScale(Crossed):
     chosen = "at its best init scale"
 
     def __init__(self, factors: Sequence[float] = FACTORS) -> None:
-        wrong = [f for f in factors if isinstance(f, bool) or not (math.isfinite(f) and f > 0)]
-        if wrong or len(set(factors)) < max(3, len(factors)) or 1 not in factors:
-            raise ValueError(
-                f"factors is {factors!r}, expected three or more, all different, > 0, and 1 among them"
-            )
-        self.factors = tuple(sorted(float(factor) for factor in factors))
+        self.factors = tuple(sorted(several("factors", factors, ", and 1 among them")))
+        if 1 not in factors:
+            raise ValueError(f"factors is {factors!r}, expected 1 among them: the claim's own scale")
 
     def grid(self, claim: Claim) -> Grid:
         own = claim.spec(claim.treatment, claim.seeds[0]).weight_scale
