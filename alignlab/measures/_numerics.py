@@ -3,7 +3,7 @@
 Half-precision inputs are computed in float32 and every sum is accumulated in float64, so that a measure's
 error is the rounding of its inputs and of the matrix products, not of its sums. Angles follow Kahan ("How
 futile are mindless assessments of roundoff", 2006): the arccosine of a rounded cosine is blind below 0.02°, a
-difference of vectors is not. Measures never enter the autograd graph and ignore autocast.
+difference of vectors is not. Measures never enter the autograd graph, and ignore autocast and settings of less precision.
 
 Shapes: ``...`` are run dimensions; a vector is the last dimension, a matrix the last two.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from alignlab.measures import _host
+from alignlab.measures.precision import full_precision, is_full
 
 BLOCK = 1 << 16  # numbers
 
@@ -43,10 +44,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in the dtype of its operands, also inside an autocast region (which would round to half)."""
-    if not torch.is_autocast_enabled(a.device.type):
+    """``a @ b`` in the dtype of its operands and in full precision, also where autocast, TF32 or bfloat16 would round."""
+    device = a.device.type
+    if is_full(device) and not torch.is_autocast_enabled(device):
         return a @ b
-    with torch.autocast(device_type=a.device.type, enabled=False):
+    with torch.autocast(device_type=device, enabled=False), full_precision(device):
         return a @ b
 
 

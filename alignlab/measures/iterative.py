@@ -61,7 +61,7 @@ def arnoldi(W: Tensor, B: Tensor, k: int, seed: int = 0) -> tuple[Tensor, int]:
 
     start = np.random.default_rng(seed).standard_normal(n)
     if not product(start).any():
-        return torch.zeros(k, dtype=torch.complex128), k
+        return torch.zeros(k, dtype=torch.complex128, device="cpu"), k
     dtype = np.float64 if W.dtype == torch.float64 else np.float32
     operator = LinearOperator((n, n), matvec=product, dtype=dtype)
     size = min(n, max(3 * k, 64))
@@ -115,7 +115,7 @@ def symmetric_density(W: Tensor, B: Tensor, probes: int = 8, steps: int = 80, se
         return (0.5 * (forth + back)).cpu().to(torch.float64)
 
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (probes, W.shape[0]), generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, (probes, W.shape[0]), generator=generator, device="cpu") * 2 - 1
     with one_thread():
         diagonal, off_diagonal = lanczos(apply, signs.to(torch.float64), min(steps, W.shape[0]))
         tridiagonal = torch.diag_embed(diagonal)

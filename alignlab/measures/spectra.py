@@ -219,7 +219,7 @@ class _Run:
 
 def _one_run(W: Tensor, B: Tensor, settings: _Settings) -> _Run:
     if not bool(W.isfinite().all() & B.isfinite().all()):
-        nan = torch.tensor(complex(torch.nan, torch.nan), dtype=torch.complex128)
+        nan = torch.tensor(complex(torch.nan, torch.nan), dtype=torch.complex128, device="cpu")
         return _Run(nan.repeat(settings.k if settings.arnoldi else settings.n_out), nan.real.repeat(5))
     if settings.arnoldi:
         modes, converged = arnoldi(W, B, settings.k, settings.seed)

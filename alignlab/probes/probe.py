@@ -49,7 +49,10 @@ class Probe:
         runs takes one of these for each run, in a leading dimension. Leave out what is not defined there."""
         kept = self.keep(layer).items()
         return self.finish(
-            {k: v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for k, v in kept}
+            {
+                k: v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64, device="cpu")
+                for k, v in kept
+            }
         )
 
     def keep(self, layer: LayerObservation) -> Mapping[str, Tensor | float]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.measures.precision import full_precision
 from alignlab.probes.answers import ask, ask_values
 from alignlab.probes.capture import Capture
 from alignlab.probes.compiled import tell_if_compiled, unwrapped
@@ -253,7 +254,8 @@ class Recorder:
         rate = rate_of(self.optimizer.param_groups[0])
         due = [probe for probe in self.probes if probe.due(self._count)]
         self._count += 1
-        with torch.no_grad(), torch.autocast(next(iter(weights.values())).device.type, enabled=False):
+        device = next(iter(weights.values())).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False), full_precision(device):
             layers = observe(
                 taken, self.layers, self.optimizer, weights, updated, self._complete, self._capture.landed
             )

@@ -83,7 +83,7 @@ class FeedbackHost(nn.Module):
         for name, (weight, bias) in self.maps.items():
             child = HostedLinear(self._parameters[weight], self._parameters[bias])  # type: ignore[arg-type]
             self.add_module(name, child.train(self.training))
-            child.attach(rule, credit, int(torch.randint(2**62, (), generator=generator)))
+            child.attach(rule, credit, int(torch.randint(2**62, (), generator=generator, device="cpu")))
         for name in own:
             self._modules[name] = self._modules.pop(name)  # behind the maps: in the order of use
 

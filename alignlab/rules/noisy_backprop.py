@@ -141,7 +141,9 @@ class _EachItsOwn(NoisyBackprop):
         self._rules = [self._rules[k] for k in rows]
 
     def _wanted(self, name: str, step: int) -> tuple[Number, Number]:
-        each = torch.tensor([rule._wanted(name, step) for rule in self._rules], dtype=torch.float64)
+        each = torch.tensor(
+            [rule._wanted(name, step) for rule in self._rules], dtype=torch.float64, device="cpu"
+        )
         return each[:, :1], each[:, 1:]
 
 

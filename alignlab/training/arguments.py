@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alignlab.measures.precision import full_precision
 from alignlab.training import tasks
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Task
@@ -63,30 +64,21 @@ def task_of(spec: RunSpec, given: Any) -> Task:
 @contextmanager
 def learning(task: Task) -> Iterator[None]:
     """Within the block a run's numbers are its spec's, whatever the caller has set: gradients are computed, numbers are of the
-    data's type, a CPU's products of full precision, tensors on the CPU unless moved, and no other thread trains."""
+    data's type, products of full precision, tensors on the CPU unless moved, and no other thread trains."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("nothing can be trained within torch.inference_mode(): call it outside")
-    with ALONE, torch.enable_grad(), _full_precision(), _default_dtype(task), ExitStack() as settings:
+    with (
+        ALONE,
+        torch.enable_grad(),
+        full_precision("cpu", "cuda"),
+        _default_dtype(task),
+        ExitStack() as settings,
+    ):
         for device in ("cpu", "cuda"):
             settings.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             settings.enter_context(torch.device("cpu"))
         yield
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No bfloat16 in float32 products of a CPU; torch 2.9 and later can be told so of these alone."""
-    kinds: list[Any] = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv")]
-    told = [(kind, kind.fp32_precision) for kind in kinds if hasattr(kind, "fp32_precision")]
-    changed = [(kind, before) for kind, before in told if before not in ("none", "ieee")]
-    for kind, _ in changed:
-        kind.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for kind, before in changed:
-            kind.fp32_precision = before
 
 
 @contextmanager
