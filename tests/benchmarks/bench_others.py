@@ -4,11 +4,11 @@ r"""What others take for recording less: a step recorded by them against a step 
     /tmp/others/bin/python -m pip install --no-deps biotorch==0.0.16 cockpit-for-pytorch==1.0.2 \
         backpack-for-pytorch==1.7.1 einops==0.8.2 unfoldNd==0.2.3 json-tricks==3.17.3 "setuptools<81"
     /tmp/others/bin/python -m pip install -c .ci/constraints.txt wandb==0.31.0
-    /tmp/others/bin/python tests/benchmarks/bench_others.py [--rounds 40] [--clock process] [--json PATH]
+    /tmp/others/bin/python tests/benchmarks/bench_others.py [--rounds 40] [--device cuda] [--clock process] [--json PATH]
 
 None of them is needed by alignlab: they go to an environment of their own, without the dependencies that would bring another
 torch (and which these parts of them do not import). What is not there, or does not run with this torch, is a line that says
-so. 784-512-512-10 with ReLU, batch 128, cross entropy, SGD, one thread, a new batch at each step.
+so, on a GPU too. 784-512-512-10 with ReLU, batch 128, cross entropy, SGD, one thread, a new batch at each step.
 
 A round times, in an order drawn anew, a few steps of four: the other's net recorded and bare, and alignlab's net recorded and
 bare. The prices are recorded over bare, each of its own net; the ratio is the other's price over alignlab's, above 1 where
@@ -35,17 +35,19 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import devices
 import measuring
 import torch
-from bench_probes import BATCHES, Case, model_of, recorded, standard, step_of
+from bench_probes import BATCHES, Case, Step, batches_of, model_of, recorded, repeated, standard, step_of
+from devices import Watch
 from torch import nn
 
 from alignlab.probes import Probe, WeightAngle, every
 
 BINS = 64  # as wandb has it
 PATIENCE, FEWEST = 60.0, 8  # seconds, after which no round follows, but for the first so many
-Step = Callable[[], None]
-Start = Callable[[int], AbstractContextManager[Step]]  # every how many steps to record, 0: never
+# given every how many steps to record (0: never), and where
+Start = Callable[[int, torch.device], AbstractContextManager[Step]]
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ def plain_net(linear: Callable[[int, int], nn.Module] = nn.Linear) -> nn.Sequent
 
 
 @contextmanager
-def biotorch(period: int) -> Iterator[Step]:
+def biotorch(period: int, device: torch.device) -> Iterator[Step]:
     """Its own layers, and its own angle of each at the steps that are recorded."""
     from biotorch.layers.fa import Linear
     from biotorch.training.metrics import compute_angles_module
 
-    net, count, found = plain_net(Linear), itertools.count(), []
-    step = step_of(net, torch.optim.SGD(net.parameters(), 0.01), BATCHES)
+    net, count, found = plain_net(Linear).to(device), itertools.count(), []
+    step = step_of(net, torch.optim.SGD(net.parameters(), 0.01), BATCHES, device)
 
     def both() -> None:
         step()
@@ -85,22 +87,22 @@ def biotorch(period: int) -> Iterator[Step]:
 
 
 @contextmanager
-def cockpit(period: int) -> Iterator[Step]:
+def cockpit(period: int, device: torch.device) -> Iterator[Step]:
     """As its manual has it, with the economy configuration; bare: the same net without it."""
     from backpack import extend
     from cockpit import Cockpit
     from cockpit.utils import schedules
     from cockpit.utils.configuration import configuration
 
-    net, loss_of = plain_net(), nn.CrossEntropyLoss()
+    net, loss_of = plain_net().to(device), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     if not period:
-        yield step_of(net, optimizer, BATCHES)
+        yield step_of(net, optimizer, BATCHES, device)
         return
     net, loss_of, each = extend(net), extend(loss_of), nn.CrossEntropyLoss(reduction="none")
     quantities = configuration("economy", track_schedule=schedules.linear(interval=period))
     watching, count = Cockpit(net.parameters(), quantities=quantities), itertools.count()
-    batches = itertools.cycle([(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(BATCHES)])
+    batches = batches_of(BATCHES, device)
 
     def step() -> None:
         (x, y), now = next(batches), next(count)
@@ -121,17 +123,17 @@ def cockpit(period: int) -> Iterator[Step]:
 
 
 @contextmanager
-def watched(period: int) -> Iterator[Step]:
+def watched(period: int, device: torch.device) -> Iterator[Step]:
     """wandb offline: ``watch`` for the gradients, and ``log`` at the steps that are recorded."""
-    with recorded("fa", Case("bare", None, every(1))) as bare:
+    with recorded("fa", Case("bare", None, every(1)), device=device) as bare:
         if not period:
             yield bare
             return
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
     import wandb
 
-    net, count = model_of("fa"), itertools.count(1)
-    step = step_of(net, torch.optim.SGD(net.parameters(), 0.01), BATCHES)
+    net, count = model_of("fa").to(device), itertools.count(1)
+    step = step_of(net, torch.optim.SGD(net.parameters(), 0.01), BATCHES, device)
     with tempfile.TemporaryDirectory() as folder, wandb.init(dir=folder, mode="offline") as run:
         run.watch(net, log="gradients", log_freq=period)
 
@@ -145,10 +147,10 @@ def watched(period: int) -> Iterator[Step]:
 
 
 @contextmanager
-def histograms(period: int) -> Iterator[Step]:
+def histograms(period: int, device: torch.device) -> Iterator[Step]:
     """The extent and 64 bins of each gradient, at the steps that are recorded."""
-    net, count, found = model_of("fa"), itertools.count(), []
-    step = step_of(net, torch.optim.SGD(net.parameters(), 0.01), BATCHES)
+    net, count, found = model_of("fa").to(device), itertools.count(), []
+    step = step_of(net, torch.optim.SGD(net.parameters(), 0.01), BATCHES, device)
 
     def both() -> None:
         step()
@@ -174,35 +176,40 @@ OTHERS = [
 ]
 
 
-def measured(other: Other, period: int, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def measured(
+    other: Other, period: int, rounds: int, watch: Watch, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of each of the four, one a round; fewer rounds of what is very slow."""
     ours = Case(other.more, other.probes, every(period))
     starts = {
-        "other": other.start(period), "other bare": other.start(0),
-        "ours": recorded("fa", ours), "ours bare": recorded("fa", Case("bare", None, every(1))),
+        "other": other.start(period, device), "other bare": other.start(0, device),
+        "ours": recorded("fa", ours, device=device),
+        "ours bare": recorded("fa", Case("bare", None, every(1)), device=device),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         steps = {name: stack.enter_context(start) for name, start in starts.items()}
         times: dict[str, list[float]] = {name: [] for name in steps}
-        begun, warm = clock(), 4 if period == 1 else 1
+        warm = 4 if period == 1 else 1
         for i in range(rounds + warm):
-            if i >= FEWEST + warm and clock() - begun > PATIENCE:
+            if i >= FEWEST + warm and sum(map(sum, times.values())) > PATIENCE:
                 break
+            marks = {}
             for name in random.sample(list(steps), len(steps)):
-                start = clock()
-                for _ in range(period):
-                    steps[name]()
-                times[name].append(clock() - start)
+                start = watch.mark()
+                repeated(steps[name], period)
+                marks[name] = start, watch.mark()
+            for name, (start, stop) in marks.items():
+                times[name].append(watch.seconds(start, stop))
     return {name: found[warm:] for name, found in times.items()}
 
 
-def rows(other: Other, period: int, rounds: int, clock: Callable[[], float]) -> list[measuring.Row]:
+def rows(other: Other, period: int, rounds: int, watch: Watch, device: torch.device) -> list[measuring.Row]:
     """The other's price, alignlab's, and their ratio."""
     when = f"every {'step' if period == 1 else f'{period}th step'}"
     name = f"{other.name} {_version(other.package)}, {other.what}"
     what, against = f"{name}, {when}", f"alignlab, {other.more}, {when}"
     try:
-        times = measured(other, period, rounds, clock)
+        times = measured(other, period, rounds, watch, device)
     except Exception as error:
         return [measuring.skipped(what, against, f"{type(error).__name__}: {error}")]
     theirs = [a / b for a, b in zip(times["other"], times["other bare"], strict=True)]
@@ -222,16 +229,16 @@ def _version(package: str) -> str:
 
 
 def main() -> None:
-    parser = measuring.options(__doc__)
+    parser = measuring.options(__doc__, device="cpu")
     parser.add_argument("--rounds", type=int, default=40)
-    options = parser.parse_args()
+    options = devices.parsed(parser)
     torch.set_num_threads(1)
     random.seed(0)
     found = []
     for other in OTHERS:
         for period in (1, 10):
-            found += rows(other, period, options.rounds, measuring.CLOCKS[options.clock])
-    measuring.write(options.json, found, options.clock)
+            found += rows(other, period, options.rounds, options.watch, options.device)
+    measuring.write(options.json, found, options.clock, options.device)
 
 
 if __name__ == "__main__":

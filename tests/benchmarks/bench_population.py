@@ -1,19 +1,23 @@
 """What a run costs in a population, against plain PyTorch that trains one network after the other; ratios, more is better.
 
-    python tests/benchmarks/bench_population.py [--rounds 5] [--json PATH] [case ...]
+    python tests/benchmarks/bench_population.py [--rounds 5] [--device cuda] [--json PATH] [case ...]
 
 A step of a plain loop (``nn.Linear`` layers, autograd, ``torch.optim.SGD``) and a step of a population alternate, one thread;
-the ratio is (plain step) / (population's step / K), its median over the rounds with the quartiles.
+the ratio is (plain step) / (population's step / K), its median over the rounds with the quartiles. On a GPU both are there,
+the data too, and the plain loop never waits for it.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+import devices
 import measuring
 import torch
+from devices import Watch
 from torch import nn
 
 from alignlab.training import RunSpec, Task, tasks
@@ -30,6 +34,9 @@ CASES: dict[str, tuple[int, dict[str, Any], float]] = {  # runs, spec, ratio to 
     "64 x (64-32-10), batch 32": (64, {"hidden": (32,), "batch_size": 32}, 12),
     "64 x (784-128-10), batch 64": (64, {"hidden": (128,), "batch_size": 64, "task": "mnist_small"}, 1),
 }
+ON_A_GPU: dict[str, tuple[int, dict[str, Any], float]] = {
+    "1,024 x (784-128-10), batch 64": (1024, {"hidden": (128,), "batch_size": 64, "task": "mnist_small"}, 50),
+}
 
 
 def digits() -> Task:
@@ -39,15 +46,15 @@ def digits() -> Task:
     return Task("digits", split, split, split, nn.functional.cross_entropy, (64,), 10, True)
 
 
-def plain_loop(spec: RunSpec, task: Task) -> Callable[[], None]:
+def plain_loop(spec: RunSpec, task: Task, device: torch.device) -> Callable[[], None]:
     widths = (torch.Size(task.n_in).numel(), *spec.hidden, task.n_out)
     layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b, spec.bias), nn.ReLU())]
-    net = nn.Sequential(nn.Flatten(), *layers[:-1])
+    net = nn.Sequential(nn.Flatten(), *layers[:-1]).to(device)
     optimizer = torch.optim.SGD(net.parameters(), spec.lr)
-    x, y = task.train.inputs, task.train.targets
+    x, y = task.train.inputs.to(device), task.train.targets.to(device)
 
     def step() -> None:
-        rows = torch.randint(len(x), (spec.batch_size,))
+        rows = torch.randint(len(x), (spec.batch_size,), device=device)
         optimizer.zero_grad()
         out = net(x[rows])
         loss = (out - y[rows]).abs().sum() if spec.loss == "absolute" else task.loss(out, y[rows])
@@ -57,36 +64,49 @@ def plain_loop(spec: RunSpec, task: Task) -> Callable[[], None]:
     return step
 
 
-def ratios(runs: int, fields: dict[str, Any], rounds: int, clock: Callable[[], float]) -> list[float]:
+def ratios(runs: int, fields: dict[str, Any], rounds: int, watch: Watch, device: torch.device) -> list[float]:
     steps = 20
     base = RunSpec(**{"record_every": 0, "steps": steps * (rounds + 1), "rule": "bp", **fields})
     task = tasks.load(base.task) if "task" in fields else digits()
-    population = Population([base.changed(seed=seed) for seed in range(runs)], task, torch.device("cpu"))
-    one, batches, found = plain_loop(base, task), enumerate(population.batches()), []
+    population = Population([base.changed(seed=seed) for seed in range(runs)], task, device)
+    one, batches, found = plain_loop(base, task, device), enumerate(population.batches()), []
     for _ in range(rounds + 1):
-        times = [clock()]
+        marks = [watch.mark()]
         for _ in range(5 * steps):
             one()
-        times.append(clock())
+        marks.append(watch.mark())
         for step, rows in itertools.islice(batches, steps):
             population.step(step, rows)
-        times.append(clock())
-        found.append((times[1] - times[0]) / 5 / ((times[2] - times[1]) / runs))
+        marks.append(watch.mark())
+        plain, together = itertools.starmap(watch.seconds, itertools.pairwise(marks))
+        found.append(plain / 5 / (together / runs))
     return found[1:]
 
 
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The cases to run; an error of argparse where one is none, or none of this device."""
+    known = CASES if options.device.type == "cpu" else CASES | ON_A_GPU
+    for case in options.cases:
+        if case not in known:
+            there = "needs a GPU: --device cuda" if case in ON_A_GPU else f"is none of {', '.join(known)}"
+            parser.error(f"argument case: {case!r} {there}")
+    return options.cases or list(known)
+
+
 def main() -> None:
-    parser = measuring.options(__doc__)
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all where none is given")
+    parser = measuring.options(__doc__, device="cpu")
+    cases = "; ".join([*CASES, *(f"{case} (on a GPU)" for case in ON_A_GPU)])
+    parser.add_argument("cases", nargs="*", help=f"of {cases}; all where none is given")
     parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    options = devices.parsed(parser)
+    named = chosen(parser, options)
     torch.set_num_threads(1)
     rows = []
-    for case in options.cases or CASES:
-        runs, fields, reach = CASES[case]
-        found = ratios(runs, fields, options.rounds, measuring.CLOCKS[options.clock])
+    for case in named:
+        runs, fields, reach = (CASES | ON_A_GPU)[case]
+        found = ratios(runs, fields, options.rounds, options.watch, options.device)
         rows.append(measuring.row(case, "one at a time, plain PyTorch", found, reach, "more"))
-    measuring.write(options.json, rows, options.clock)
+    measuring.write(options.json, rows, options.clock, options.device)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
 """What recording costs: a training step under a Recorder against the bare step of the same rule, as ratios.
 
-    python tests/benchmarks/bench_probes.py [--steps 2000] [--rule fa] [--clock process] [--json PATH]
+    python tests/benchmarks/bench_probes.py [--steps 2000] [--rule fa] [--device cuda] [--clock process] [--json PATH]
 
 784-512-512-10 with ReLU, batch 128, cross entropy, SGD, one thread; a new batch at each step, since on one that is learnt
 by heart the errors vanish. Bare and probed steps alternate, a few at a time and in an order drawn anew, so that the machine's
 moods meet both alike; the ratios are of groups of steps that hold as many measured ones each, and their median is printed
 beside the ratio to reach, with the quartiles. "bare" against itself shows what the machine's noise makes of 1. ``--clock
 process`` counts this process's own time, for machines that others use too. Memory is the peak of what torch holds during a
-step, parameters and batch included, read from its profiler.
+step, parameters and batch included (``memory.py``). On a GPU the model and its batches are there, and a group's times are read
+at its end.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
+import functools
 import itertools
-import math
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import devices
 import measuring
+import memory
 import torch
+from devices import CPU, Watch
 from torch import nn
 
 from alignlab.probes import (
@@ -39,7 +41,7 @@ from alignlab.probes import (
 from alignlab.rules import convert
 
 BATCHES = 32
-Clock = Callable[[], float]
+Step = Callable[[], None]
 PAIRS = 10  # of models
 AT_ONCE = 4  # steps of a group that follow each other
 
@@ -101,8 +103,14 @@ def model_of(rule: str) -> nn.Module:
     return convert(nn.Sequential(*layers[:-1]), rule, generator=torch.Generator().manual_seed(1))
 
 
-def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> Callable[[], None]:
-    batches = itertools.cycle([(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(n)])
+def batches_of(n: int, device: torch.device = CPU) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """``n`` of them in turn, without end."""
+    made = [(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(n)]
+    return itertools.cycle([(x.to(device), y.to(device)) for x, y in made])
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, n: int, device: torch.device = CPU) -> Step:
+    batches = batches_of(n, device)
 
     def step() -> None:
         x, y = next(batches)
@@ -114,93 +122,72 @@ def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> Calla
 
 
 @contextlib.contextmanager
-def recorded(rule: str, case: Case, batches: int = BATCHES) -> Any:
+def recorded(rule: str, case: Case, batches: int = BATCHES, device: torch.device = CPU) -> Any:
     """A training step of a new model on ``batches`` in turn, recorded as the case says."""
-    model = model_of(rule)
+    model = model_of(rule).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     recorder = None if case.probes is None else Recorder(model, optimizer, case.probes(), case.schedule)
     with recorder or contextlib.nullcontext():
-        yield step_of(model, optimizer, batches)
+        yield step_of(model, optimizer, batches, device)
 
 
-def timed(step: Callable[[], None], times: int, clock: Clock) -> float:
-    start = clock()
+def repeated(step: Step, times: int) -> None:
     for _ in range(times):
         step()
-    return clock() - start
 
 
-def ratios(rule: str, case: Case, rounds: int, clock: Clock) -> list[float]:
+def ratios(rule: str, case: Case, rounds: int, watch: Watch, device: torch.device) -> list[float]:
     """Probed over bare time of groups of steps, measured alternately, on several pairs of models made in turn: where a model
     lies in memory makes half a per cent."""
     bare, found = Case("bare", None, every(1)), list[float]()
     for pair in range(PAIRS):
         with contextlib.ExitStack() as stack:
-            made = [stack.enter_context(recorded(rule, c)) for c in ((bare, case), (case, bare))[pair % 2]]
+            cases = ((bare, case), (case, bare))[pair % 2]
+            made = [stack.enter_context(recorded(rule, c, device=device)) for c in cases]
             without, probed = made if pair % 2 == 0 else made[::-1]
             for step in (without, probed):
-                timed(step, 2 * case.group, clock)
-            found += [_ratio(without, probed, case.group, clock) for _ in range(-(-rounds // PAIRS))]
+                repeated(step, 2 * case.group)
+            found += [_ratio(without, probed, case.group, watch) for _ in range(-(-rounds // PAIRS))]
     return found
 
 
-def _ratio(without: Callable[[], None], probed: Callable[[], None], group: int, clock: Clock) -> float:
-    """Of one group of steps each."""
-    seconds = {without: 0.0, probed: 0.0}
+def _ratio(without: Step, probed: Step, group: int, watch: Watch) -> float:
+    """Of one group of steps each; its times are read after the last of them."""
+    marks: dict[Step, list[tuple[Any, Any]]] = {without: [], probed: []}
     for start in range(0, group, AT_ONCE):
-        for step in random.sample(list(seconds), 2):
-            seconds[step] += timed(step, min(AT_ONCE, group - start), clock)
+        for step in random.sample(list(marks), 2):
+            begun = watch.mark()
+            repeated(step, min(AT_ONCE, group - start))
+            marks[step].append((begun, watch.mark()))
+    seconds = {step: sum(itertools.starmap(watch.seconds, pairs)) for step, pairs in marks.items()}
     return seconds[probed] / seconds[without]
 
 
-def peak(rule: str, case: Case) -> float:
-    """The most bytes that torch held during one step, after some: those of the model and its batch, and the step's own.
-
-    Of what was there before it the profiler does not know the size, so it looks on for some steps, and the sum is taken back
-    from their end.
-    """
-    with recorded(rule, case, batches=1) as step:
-        timed(step, 10, time.perf_counter)
-        with torch.profiler.profile(profile_memory=True) as profile:
-            timed(step, 2, time.perf_counter)
-            with torch.profiler.record_function("last"):
-                step()
-        gc.collect()
-        held = _held()
-    events = profile.profiler.kineto_results.events()
-    last = next(e.start_ns() for e in events if e.name() == "last")
-    now, highest = 0, -math.inf
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        highest = max(highest, now) if event.start_ns() >= last else highest
-    return held + highest - now
-
-
-def _held() -> int:
-    """Bytes of all tensors' memory that is alive now."""
-    found = [x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+def peak(rule: str, case: Case, device: torch.device) -> float:
+    """The most bytes during one step."""
+    return memory.peak(functools.partial(recorded, rule, case, batches=1, device=device), device)
 
 
 def main() -> None:
-    parser = measuring.options(__doc__)
+    parser = measuring.options(__doc__, device="cpu")
     parser.add_argument("--steps", type=int, default=2000, help="of each kind, a case")
     parser.add_argument("--rule", default="fa")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    options = parser.parse_args()
+    options = devices.parsed(parser)
     torch.set_num_threads(1)
     random.seed(0)
-    rows, against, clock = [], f"bare step of {options.rule}", measuring.CLOCKS[options.clock]
+    rows, against = [], f"bare step of {options.rule}"
     for case in CASES:
         if options.only in case.what:
-            found = ratios(options.rule, case, max(options.steps // case.group, 12), clock)
+            rounds = max(options.steps // case.group, 12)
+            found = ratios(options.rule, case, rounds, options.watch, options.device)
             rows.append(measuring.row(case.what, against, found, case.reach))
-    bare = peak(options.rule, CASES[0])
+    bare = peak(options.rule, CASES[0], options.device)
     for case in MEMORY:
         if options.only in case.what:
-            found = [peak(options.rule, case) / bare]
+            found = [peak(options.rule, case, options.device) / bare]
             rows.append(measuring.row(f"memory: {case.what}", f"{against}: peak memory", found, case.reach))
-    measuring.write(options.json, rows, options.clock)
+    measuring.write(options.json, rows, options.clock, options.device)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the benchmarks share: clocks, rows of results, and the JSON files from which ``table.py`` makes the README's table.
+"""What the benchmarks share: arguments, rows of results, and the JSON files from which ``table.py`` makes the README's tables.
 
 A row is a mapping: ``what`` was measured ``against`` what; the median ``ratio`` of what was measured alternately, with its
 ``quartiles``; and the ``reach``, which the ratio should not fall below where ``better`` is "more", and not exceed where it is
-"less". Some rows have ``seconds`` or ``MiB`` in place of a ratio; what could not be measured says why in ``skipped``.
+"less". Some rows have ``seconds``, ``MiB`` or a ``count`` in place of a ratio; what could not be measured says why in
+``skipped``.
 """
 
 from __future__ import annotations
@@ -13,23 +14,33 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+import devices
+from devices import CLOCKS
+
+if TYPE_CHECKING:
+    import torch
+
 Row = dict[str, Any]
 Better = Literal["more", "less"]
+Unit = Literal["seconds", "MiB", "count"]
 
 
-def options(description: str | None, clocks: Sequence[str] = tuple(CLOCKS)) -> argparse.ArgumentParser:
-    """The arguments that all take."""
+def options(
+    description: str | None, clocks: Sequence[str] = tuple(CLOCKS), device: str | None = None
+) -> argparse.ArgumentParser:
+    """The arguments that all take; with a default ``device`` those of the ones that run on a GPU too (``devices.parsed``)."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--clock", choices=clocks, default="wall")
+    if device is None:
+        parser.add_argument("--clock", choices=clocks, default="wall")
+    else:
+        devices.add_to(parser, device)
     parser.add_argument("--json", type=Path, help="write the rows there too")
     return parser
 
@@ -44,10 +55,8 @@ def row(
     return printed(made | {"reach": reach, "better": better})
 
 
-def amount(
-    what: str, unit: Literal["seconds", "MiB"], value: float, reach: float | None = None, against: str = ""
-) -> Row:
-    """The row of a time or of a size, which is also printed."""
+def amount(what: str, unit: Unit, value: float, reach: float | None = None, against: str = "") -> Row:
+    """The row of a time, of a size or of a count, which is also printed."""
     return printed({"what": what, "against": against, unit: rounded(value), "reach": reach, "better": "less"})
 
 
@@ -67,7 +76,7 @@ def value(made: Row) -> str:
         return f"skipped: {made['skipped']}"
     if "seconds" in made:
         return f"{short(made['seconds'])} s"
-    return f"{made['MiB']:.0f} MiB" if "MiB" in made else short(made["ratio"])
+    return f"{made['MiB']:.0f} MiB" if "MiB" in made else short(made["count" if "count" in made else "ratio"])
 
 
 def span(made: Row) -> str:
@@ -84,7 +93,7 @@ def reach(made: Row) -> str:
 
 
 def reached(made: Row) -> bool:
-    found = next(made[key] for key in ("ratio", "seconds", "MiB") if key in made)
+    found = next(made[key] for key in ("ratio", "seconds", "MiB", "count") if key in made)
     return bool(found >= made["reach"] if made["better"] == "more" else found <= made["reach"])
 
 
@@ -97,15 +106,16 @@ def rounded(number: float) -> float:
     return float(f"{number:.5g}")
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+def machine(device: torch.device = devices.CPU) -> dict[str, Any]:
+    """What the numbers depend on; the GPU where they are of one."""
     import psutil
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
-    return {
+    gpu = {} if device.type == "cpu" else {"gpu": devices.name_of(device)}
+    return gpu | {
         "cpu": cpu,
         "cores": psutil.cpu_count(),
         "torch": version("torch"),
@@ -113,7 +123,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: Path | None, rows: Sequence[Row], clock: str, **more: Any) -> None:
+def write(
+    path: Path | None, rows: Sequence[Row], clock: str, device: torch.device = devices.CPU, **more: Any
+) -> None:
     """The rows as JSON, with the machine and how they were measured; nothing where there is no path."""
     if path is None:
         return
@@ -123,7 +135,7 @@ def write(path: Path | None, rows: Sequence[Row], clock: str, **more: Any) -> No
         "arguments": arguments,
         "clock": clock,
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "machine": machine(),
+        "machine": machine(device),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about | {"rows": list(rows)} | more, indent=1, ensure_ascii=False) + "\n")
