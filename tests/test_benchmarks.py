@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,11 @@ def results(made):
 
 
 def test_pages_say_what_the_results_say(made, results):
-    stale = [path.name for path, text in made.table.pages(results).items() if path.read_text() != text]
+    stale = [
+        path.name
+        for path, text in made.table.pages(results, made.table.read_gpu()).items()
+        if path.read_text() != text
+    ]
     assert stale == [], f"run {COMMAND}"
 
 
@@ -37,7 +42,8 @@ def test_another_number_makes_another_page(made, results):
     changed["population"]["rows"][0]["ratio"] = 12345.0
     changed["scaling"]["prices"]["caller"] = 1.0
     assert [
-        made.table.pages(changed)[path] != path.read_text() for path in (made.table.README, made.table.PAGE)
+        made.table.pages(changed, {})[path] != path.read_text()
+        for path in (made.table.README, made.table.PAGE)
     ] == [True] * 2
 
 
@@ -46,7 +52,7 @@ def test_every_row_says_what_was_measured_against_what(made, results):
         assert results[name]["rows"], name
         for row in results[name]["rows"]:
             assert {"what", "against"} <= set(row), (name, row)
-            assert len({"ratio", "seconds", "MiB", "skipped"} & set(row)) == 1, (name, row)
+            assert len({"ratio", "seconds", "MiB", "count", "skipped"} & set(row)) == 1, (name, row)
             assert "skipped" in row or {"reach", "better"} <= set(row), (name, row)
 
 
@@ -96,6 +102,59 @@ def test_a_busy_machine_is_said_to_have_been_one(made, results):
     line = made.table.machine_line(changed)
     assert "beside other work: sweep (load 6.5)" in line
     assert "`--clock cpu`: sweep" in line
+
+
+@pytest.fixture
+def on_gpu(made, tmp_path):
+    """Results as a machine with a GPU would write them, of two benchmarks."""
+    rows = {
+        "population": [made.measuring.row("1,024 x (784-128-10)", "one at a time", [55.0, 60.0, 61.0], 50, "more")],
+        "synchronisation": [made.measuring.amount("waits for the GPU a step", "count", 0.0, 0, "bare step")],
+    }  # fmt: skip
+    machine = {"gpu": "NVIDIA X", "cpu": "Other", "cores": 16, "torch": "2.13.0+cu130", "python": "3.12.1"}
+    for name, found in rows.items():
+        about = {"clock": "events", "load": 1.0, "machine": machine, "rows": found}
+        (tmp_path / f"{name}.json").write_text(json.dumps(about))
+    return made.table.read_gpu(tmp_path)
+
+
+def test_without_results_of_a_gpu_there_is_no_second_table(made, tmp_path):
+    results, none = made.table.read(), made.table.read_gpu(tmp_path / "absent")
+    assert none == {}
+    readme = made.table.pages(results, none)[made.table.README]
+    assert "<!-- benchmarks on a GPU -->\n\n<!-- end -->" in readme
+
+
+def test_results_of_a_gpu_have_a_table_of_their_own_beside_that_of_another_machine(made, on_gpu):
+    results = made.table.read()
+    readme = made.table.pages(results, on_gpu)[made.table.README]
+    first, second = readme.split("<!-- benchmarks on a GPU -->")
+    assert made.table.machine_line(results) in first
+    second = second.split("<!-- end -->")[0]
+    assert "| 1,024 x (784-128-10) | one at a time | 60 (55 to 61) | ≥ 50 |" in second
+    assert "| waits for the GPU a step | bare step | 0 | ≤ 0 |" in second
+    assert "| bench_probes |  | skipped: not measured yet |  |" in second
+    assert "Measured on NVIDIA X beside Other, 16 cores" in second
+    assert "timed by CUDA events" in second
+    assert "processor time" not in second
+    assert (
+        made.table.replaced(readme, {"benchmarks on a GPU": ""})
+        == made.table.pages(results, {})[made.table.README]
+    )
+
+
+def test_a_gpu_timed_by_the_wall_is_said_to_be(made, on_gpu):
+    changed = copy.deepcopy(on_gpu)
+    changed["population"]["clock"] = "wall"
+    assert "timed by CUDA events (population: by the wall's clock)" in made.table.machine_line(changed)
+
+
+def test_a_processors_results_are_no_gpus(made, tmp_path):
+    machine = made.measuring.machine()
+    assert "gpu" not in machine
+    (tmp_path / "probes.json").write_text(json.dumps({"machine": machine, "rows": []}))
+    with pytest.raises(SystemExit, match=r"probes\.json was measured on no GPU"):
+        made.table.read_gpu(tmp_path)
 
 
 def test_a_page_without_its_markers_is_an_error(made):
