@@ -93,7 +93,10 @@ def _by_owner(places: Sequence[Place], rows: Sequence[Row]) -> dict[tuple[Probe,
     }
     home = next((table.device for table in tables.values()), torch.device("cpu"))
     wide = torch.float32 if home.type == "mps" else torch.float64
-    tables[None] = torch.tensor([row.numbers for row in rows], dtype=wide, device=home)
+    numbers = torch.tensor(
+        [row.numbers for row in rows], dtype=wide, device="cpu", pin_memory=home.type == "cuda"
+    )
+    tables[None] = numbers.to(home, non_blocking=True)  # from pinned memory, for which nothing waits
     taken: dict[Kind | None, int] = defaultdict(int)
     found: dict[tuple[Probe, str], dict[str, Tensor]] = defaultdict(dict)
     for place in places:

@@ -3,7 +3,8 @@
 A layer that feeds the model's output gets backprop's own error, whatever the rule: tested at every measured step. And in
 some steps every layer's error is computed a second time from the output's: what arrives from elsewhere, from a loss on
 hidden activations, say, would be missing from the true error and bend the angle. There too, deltaᵀ h is compared with the
-gradient that the weight got.
+gradient that the weight got. These steps (measured ones 0, 1, 2, 4, 8, …) read their results at once, so that no wrong angle
+is recorded: with eigenvalues, which the CPU computes, they are all that makes a GPU wait between two flushes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import nn
 
-from alignlab.probes import EffectiveLR, GradientAngle, Loss, Probe, Recorder, WeightAngle
+from alignlab.probes import EffectiveLR, GradientAngle, Loss, Probe, Recorder, WeightAngle, kept
 from alignlab.probes.selftest import GradientTest
 from alignlab.rules import convert
 
@@ -68,8 +68,14 @@ def test_what_waits_for_the_gpu_is_noticed() -> None:
 
 
 @on_gpu
+@pytest.mark.parametrize(
+    "limit", [kept.LIMIT, 1000]
+)  # of what is kept until formulas are applied: none, many between the two
 @pytest.mark.parametrize("rule", ["bp", "fa"])
-def test_recorded_steps_do_not_wait_for_the_gpu_between_flushes(rule: str) -> None:
+def test_recorded_steps_do_not_wait_for_the_gpu_between_flushes(
+    rule: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "LIMIT", limit)
     recorder, step = attached(rule, "cuda")
     for _ in range(TESTED + 1):
         step()
