@@ -48,7 +48,12 @@ Seed = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes to run on; by default one a core.", show_default=False),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes to run on; by default one a core, of a GPU one.",
+        show_default=False,
+    ),
 ]
 Scheduler = Annotated[
     str | None,
@@ -57,6 +62,10 @@ Scheduler = Annotated[
         help="Run on a dask cluster instead: its scheduler's address, tcp://host:8786.",
         show_default=False,
     ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="What to train on: cpu, cuda, cuda:1; several processes share a GPU."),
 ]
 
 
@@ -82,6 +91,7 @@ def run(
     spec: Annotated[Path, typer.Argument(help="A run's spec, a YAML file.")],
     out: Out = None,
     seed: Seed = None,
+    device: Device = "cpu",
 ) -> None:
     """Train one run from a spec, record it and draw it.
 
@@ -106,7 +116,7 @@ def run(
     else:
         with progress()(f"{made.rule_name} on {made.task}", made.steps) as notify:
             try:
-                run_cell(made, folder / "store", name, progress=notify)
+                run_cell(made, folder / "store", name, progress=notify, device=device)
             except RuntimeError as error:  # ifa meets pooling, a module that no rule takes
                 raise SweepError(f"{spec}: {error}") from error
     write(folder / "spec.yaml", made.to_yaml())
@@ -146,6 +156,7 @@ def audit(
     ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    device: Device = "cpu",
 ) -> None:
     """Audit a claim about why a method wins: table, verdict, figures, and a page of all (report.html).
 
@@ -153,10 +164,11 @@ def audit(
 
     Example: alignlab audit sign_sync --seeds 16 --controls magnitude,alignment,placebo
     """
-    where = _where(workers, scheduler)
+    where = _where(workers, scheduler, device)
     _start_ahead(where, out or Path("out") / Path(claim).stem)
     from alignlab import gallery
     from alignlab.audit import audit as run_audit
+    from alignlab.training.workers import Workers as Place
 
     name, found = gallery.claim(claim)
     if seed is not None or seeds is not None:
@@ -169,7 +181,8 @@ def audit(
     folder = out or Path("out") / name
     make_room(folder, "result.json", "table.txt", "report.html")
     typer.echo(f"{found.statement}\n  {found.source}\n")
-    result = run_audit(found, store=folder / "store", workers=where, phase=progress())
+    with Place(where, device=device) as place:
+        result = run_audit(found, store=folder / "store", workers=place, phase=progress())
     write_result(result, folder)
     report(result, folder)
 
@@ -182,21 +195,24 @@ def study(
     seed: Seed = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    device: Device = "cpu",
 ) -> None:
     """Answer a question by training: table, figures.
 
     Example: alignlab study xor --out out/xor
     """
     folder = out or Path("out") / (f"{name}_full" if full else name)
-    where = _where(workers, scheduler)
+    where = _where(workers, scheduler, device)
     _start_ahead(where, folder)
     from alignlab import gallery
     from alignlab.figures import save
+    from alignlab.training.workers import Workers as Place
 
     found = gallery.study(name)
     make_room(folder, "table.txt")
     typer.echo(f"{found.question}\n  {found.source}\n")
-    result = found.run(folder / "store", full=full, seed=seed, workers=where, phase=progress())
+    with Place(where, device=device) as place:
+        result = found.run(folder / "store", full=full, seed=seed, workers=place, phase=progress())
     table = result.table()
     write(folder / "table.txt", f"{table}\n")
     for figure_name, figure in result.figures().items():
@@ -298,12 +314,13 @@ def main() -> None:
     sys.exit(ended(partial(app, standalone_mode=False)))
 
 
-def _where(workers: int | None, scheduler: str | None) -> int | str:
+def _where(workers: int | None, scheduler: str | None, device: str) -> int | str:
     if scheduler is not None and workers is not None:
         raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
     if scheduler is not None and not scheduler.strip():
         raise typer.BadParameter("--scheduler is empty: give an address, tcp://host:8786, or leave it out")
-    return scheduler or workers or os.cpu_count() or 1
+    alone = not device.startswith("cpu")  # a GPU is kept busy by one process
+    return scheduler or workers or (1 if alone else os.cpu_count() or 1)
 
 
 def _start_ahead(where: int | str, folder: Path) -> None:

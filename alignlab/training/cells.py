@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
+
 from alignlab.measures.iterative import one_thread
 from alignlab.rules import make_rules
 from alignlab.store import Segments, StoreError
 from alignlab.store.claims import Claims, claim_file
+from alignlab.training import devices
 from alignlab.training.arguments import ALONE
 from alignlab.training.errors import SweepError
 from alignlab.training.loop import Progress, train
 from alignlab.training.naming import cell_name, code_hash
 from alignlab.training.population import alone, train_population
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import RunSpec, SpecError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,7 +41,7 @@ class Job:
 
     ``code``: the hash of the code that was asked to compute them. ``sweep``: a claim in the store that the sweep holds while
     it goes on, by which a worker knows that it sees the same folder. ``lockstep``: train them as one population, if they can
-    be one.
+    be one. ``device``: where it trains them, of the worker's own.
     """
 
     specs: tuple[RunSpec, ...]
@@ -47,6 +50,7 @@ class Job:
     code: str
     sweep: str
     lockstep: bool = False
+    device: torch.device = devices.CPU
 
 
 class Outcome(NamedTuple):
@@ -57,10 +61,16 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def run_cell(spec: RunSpec, store: Path, name: str, progress: Progress | None = None) -> None:
+def run_cell(
+    spec: RunSpec,
+    store: Path,
+    name: str,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
     """Train one spec on one thread and store it: its numbers then do not depend on how many cores were free."""
     with ALONE, one_thread():
-        _store(train(spec, progress=progress), store, name)
+        _store(train(spec, progress=progress, device=device), store, name)
 
 
 def run_job(job: Job) -> list[Outcome]:
@@ -79,7 +89,7 @@ def run_job(job: Job) -> list[Outcome]:
 
 
 def refuse(job: Job) -> None:
-    """Raise :class:`SweepError` unless this process has the sweep's own code, and sees the sweep's own store."""
+    """Raise :class:`SweepError` unless this process has the sweep's own code and device, and sees the sweep's own store."""
     if code_hash() != job.code:
         raise SweepError(
             f"the worker on {socket.gethostname()} computes with other code (hash {code_hash()}) than the sweep "
@@ -90,6 +100,10 @@ def refuse(job: Job) -> None:
             f"the worker on {socket.gethostname()} does not see the sweep's store {job.store}: it must be a folder that all "
             "machines share, under the same path"
         )
+    try:
+        devices.present(job.device)
+    except SpecError as error:
+        raise SweepError(f"the worker on {socket.gethostname()}: {error}") from error
 
 
 def _run(job: Job, claims: Claims) -> list[Outcome]:
@@ -140,7 +154,11 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
     specs = [spec for spec, _ in cells]
     together = job.lockstep and not alone(specs[0])
     try:
-        datasets = train_population(specs) if together else [train(spec) for spec in specs]
+        datasets = (
+            train_population(specs, device=job.device)
+            if together
+            else [train(spec, device=job.device) for spec in specs]
+        )
     except Exception as error:
         reason = told(error)
     else:

@@ -23,7 +23,7 @@ from alignlab.probes import (
 )
 from alignlab.probes.metadata import run_coords
 from alignlab.probes.schedule import Schedule, Together
-from alignlab.training import models
+from alignlab.training import devices, models
 from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
@@ -60,22 +60,16 @@ def train(
     Evaluations at step t are of the weights after t updates, as are the probes' values; ``last_step`` is the number of
     updates made. A run whose loss stops being finite ends there, with status ``diverged``, and is returned like any other.
     ``task`` replaces the one that the spec names; ``progress(1)`` is called after each step. The global random state is left
-    as it was. Raises :class:`SpecError` where ``spec`` or ``task`` is something else.
+    as it was. On another ``device`` than the CPU a run begins at the same weights and feedback, and differs by rounding; what
+    a rule draws there at its first pass (direct rules) or at every one are other numbers.
+
+    Raises :class:`SpecError` where ``spec`` or ``task`` is something else, and for a device that is not to be had.
     """
-    device = torch.device(device)
-    task = task_of(spec_of(spec), task)
+    task, device = task_of(spec_of(spec), task), devices.present(device)
     probes = standard_probes(spec.spectra_every) if probes is None else probes
-    with learning(task), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _seed(spec.stream("noise"), device)
+    with learning(task), devices.random_state_kept(device):
+        devices.seed(spec.stream("noise"), device)
         return Run(spec, task, device, probes).go(progress)
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed the CPU and ``device`` alone; ``torch.manual_seed`` would seed every GPU there is."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 class Run:
@@ -85,7 +79,7 @@ class Run:
         self.spec, self.task, self.device = spec, task, device
         self.loss = loss_of(spec, task)
         self.train, self.splits = splits_of(spec, task, device)
-        self.model = built(spec, task, device)
+        self.model = built(spec, task).to(device)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
         self.optimizer = make_optimizer(spec, list(self.model.parameters()))
         self.recorder = Recorder(
@@ -168,9 +162,9 @@ class Run:
         return both.assign_coords(status=status, last_step=last_step)
 
 
-def built(spec: RunSpec, task: Task, device: torch.device) -> nn.Module:
-    """The spec's network with its rule, as it is before the first step."""
-    model = models.build(spec, task).to(device)
+def built(spec: RunSpec, task: Task) -> nn.Module:
+    """The spec's network with its rule, as it is before the first step; on the CPU, so that all devices begin alike."""
+    model = models.build(spec, task)
     generator = torch.Generator().manual_seed(spec.stream("feedback"))
     try:
         rules.convert(model, spec.rule, generator=generator, **spec.rule_args)

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import psutil
 import torch
 
 from alignlab.measures.iterative import one_thread
-from alignlab.training import models, stacking, tasks
+from alignlab.training import devices, models, stacking, tasks
 from alignlab.training.arguments import learning
 from alignlab.training.population import Population, alone
 from alignlab.training.spec import RunSpec
@@ -32,25 +31,28 @@ TIMED = 4  # steps of a population, after as many to warm up
 WORTH = 20_000  # steps of runs together, from which measuring pays
 WORTH_OF_MAPS = 2_000  # of convolutional nets, whose steps take longer
 GAIN = 0.95  # a larger size must bring a run's price below this share of the smaller's
+LONGEST = 600  # s of a population: its runs are stored when the last has ended, and so much is lost where it is interrupted
 SHARE = 0.5  # of the free memory
 COPIES = 8  # of a run's weights: gradient, optimizer state, B, an update's temporaries
 
 
 class Question(NamedTuple):
-    """How many of so many runs like ``spec`` to train together, where so many ``workers`` share them and the memory."""
+    """How many of so many runs like ``spec`` to train together on a device, where so many ``workers`` share them and its
+    memory."""
 
     spec: RunSpec
     number: int
     workers: int
+    device: torch.device = devices.CPU
 
 
 def best_size(question: Question) -> int:
     """The answer, measured on the machine that is asked."""
-    spec, number, workers = question
+    spec, number, workers, device = question
     room = min(math.ceil(number / workers), MOST)
     try:
-        room = min(room, fitting(spec, workers))
-        return min(room, _best_size(spec, number, room))
+        room = min(room, fitting(spec, workers, device))
+        return min(room, _best_size(spec, number, room, device))
     except Exception:
         # no such network, no memory to try, a rule that raises: the runs themselves will say so
         return room
@@ -64,6 +66,7 @@ def packs(
     specs: Sequence[RunSpec],
     workers: int = 1,
     ask: Callable[[Sequence[Question]], Sequence[int]] = _answers,
+    device: torch.device = devices.CPU,
 ) -> list[list[RunSpec]]:
     """The specs as populations; those that must be trained alone, alone.
 
@@ -79,7 +82,9 @@ def packs(
         )
         alike.setdefault(key, []).append(spec)
     groups = [sorted(own, key=stacking.lane) for own in alike.values()]
-    questions = {i: Question(own[0], len(own), workers) for i, own in enumerate(groups) if len(own) > workers}
+    questions = {
+        i: Question(own[0], len(own), workers, device) for i, own in enumerate(groups) if len(own) > workers
+    }
     answers = ask(list(questions.values())) if questions else []
     sizes = dict(zip(questions, answers, strict=True))
     return [pack for i, own in enumerate(groups) for pack in _cut(own, sizes.get(i, 1), workers)]
@@ -93,7 +98,7 @@ def _cut(specs: list[RunSpec], size: int, workers: int) -> Iterator[list[RunSpec
     return (specs[a:b] for a, b in pairwise(edges))
 
 
-def _best_size(spec: RunSpec, number: int, largest: int) -> int:
+def _best_size(spec: RunSpec, number: int, largest: int, device: torch.device = devices.CPU) -> int:
     shape = stacking.shared(spec)
     dense = shape.model == "mlp"
     if shape.steps * number < (WORTH if dense else WORTH_OF_MAPS):
@@ -102,31 +107,31 @@ def _best_size(spec: RunSpec, number: int, largest: int) -> int:
     found, price = 1, math.inf
     sizes = SIZES if dense else (1, *SIZES)  # convolutions may cost a run no less beside others
     for size in (*(size for size in sizes if size < largest), largest):
-        now = price_of(shape.changed(**rule), size)
+        now = price_of(shape.changed(**rule), size, device)
         if now > GAIN * price:
             break
         found, price = size, now
-    return found
+    return max(1, min(found, int(LONGEST / (price * shape.steps))))
 
 
 @functools.cache
-def price_of(shape: RunSpec, size: int) -> float:
-    """Seconds that a step of one run costs in a population of this size, on one thread of this machine's CPU."""
+def price_of(shape: RunSpec, size: int, device: torch.device = devices.CPU) -> float:
+    """Seconds that a step of one run costs in a population of this size, on this device; of a CPU on one thread."""
     specs = [shape.changed(seed=seed, steps=2 * TIMED, record_every=0, record_log=0) for seed in range(size)]
     task, times = tasks.load(shape.task), []
     with learning(task), one_thread():
-        population = Population(specs, task, torch.device("cpu"))
+        population = Population(specs, task, device)
         for step, rows in enumerate(population.batches()):
             start = time.perf_counter()
             population.step(step, rows)
+            devices.wait_for(device)
             times.append(time.perf_counter() - start)
     return min(times[TIMED:]) / size
 
 
-def fitting(spec: RunSpec, workers: int, device: torch.device | None = None) -> int:
-    """How many runs of this shape fit the share of the free memory that each of the ``workers`` has."""
-    cuda = device is not None and device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+def fitting(spec: RunSpec, workers: int, device: torch.device = devices.CPU) -> int:
+    """How many runs of this shape fit the share of the device's free memory that each of the ``workers`` has."""
+    free = devices.free_memory(device)
     weights, values = _numbers(stacking.shared(spec))
     batch = min(spec.batch_size, len(tasks.load(spec.task).train))
     return max(1, int(SHARE * free / workers / (4 * (COPIES * weights + 3 * batch * values))))

@@ -24,7 +24,7 @@ from torch import Tensor
 from alignlab import rules
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
-from alignlab.training import stacking
+from alignlab.training import devices, stacking
 from alignlab.training.apart import Apart
 from alignlab.training.arguments import learning, specs_of, task_of
 from alignlab.training.batches import blocks
@@ -63,16 +63,18 @@ def alone(spec: RunSpec) -> list[str]:
     return [] if stacking.family(spec) else [f"{spec.rule_name} acts on single runs alone"]
 
 
-def train_population(specs: Iterable[RunSpec], *, task: Task | None = None) -> list[xr.Dataset]:
-    """Train runs of one shape together; each one's dataset, as :func:`alignlab.training.train` returns it.
+def train_population(
+    specs: Iterable[RunSpec], *, task: Task | None = None, device: str | torch.device = "cpu"
+) -> list[xr.Dataset]:
+    """Train runs of one shape together, on one device; each one's dataset, as :func:`alignlab.training.train` returns it.
 
-    Raises :class:`SpecError` for specs that cannot be one population, saying why.
+    Raises :class:`SpecError` for specs that cannot be one population, saying why, and for a device that is not to be had.
     """
     specs = specs_of(specs)
     check(specs)
-    task = task_of(specs[0], task)
-    with learning(task), torch.random.fork_rng(devices=[]):
-        return Population(specs, task, torch.device("cpu")).go()
+    task, device = task_of(specs[0], task), devices.present(device)
+    with learning(task), devices.random_state_kept(device):
+        return Population(specs, task, device).go()
 
 
 def check(specs: Sequence[RunSpec]) -> None:
@@ -102,7 +104,7 @@ class Population:
         self.places = sorted(range(len(specs)), key=lambda i: stacking.lane(specs[i]))
         self.specs, self.task, self.loss = [specs[i] for i in self.places], task, loss_of(specs[0], task)
         self.spec, self.due, self.device = specs[0], due(specs[0]), device
-        members = [built(spec, task, device) for spec in self.specs]
+        members = [built(spec, task).to(device) for spec in self.specs]
         self.about = [_described(spec, task, model) for spec, model in zip(self.specs, members, strict=True)]
         self.model = stacking.stacked_model(members)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
@@ -116,7 +118,10 @@ class Population:
         self._ones = torch.ones_like(self.largest)
         self.clips = any(spec.clip is not None for spec in self.specs)
         self.clipped = torch.zeros(self.spec.steps * self.clips, len(specs), dtype=torch.bool, device=device)
-        self.here = torch.arange(len(specs), device=device)  # who is carried
+        self.carried = list(range(len(specs)))
+        self.here = torch.tensor(
+            self.carried, device=device
+        )  # the same, where the losses are: no read makes a GPU wait
         grafts = [spec.graft for spec in self.specs]
         self.interventions: list[GradientGraft | SetSizes] = []
         if any(grafts):
@@ -158,7 +163,7 @@ class Population:
         streams = [blocks(spec, len(self.train)) for spec in self.specs]
         while True:
             here = self.here
-            together = [block for k in here.tolist() if (block := next(streams[k], None)) is not None]
+            together = [block for k in self.carried if (block := next(streams[k], None)) is not None]
             if not together:
                 return
             for rows in torch.stack(together, 1).to(self.device):
@@ -167,7 +172,7 @@ class Population:
     def narrow(self, members: Sequence[int]) -> None:
         """Go on with these members alone, who are carried; between two steps."""
         carried = torch.tensor(members, device=self.device)
-        rows, self.here = torch.searchsorted(self.here, carried), carried
+        rows, self.here, self.carried = torch.searchsorted(self.here, carried), carried, list(members)
         for layer in stacking.stacked_layers(self.model):
             layer.narrow(rows)
         self.parameters = list(self.model.parameters())
@@ -204,7 +209,7 @@ class Population:
         return rules.backward(self.model, lambda: sample_losses(self.loss, self.model(x), y, runs=True))
 
     def _alive(self) -> list[int]:
-        return [k for k in self.here.tolist() if k not in self.ended]
+        return [k for k in self.carried if k not in self.ended]
 
     def _end(self, members: Sequence[int], step: int, status: str) -> None:
         if members:
@@ -225,7 +230,7 @@ class Population:
             ]
             found |= scores_of_runs(self.task, self.loss, name, torch.cat(pieces, 1), split.targets)
         values = {name: column.tolist() for name, column in found.items()}
-        place = {k: i for i, k in enumerate(self.here.tolist())}
+        place = {k: i for i, k in enumerate(self.carried)}
         for k in members:
             self.evaluations[k][step] = {name: column[place[k]] for name, column in values.items()}
 

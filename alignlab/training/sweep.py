@@ -15,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from alignlab.store import Segments
 from alignlab.store.claims import Claims
+from alignlab.training import devices
 from alignlab.training.cells import Job, Outcome, run_job, stored
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
@@ -62,8 +65,8 @@ class Sweep:
         ``executor``: where. 1 is this process; a larger number that many processes of one thread each, which import the
         calling script anew, so that what it runs belongs under ``if __name__ == "__main__":``; the address of a dask scheduler
         or a ``distributed.Client`` any cluster whose workers have one thread each and share the store's folder; a
-        :class:`Workers` keeps its processes from call to call. ``notify(n)`` is called as ``n`` more of the missing runs are
-        done.
+        :class:`Workers` keeps its processes from call to call, and says on which device they train: a GPU, say.
+        ``notify(n)`` is called as ``n`` more of the missing runs are done.
 
         Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it;
         and :class:`SpecError`, before anything runs, for a spec that changed after it was named.
@@ -100,15 +103,15 @@ class Sweep:
 
     def _jobs(self, specs: Sequence[RunSpec], mark: str, workers: Workers) -> list[Job]:
         groups = (
-            packs(specs, workers.count(), partial(_asked, workers))
+            packs(specs, workers.count(), partial(_asked, workers), workers.device)
             if self.lockstep
             else [[spec] for spec in specs]
         )
-        return [self._job(group, mark) for group in groups]
+        return [self._job(group, mark, workers.device) for group in groups]
 
-    def _job(self, specs: Sequence[RunSpec], mark: str) -> Job:
+    def _job(self, specs: Sequence[RunSpec], mark: str, device: torch.device = devices.CPU) -> Job:
         names = tuple(self.names[spec] for spec in specs)
-        return Job(tuple(specs), names, self.store, code_hash(), mark, self.lockstep)
+        return Job(tuple(specs), names, self.store, code_hash(), mark, self.lockstep, device)
 
     def _round(self, jobs: Sequence[Job], workers: Workers, progress: _Progress) -> list[Job]:
         """Each job once; returns those whose cells another sweep is computing, to be looked at again."""
@@ -116,7 +119,7 @@ class Sweep:
         with closing(workers.each(run_job, jobs)) as done:
             for job, result in done:
                 left = progress.note(job, self._outcomes(job, result))
-                busy += [self._job(left, job.sweep)] if left else []
+                busy += [self._job(left, job.sweep, job.device)] if left else []
         return busy
 
     def _outcomes(self, job: Job, result: list[Outcome] | Lost) -> list[Outcome]:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from alignlab.training import devices
 from alignlab.training.errors import SweepError
 from alignlab.training.starting import local_cluster
 
 if TYPE_CHECKING:
+    import torch
     from distributed import Client, Future, LocalCluster
 
     Executor: TypeAlias = "int | str | Client | Workers"
@@ -34,14 +36,15 @@ class Workers:
     """A context manager, and reusable: jobs run in this process (1), on so many processes, or on a dask cluster.
 
     ``where``: a number of processes; the address of a scheduler, ``tcp://…``; or a ``distributed.Client``, which is left open.
+    ``device``: on which each of them trains, ``"cpu"``, or ``"cuda"`` for its own GPU, which several may share.
 
     Raises:
         ValueError: for anything else, as a number below 1.
     """
 
-    def __init__(self, where: int | str | Client = 1) -> None:
+    def __init__(self, where: int | str | Client = 1, *, device: str | torch.device = "cpu") -> None:
         _check(where)
-        self.where = where
+        self.where, self.device = where, devices.named(device)
         self._client: Client | None = None
         self._cluster: LocalCluster | None = None
         self._open = ExitStack()

@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Any:
 def trained(failing: int, tried: list[list[int]]) -> Any:
     """Stands in for ``train_population``; fails where one seed is among those asked for."""
 
-    def stand_in(specs: list[RunSpec]) -> list[xr.Dataset]:
+    def stand_in(specs: list[RunSpec], device: torch.device) -> list[xr.Dataset]:
         tried.append([spec.seed for spec in specs])
         if failing in tried[-1]:
             raise ValueError("no luck")
@@ -97,7 +97,7 @@ def test_where_memory_runs_out_halves_are_trained_and_nothing_is_lost(
 ) -> None:
     tried: list[int] = []
 
-    def train(specs: Sequence[RunSpec]) -> list[xr.Dataset]:
+    def train(specs: Sequence[RunSpec], device: torch.device) -> list[xr.Dataset]:
         tried.append(len(specs))
         if len(specs) > 2:
             raise error

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import xarray as xr
 from worker_jobs import alive, gone
 
@@ -124,9 +125,9 @@ def test_how_many_train_together_is_measured_where_they_train(
     here: list[RunSpec] = []
     decide = planner._best_size
 
-    def heard(spec: RunSpec, number: int, largest: int) -> int:
+    def heard(spec: RunSpec, number: int, largest: int, device: torch.device) -> int:
         here.append(spec)
-        return decide(spec, number, largest)
+        return decide(spec, number, largest, device)
 
     monkeypatch.setattr(planner, "_best_size", heard)
     assert Sweep(CELLS, tmp_path / "there").run(cluster.address) == len(CELLS)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from alignlab.rules import RULES, Rule
 from alignlab.training import RunSpec, planner
@@ -53,7 +54,8 @@ def test_runs_of_one_rule_stand_next_to_each_other() -> None:
 @pytest.mark.parametrize(("prices", "size"), [((1, 0.5, 0.4), 40), ((1, 0.5, 0.49), 16), ((1, 1.2, 0.1), 4)])
 def test_packs_grow_as_long_as_a_run_gets_cheaper(prices: Any, size: int, monkeypatch: Any) -> None:
     told = dict(zip((4, 16, 40), prices, strict=True))
-    monkeypatch.setattr(planner, "price_of", lambda shape, size: told[size])
+    monkeypatch.setattr(planner, "LONGEST", 10**6)
+    monkeypatch.setattr(planner, "price_of", lambda shape, size, device: told[size])
     monkeypatch.setattr(planner, "WORTH", 0)
     assert max(map(len, packs(specs(40)))) in (size, -(-40 // -(-40 // size)))
     assert len(packs(specs(40))) == -(-40 // size)
@@ -64,7 +66,7 @@ def test_packs_grow_as_long_as_a_run_gets_cheaper(prices: Any, size: int, monkey
     [(72, 2, {12}), (72, 1, {14, 15}), (7, 3, {2, 3}), (33, 2, {8, 9}), (2, 4, {1})],
 )
 def test_every_worker_gets_as_many_packs(n: int, workers: int, sizes: set[int], monkeypatch: Any) -> None:
-    monkeypatch.setattr(planner, "_best_size", lambda spec, number, largest: 16)
+    monkeypatch.setattr(planner, "_best_size", lambda spec, number, largest, device: 16)
     found = [len(pack) for pack in packs(specs(n), workers)]
     assert set(found) == sizes
     assert sum(found) == n
@@ -73,10 +75,10 @@ def test_every_worker_gets_as_many_packs(n: int, workers: int, sizes: set[int], 
 
 @pytest.mark.parametrize("room", [100, 3])
 def test_what_fails_to_be_measured_takes_the_room_that_there_is(room: int, monkeypatch: Any) -> None:
-    def fails(shape: RunSpec, size: int) -> float:
+    def fails(shape: RunSpec, size: int, device: torch.device) -> float:
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr(planner, "fitting", lambda spec, workers: room)
+    monkeypatch.setattr(planner, "fitting", lambda spec, workers, device: room)
     monkeypatch.setattr(planner, "price_of", fails)
     monkeypatch.setattr(planner, "WORTH", 0)
     assert planner.best_size(planner.Question(specs(1)[0], 20, 2)) == min(room, 10)
@@ -99,20 +101,47 @@ def test_prices_are_measured_on_the_shape_itself() -> None:
 
 
 def test_packs_are_no_larger_than_memory_allows(monkeypatch: Any) -> None:
-    monkeypatch.setattr(planner, "fitting", lambda spec, workers: 3)
+    monkeypatch.setattr(planner, "fitting", lambda spec, workers, device: 3)
     assert sorted(map(len, packs(specs(8)))) == [2, 3, 3]
 
 
 def test_packs_stay_below_the_links_that_a_file_may_have_however_cheap_a_run_gets(monkeypatch: Any) -> None:
     measured: list[int] = []
 
-    def cheaper(shape: RunSpec, size: int) -> float:
+    def cheaper(shape: RunSpec, size: int, device: torch.device) -> float:
         measured.append(size)
         return 1 / size
 
     monkeypatch.setattr(planner, "price_of", cheaper)
     assert planner.best_size(planner.Question(specs(1)[0], 1_000_000, 2)) == planner.MOST == max(measured)
     assert planner.MOST < 65_000
+
+
+def test_a_pack_ends_within_minutes_since_its_runs_are_stored_together(monkeypatch: Any) -> None:
+    monkeypatch.setattr(planner, "price_of", lambda shape, size, device: 1e-3)  # s a step and run
+    monkeypatch.setattr(planner, "GAIN", 1)
+    asked = planner.Question(specs(1, steps=30_000)[0], 1000, 1)
+    assert planner.best_size(asked) == planner.LONGEST / 30
+    assert planner.best_size(asked._replace(spec=specs(1, steps=10**7)[0])) == 1
+
+
+def test_the_device_that_trains_is_the_one_that_is_measured(monkeypatch: Any) -> None:
+    asked: list[torch.device] = []
+
+    def price_of(shape: RunSpec, size: int, device: torch.device) -> float:
+        asked.append(device)
+        return 1 / size
+
+    def free_memory(device: torch.device) -> int:
+        asked.append(device)
+        return 10**9
+
+    monkeypatch.setattr(planner, "price_of", price_of)
+    monkeypatch.setattr(planner.devices, "free_memory", free_memory)
+    monkeypatch.setattr(planner, "WORTH", 0)
+    packs(specs(40), device=torch.device("cuda:1"))
+    assert len(asked) > 2
+    assert set(asked) == {torch.device("cuda:1")}
 
 
 def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
@@ -126,7 +155,8 @@ def test_convolutional_nets_stand_together_only_where_that_is_measured_to_be_che
     prices: Any, size: int, monkeypatch: Any
 ) -> None:
     told = dict(zip((1, 4, 16), prices, strict=True))
-    monkeypatch.setattr(planner, "price_of", lambda shape, size: told[size])
+    monkeypatch.setattr(planner, "LONGEST", 10**6)
+    monkeypatch.setattr(planner, "price_of", lambda shape, size, device: told[size])
     given = [RunSpec(model="convnet", steps=200, seed=seed) for seed in range(16)]
     assert {len(pack) for pack in packs(given)} == {size}
     assert {len(pack) for pack in packs([spec.changed(steps=20) for spec in given])} == {4}, (

@@ -457,8 +457,8 @@ def test_a_rule_that_takes_runs_for_samples_is_an_error(monkeypatch: Any) -> Non
 
 def two_nets(rule: str) -> tuple[Any, list[nn.Module], Tensor, Tensor]:
     """A stack, what it is of, and a batch."""
-    task, cpu = doubled(), torch.device("cpu")
-    members = [built(RunSpec(hidden=(5,), rule=rule, seed=seed), task, cpu) for seed in range(2)]
+    task = doubled()
+    members = [built(RunSpec(hidden=(5,), rule=rule, seed=seed), task) for seed in range(2)]
     return stacking.stacked_model(members), members, task.train.inputs[:6], task.train.targets[:6]
 
 

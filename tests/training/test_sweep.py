@@ -44,7 +44,7 @@ class Training:
         self.threads: list[int] = []
         monkeypatch.setattr(cells, "train", self)
 
-    def __call__(self, spec: RunSpec, progress: object = None) -> xr.Dataset:
+    def __call__(self, spec: RunSpec, progress: object = None, device: object = None) -> xr.Dataset:
         self.threads.append(torch.get_num_threads())
         if spec.seed in self.failing:
             raise self.failing[spec.seed]
