@@ -87,4 +87,5 @@ class FeedbackSpectrum(Probe):
 
     def attrs(self) -> dict[str, object]:
         settings = f"exact up to {self.exact_limit}, else the {self.largest} largest"
-        return {"spectrum_settings": settings, "spectrum_method": dict(self._methods)}
+        methods = ", ".join(f"{name}: {method}" for name, method in self._methods.items())
+        return {"spectrum_settings": settings, "spectrum_method": methods}  # text: netCDF takes no dict
