@@ -110,6 +110,13 @@ def test_an_optimum_that_stays_on_the_edge_fails_the_check():
     }
 
 
+@pytest.mark.parametrize("name", ["magnitude", "global_magnitude", "alignment", "spike_in"])
+def test_a_control_that_cannot_set_adams_steps_says_that_it_may_be_left_out(name):
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, "optimizer": "adam"}})
+    with pytest.raises(SpecError, match=f"control '{name}'.* use optimizer sgd, or leave the control out$"):
+        ALL[name]().check(claim)
+
+
 def test_tuning_seeds_are_not_the_claims():
     seen = set()
     bench = KnownBench(CLAIM, lambda spec: seen.add((spec.seed, spec.lr)) or parabola(0.1, 1)(spec))

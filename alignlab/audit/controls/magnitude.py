@@ -35,7 +35,11 @@ class Magnitude(Control):
         """One arm is backprop, both have one rate, and steps are gradients times that rate, recorded."""
         arm, _ = rule_arm(claim, self.name)
         lr = common_rate(claim, self.name)
-        spec = claim.spec(arm, claim.seeds[0], lr=lr, graft={"direction": "rule", "magnitude": "bp"})
+        graft = {"direction": "rule", "magnitude": "bp"}
+        try:
+            spec = claim.spec(arm, claim.seeds[0], lr=lr, graft=graft)
+        except SpecError as error:
+            raise SpecError(f"control {self.name!r}: {error}, or leave the control out") from None
         if spec.momentum or spec.weight_decay or spec.clip or not spec.record_every:
             raise SpecError(
                 f"control {self.name!r} checks each step's size against the gradient's: set momentum and weight_decay "

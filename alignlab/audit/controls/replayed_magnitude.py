@@ -49,7 +49,9 @@ class ReplayedMagnitude(Control):
             try:
                 spec = claim.spec(arm, claim.seeds[0], step_sizes={"sizes": 1.0})
             except SpecError as error:
-                raise SpecError(f"control {self.name!r} sets how long steps are: {error}") from None
+                raise SpecError(
+                    f"control {self.name!r} sets how long steps are: {error}, or leave the control out"
+                ) from None
             if not spec.record_every:
                 raise SpecError(f"control {self.name!r} replays recorded steps: set record_every above 0")
 
