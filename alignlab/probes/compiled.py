@@ -1,6 +1,7 @@
 """Measured steps run without ``torch.compile``: a compiled graph ignores the switch to the true weights, silently.
 
-Its angle would be a false 0. Uncompiled, the same module has the same gradients; other steps stay compiled.
+Its angle would be a false 0. Uncompiled, the same module has the same gradients, to rounding and but for dropout, whose
+masks a compiled graph may draw otherwise; other steps stay compiled.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def tell_if_compiled(model: nn.Module) -> None:
-    """Say once that a compiled model's measured steps take longer than its others."""
+    """Say once that a compiled model's measured steps take longer than its others, and what the run is then equal to."""
     if any(
         hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None
         for m in model.modules()
     ):
         warnings.warn(
-            "the model is compiled: measured steps run uncompiled (the gradients are the same)", stacklevel=4
+            "the model is compiled: measured steps run uncompiled. Gradients are the same to rounding, but dropout may draw "
+            "other masks, so that the run is not bit for bit what it is without a recorder",
+            stacklevel=4,
         )

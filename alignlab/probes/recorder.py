@@ -51,8 +51,9 @@ class Recorder:
     ``GradScaler``, if it has one, so that loss and norms are reported unscaled. ``run_id``: the run's name in its store; by
     default a new one.
 
-    The loop's results are bitwise those of a run without a recorder. Raises ``TypeError`` and ``ValueError`` for arguments that
-    are none, and :class:`ProbeError` where a signal cannot be measured; it never records a guess.
+    The loop's results are bitwise those of a run without a recorder; not where the loop calls a compiled model, whose measured
+    steps run uncompiled: they round otherwise, and dropout may draw other masks. Raises ``TypeError`` and ``ValueError`` for
+    arguments that are none, and :class:`ProbeError` where a signal cannot be measured; it never records a guess.
     """
 
     def __init__(
