@@ -39,7 +39,8 @@ class Sweep:
     """Cells, each of which is run once, and the folder that keeps their runs.
 
     ``names``: the segment of each cell. ``lockstep``: train runs of one shape together, as populations
-    (:mod:`alignlab.training.planner`); where it is false, or a run cannot be a member of one, one by one.
+    (:mod:`alignlab.training.planner`); where it is false, or a run cannot be a member of one, one by one. A population's runs
+    are stored at its end, all together: whoever interrupts it loses what they had done.
 
     >>> import tempfile
     >>> cells = [RunSpec(task="xor", hidden=(4,), steps=10, seed=seed) for seed in range(3)]
