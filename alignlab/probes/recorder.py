@@ -51,6 +51,11 @@ class Recorder:
     ``GradScaler``, if it has one, so that loss and norms are reported unscaled. ``run_id``: the run's name in its store; by
     default a new one.
 
+    Steps, samples and time are counted from where it attaches. A run that goes on from a checkpoint after n steps is recorded
+    in parts, a and b, each a run to the store and a replicate to figures: join them before drawing, by ``xarray.concat([a,
+    b.assign_coords(step=b.step + n)], "step", data_vars="minimal", coords="minimal", compat="override", join="outer")``.
+    ``samples_seen``, ``wall_time`` and ``last_step`` stay those of the parts; b's schedule is asked for steps from 0 on.
+
     The loop's results are bitwise those of a run without a recorder; not where the loop calls a compiled model, whose measured
     steps run uncompiled: they round otherwise, and dropout may draw other masks. Raises ``TypeError`` and ``ValueError`` for
     arguments that are none, and :class:`ProbeError` where a signal cannot be measured; it never records a guess.

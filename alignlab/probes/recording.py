@@ -36,7 +36,8 @@ class Recording:
         self._segments = None if path is None else Segments(path).prepare(str(run_id))
         if self._segments is not None and self._segments.latest_status(run_id) is not None:
             raise StoreError(
-                f"run {run_id!r} is in {path} already, and steps of two runs would be mixed: pass another run_id or path"
+                f"run {run_id!r} is in {path} already, and steps of two runs would be mixed: pass another run_id or path "
+                "(where a run goes on from a checkpoint, Recorder's docstring says how to join its parts)"
             )
 
     @property

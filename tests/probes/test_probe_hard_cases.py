@@ -620,7 +620,7 @@ def test_steps_of_another_optimizer_are_not_this_ones() -> None:
 
 def test_one_run_id_is_one_run(tmp_path: Any) -> None:
     first = recorded(make(Hidden), plain_step, path=tmp_path, run_id="mine")
-    with pytest.raises(StoreError, match=r"'mine' is in .* already"):
+    with pytest.raises(StoreError, match=r"'mine' is in .* already.* checkpoint"):
         recorded(make(Hidden), plain_step, path=tmp_path, run_id="mine")
     assert first.sizes["step"] == 3
 
