@@ -150,7 +150,7 @@ class RunSpec(SpecModel):
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(
                 f"unknown task: {hint}known are {', '.join(tasks.NAMES)} "
-                "(one of your own: train(spec, task=…) with any of these)"
+                "(one of your own: train(spec, task=…) with any of these; sweeps and audits take these alone)"
             )
         return name
 
