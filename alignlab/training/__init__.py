@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignlab.training.estimators import estimator_statistics
     from alignlab.training.loop import train
+    from alignlab.training.population import train_population
     from alignlab.training.replaying import replayed_noise, replayed_sizes
     from alignlab.training.spec import Graft, RunSpec, SpecError, StepSizes
     from alignlab.training.sweep import Sweep
     from alignlab.training.tasks import Split, Task, load
+    from alignlab.training.workers import Workers
 
 __all__ = [
     "Graft",
@@ -21,20 +23,24 @@ __all__ = [
     "StepSizes",
     "Sweep",
     "Task",
+    "Workers",
     "estimator_statistics",
     "load",
     "replayed_noise",
     "replayed_sizes",
     "train",
+    "train_population",
 ]
 
 _PUBLIC = {
     "estimators": ("estimator_statistics",),
     "loop": ("train",),
+    "population": ("train_population",),
     "replaying": ("replayed_noise", "replayed_sizes"),
     "spec": ("Graft", "RunSpec", "SpecError", "StepSizes"),
     "sweep": ("Sweep",),
     "tasks": ("Split", "Task", "load"),
+    "workers": ("Workers",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
