@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -75,8 +76,11 @@ class Workers:
         if self.where == 1 or (isinstance(self.where, int) and self._client is None and len(jobs) <= 1):
             yield from ((job, function(job)) for job in jobs)
             return
+        import cloudpickle
+
         client = self._started()
-        futures = client.map(function if self._cluster else _Alone(function), jobs, pure=False)
+        own = function if self._cluster else _Alone(function)
+        futures = client.map(pickle.loads, [cloudpickle.dumps(_Call(own, job)) for job in jobs], pure=False)
         try:
             yield from _as_completed(client, dict(zip(futures, jobs, strict=True)))
         except BaseException:
@@ -154,6 +158,20 @@ def opened(where: Executor) -> Iterator[Workers]:
     else:
         with Workers(where) as own:
             yield own
+
+
+class _Call:
+    """``function(job)``, which is called where it is unpickled.
+
+    So a worker is sent bytes alone, and one with another alignlab fails at the job, where it can tell. What it cannot read
+    where it listens breaks its connection, again and again, and the sweep waits for ever.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], job: Any) -> None:
+        self.function, self.job = function, job
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return self.function, (self.job,)
 
 
 class _Alone:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from worker_jobs import alive, die, gone, leave_pid, page_faults, pids, threads
+from worker_jobs import OfAnotherVersion, alive, die, gone, leave_pid, page_faults, pids, threads
 
 from alignlab.training import workers
 from alignlab.training.errors import SweepError
@@ -69,6 +69,15 @@ def test_a_scheduler_that_does_not_answer_is_one_clear_line(
     ):
         list(none.each(leave_pid, [None]))
     assert "\n" not in str(error.value)
+
+
+def test_workers_that_cannot_read_their_jobs_say_so() -> None:
+    """As those with another alignlab do; each broke its connection over it, and the caller waited for ever."""
+    with (
+        Workers(2) as two,
+        pytest.raises(SweepError, match=r"a worker cannot run cells \(TypeError: takes 4 .*install the same"),
+    ):
+        list(two.each(threads, [OfAnotherVersion(), OfAnotherVersion()]))
 
 
 def test_no_garbage_is_collected_while_dask_holds_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:

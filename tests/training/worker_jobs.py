@@ -29,6 +29,19 @@ def die(job: tuple[Path, int, int]) -> int:
     return deaths
 
 
+class OfAnotherVersion:
+    """What only its maker can read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _read, (os.getpid(),)
+
+
+def _read(maker: int) -> OfAnotherVersion:
+    if os.getpid() != maker:
+        raise TypeError("takes 4 positional arguments but 5 were given")
+    return OfAnotherVersion()
+
+
 def threads(names: tuple[str, ...]) -> list[Any]:
     import torch
 
