@@ -48,7 +48,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     device = a.device.type
     if is_full(device) and not torch.is_autocast_enabled(device):
         return a @ b
-    with torch.autocast(device_type=device, enabled=False), full_precision(device):
+    with torch.autocast(device_type=device, enabled=False), full_precision():
         return a @ b
 
 

@@ -7,48 +7,49 @@ is wrong by √(2·2⁻¹¹) = 1.8° where it should be 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 
-FULL = ("none", "ieee", False)
+FULL = ("none", "ieee", "highest", False)
 
 
-class _Switch(NamedTuple):
+class Switch(NamedTuple):
     """One setting of PyTorch's, and the value that asks for full precision."""
 
-    holder: Any
-    name: str
+    get: Callable[[], Any]
+    set: Callable[[Any], None]
     full: str | bool
 
-    def get(self) -> Any:
-        return getattr(self.holder, self.name)
 
-    def set(self, value: Any) -> None:
-        setattr(self.holder, self.name, value)
-
-
-def _switches(of: str) -> list[_Switch]:
-    """Those of ``cpu`` or ``cuda``; torch 2.9 and later have one for each kind of product."""
-    if of == "cuda":
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        kinds = [(matmul, "allow_tf32"), (getattr(cudnn, "conv", cudnn), "allow_tf32")]
-    else:
-        kinds = [(getattr(torch.backends.mkldnn, name, None), "") for name in ("matmul", "conv")]
-    named = [
-        _Switch(kind, "fp32_precision", "ieee") if _is_new(kind) else _Switch(kind, old, False)
-        for kind, old in kinds
-    ]
-    return [switch for switch in named if switch.name]
+def switches(backends: Any) -> tuple[list[Switch], dict[str, list[Switch]]]:
+    """The settings that others inherit, the topmost first, and those of each type of device."""
+    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
+        matrices = Switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")
+        return [], {"cpu": [matrices], "cuda": [matrices, _attribute(backends.cudnn, "allow_tf32", False)]}
+    cpu, cuda = backends.mkldnn, backends.cudnn
+    kinds = {"cpu": [cpu.matmul, cpu.conv], "cuda": [backends.cuda.matmul, cuda.conv]}
+    return [_named(backends), _named(cuda)], {
+        kind: [_named(one) for one in own] for kind, own in kinds.items()
+    }
 
 
-def _is_new(kind: Any) -> bool:
-    return hasattr(kind, "fp32_precision")
+def _named(holder: Any) -> Switch:
+    return _attribute(holder, "fp32_precision", "ieee")
 
 
-SWITCHES = {kind: _switches(kind) for kind in ("cpu", "cuda")}
+def _attribute(holder: Any, name: str, full: str | bool) -> Switch:
+    return Switch(partial(getattr, holder, name), partial(setattr, holder, name), full)
+
+
+PARENTS, SWITCHES = switches(torch.backends)
+_lock, _blocks = Lock(), 0  # how many are entered, in all threads
+_before: list[tuple[Switch, Any]] = []
 
 
 def is_full(device: str) -> bool:
@@ -57,14 +58,28 @@ def is_full(device: str) -> bool:
 
 
 @contextmanager
-def full_precision(*devices: str) -> Iterator[None]:
-    """Float32 products on these types of device have full precision within the block; then all is as it was."""
-    every = [switch for device in devices for switch in SWITCHES.get(device, ())]
-    changed = [(switch, before) for switch in every if (before := switch.get()) not in FULL]
+def full_precision() -> Iterator[None]:
+    """Float32 products have full precision within the block. The settings belong to all threads: they are what they were when
+    the last of the blocks has ended that are open at a time."""
+    global _blocks
+    with _lock:
+        _blocks += 1
+        _switch()
     try:
-        for switch, _ in changed:
-            switch.set(switch.full)
         yield
     finally:
-        for switch, before in changed:
-            switch.set(before)
+        with _lock:
+            _blocks -= 1
+            while _before and not _blocks:
+                switch, value = _before.pop()
+                switch.set(value)
+
+
+def _switch() -> None:
+    if all(map(is_full, SWITCHES)):
+        return
+    # parents first: what inherits follows, and goes on inheriting
+    for switch in chain(PARENTS, *SWITCHES.values()):
+        if (value := switch.get()) != switch.full:
+            _before.append((switch, value))
+            switch.set(switch.full)

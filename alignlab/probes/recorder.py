@@ -261,7 +261,7 @@ class Recorder:
         due = [probe for probe in self.probes if probe.due(self._count)]
         self._count += 1
         device = next(iter(weights.values())).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False), full_precision(device):
+        with torch.no_grad(), torch.autocast(device, enabled=False), full_precision():
             layers = observe(
                 taken, self.layers, self.optimizer, weights, updated, self._complete, self._capture.landed
             )

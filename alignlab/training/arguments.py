@@ -70,7 +70,7 @@ def learning(task: Task) -> Iterator[None]:
     with (
         ALONE,
         torch.enable_grad(),
-        full_precision("cpu", "cuda"),
+        full_precision(),
         _default_dtype(task),
         ExitStack() as settings,
     ):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from alignlab import measures
-from alignlab.measures.precision import SWITCHES, full_precision, is_full
+from alignlab.measures import precision
+from alignlab.measures.precision import PARENTS, SWITCHES, full_precision, is_full, switches
 
 
 @pytest.fixture(params=["high", "medium"])
@@ -34,7 +37,7 @@ def test_within_the_block_no_product_rounds_and_after_it_all_is_as_it_was(rough:
 
 
 def _fails_within() -> None:
-    with full_precision("cpu", "cuda"):
+    with full_precision():
         assert is_full("cpu")
         assert is_full("cuda")
         raise KeyError
@@ -42,14 +45,74 @@ def _fails_within() -> None:
 
 def test_a_gpus_convolutions_round_by_default_and_are_switched_too() -> None:
     assert not is_full("cuda")
-    with full_precision("cuda"):
+    with full_precision():
         assert is_full("cuda")
 
 
-def test_a_device_without_such_settings_is_left_alone() -> None:
+def test_a_device_without_such_settings_is_of_full_precision() -> None:
     assert is_full("mps")
-    with full_precision("mps"):
-        pass
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """The default settings, from the topmost down, after the test too."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for switch, value in zip(PARENTS, ["none", "none"], strict=True):
+        switch.set(value)
+
+
+@pytest.mark.skipif(not PARENTS, reason="before torch 2.9 no setting inherits")
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("first", ["tf32", "bf16"])
+def test_a_setting_that_was_inherited_still_follows_its_parent_after_the_block(first: str) -> None:
+    """It had become one of its own: who later asked for "ieee" everywhere went on with TF32."""
+    PARENTS[0].set(first)
+    with full_precision():
+        assert is_full("cpu")
+        assert is_full("cuda")
+    assert PARENTS[0].get() == first
+    PARENTS[0].set("ieee")
+    assert is_full("cpu")
+    assert is_full("cuda")
+
+
+@pytest.mark.skipif(not PARENTS, reason="before torch 2.9 no setting inherits")
+@pytest.mark.usefixtures("untouched")
+def test_a_parents_own_setting_is_switched_and_set_again() -> None:
+    PARENTS[1].set("tf32")
+    with full_precision():
+        assert is_full("cuda")
+    assert PARENTS[1].get() == "tf32"
+    PARENTS[1].set("ieee")
+    assert is_full("cuda")
+
+
+def test_what_one_thread_ends_does_not_let_another_round(rough: str) -> None:
+    """A run that was trained while another thread recorded a step went on in bfloat16."""
+    recorded = full_precision()
+    recorded.__enter__()
+    with full_precision():
+        thread = Thread(target=recorded.__exit__, args=(None, None, None))
+        thread.start()
+        thread.join()
+        assert is_full("cpu")
+        assert is_full("cuda")
+    assert torch.get_float32_matmul_precision() == rough
+    assert not is_full("cpu")
+
+
+def test_an_older_torch_is_switched_by_its_one_setting(monkeypatch: pytest.MonkeyPatch, rough: str) -> None:
+    """Of "medium" its ``allow_tf32`` would have made "high"."""
+    backends = SimpleNamespace(cudnn=SimpleNamespace(allow_tf32=True))
+    parents, found = switches(backends)
+    monkeypatch.setattr(precision, "PARENTS", parents)
+    monkeypatch.setattr(precision, "SWITCHES", found)
+    with full_precision():
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == rough
+    assert backends.cudnn.allow_tf32
 
 
 def test_measures_do_not_round_where_training_may(rough: str) -> None:
