@@ -69,7 +69,7 @@ class Arrivals:
         the next batch to count.
         """
         before = self._all_landed()
-        self.closed = self._evaluated or any(self._cleared())
+        self.closed = self._evaluated or next(self._cleared(), None) is not None
         try:
             yield
         except BaseException:

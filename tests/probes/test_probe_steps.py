@@ -313,6 +313,42 @@ def test_of_a_closures_evaluations_the_first_is_measured_for_it_is_at_the_steps_
     assert (run.update_norm > 0).all()
 
 
+class Sharpness(torch.optim.SGD):
+    """Goes up by the gradient that it finds, and steps by the closure's there (Foret et al. 2021)."""
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        up = [0.05 * p.grad for p in parameters]
+        for p, ascent in zip(parameters, up, strict=True):
+            p.add_(ascent)
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for p, ascent in zip(parameters, up, strict=True):
+            p.sub_(ascent)
+        super().step()
+
+
+def test_a_pass_before_the_step_is_measured_where_the_optimizer_clears_it_and_evaluates_a_closure() -> None:
+    """It ended in a RuntimeError: the cleared weights were asked whether they are true."""
+
+    def body(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        def closure() -> torch.Tensor:
+            loss = loss_of(model, *WORLD.batch(0))
+            loss.backward()
+            return loss
+
+        closure()
+        optimizer.step(closure)
+
+    run = record(body, "fa", lambda model: Sharpness(model.parameters(), lr=0.1))
+    expected = record(lambda model, optimizer: plain(model, optimizer, 1), "fa")
+    for name in ("gradient_angle", "gradient_norm", "loss"):
+        np.testing.assert_allclose(run[name], expected[name], rtol=1e-5)
+    assert not np.allclose(run.update_norm, expected.update_norm, rtol=1e-3)
+
+
 class ScalerOnCpu(torch.amp.GradScaler):
     def __init__(self) -> None:
         super().__init__("cpu", init_scale=2.0**10, growth_interval=1000)
