@@ -50,7 +50,7 @@ def present(given: Any) -> torch.device:
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """After the block, the random states of the CPU and of the device are what they were."""
-    if device.type in ("cpu", "mps"):  # of the latter's there is one, which takes no device
+    if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             yield
     else:
@@ -65,7 +65,8 @@ def seed(number: int, device: torch.device) -> None:
         with torch.cuda.device(device):
             torch.cuda.manual_seed(number)
     elif device.type != "cpu":
-        torch.get_device_module(device).manual_seed_all(number)
+        module = torch.get_device_module(device)
+        getattr(module, "manual_seed_all", module.manual_seed)(number)  # of mps there is but one
 
 
 def wait_for(device: torch.device) -> None:

@@ -94,6 +94,18 @@ def test_random_states_are_kept_and_seeded() -> None:
     assert torch.equal(torch.rand(2), first)
 
 
+def test_an_apple_gpu_has_one_random_state_which_is_kept_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no ``manual_seed_all``: every run on one ended in an AttributeError."""
+    state = torch.tensor([1])
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda number: state.fill_(number))
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state.clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda new, device: state.copy_(new))
+    with devices.random_state_kept(torch.device("mps")):
+        devices.seed(3, torch.device("mps"))
+        assert state == 3
+    assert state == 1
+
+
 def close(one: xr.Dataset, other: xr.Dataset) -> None:
     for name in ("train_loss", "feedback_gain", "gradient_angle", "weight_angle"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-2, atol=1e-2)
