@@ -65,7 +65,7 @@ class EffectiveLR(Probe):
         return {
             "projected_lr": measures.projected_lr_from_products(kept["along"], bp),
             "update_angle": measures.update_angle_from_products(step, kept["along"], bp),
-            "applied_gain": measures.gain_from_products(step, kept["lr"].square() * bp),
+            "applied_gain": measures.gain_from_products(step, kept["lr"].to(bp.dtype).square() * bp),
             "relative_update": measures.gain_from_products(step, weight),
             "angular_update": measures.angular_update_from_products(weight, across, step),
             "update_norm": step.sqrt(),

@@ -343,6 +343,14 @@ def test_a_run_that_ends_before_its_first_step_is_recorded_as_alone(rule: str, b
     xr.testing.assert_identical(together, alone)
 
 
+def test_the_size_of_a_step_by_an_absurd_rate_is_recorded_as_alone() -> None:
+    """The rate's square left float32, and the gain was 0."""
+    spec = RunSpec(task="xor", hidden=(4,), steps=2, record_every=1, lr=1e25)
+    (member,) = train_population([spec])
+    np.testing.assert_allclose(member.applied_gain[0], 1, rtol=1e-6)
+    np.testing.assert_allclose(member.applied_gain, train(spec).applied_gain, rtol=1e-6)
+
+
 def test_once_all_have_ended_nothing_more_is_computed(monkeypatch: Any) -> None:
     def fails(*_: Any) -> None:
         raise AssertionError("an update of runs that have ended")
