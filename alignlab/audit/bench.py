@@ -11,8 +11,8 @@ import numpy as np
 
 from alignlab.audit.claim import Arm, Claim
 from alignlab.store import Segments
-from alignlab.training.naming import check_stored
-from alignlab.training.spec import RunSpec
+from alignlab.training.naming import check_stored, short
+from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.sweep import Sweep
 from alignlab.training.workers import opened
 
@@ -122,7 +122,14 @@ class Bench:
         """Oriented final values of runs that are in the store."""
         metric = metric or self.claim.outcome
         sign = 1 if metric.endswith("accuracy") else -1
-        return np.array([sign * self.final(spec)[metric] for spec in specs])
+        found = np.array([sign * self.final(spec)[metric] for spec in specs])
+        if not np.isfinite(found).all():
+            worst = specs[int(np.argmin(np.isfinite(found)))]
+            raise SpecError(
+                f"{metric} is not finite even before training ({short(worst)}): such a run cannot be compared, not even as an "
+                f"untrained one. Are its initial weights too large (weight_scale is {worst.weight_scale:g})?"
+            )
+        return found
 
     def final(self, spec: RunSpec) -> dict[str, float]:
         """The last evaluation of a run; of a diverged one, which counts as having learned nothing, that before training."""
@@ -156,7 +163,8 @@ def _final_values(run: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     found = {"diverged": float(diverged)}
     for name, column in run.items():
         if name.endswith(("_loss", "_accuracy")):
-            values = column[~np.isnan(column)]
+            known = ~np.isnan(column)
+            values = column[known] if known.any() else column
             first, last = (
                 float(str(end)) for end in values[[0, -1]]
             )  # as written: 0.91, not float32's 0.91000003

@@ -7,6 +7,7 @@ import pytest
 
 import alignlab as al
 from alignlab.audit.result import levels
+from alignlab.training import SpecError
 
 CLAIM = al.Claim(
     statement="unscaled sign feedback beats backprop on XOR",
@@ -64,6 +65,13 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
     assert set(result.tree.children) == groups
     assert result.tree["verdict"].attrs["verdict"] == str(result.verdict)
     assert set(result.tree["decomposition"]["label"].values) == {"direction", "magnitude", "interaction"}
+
+
+def test_runs_whose_outcome_is_not_finite_even_before_training_are_told_with_the_reason(tmp_path):
+    """They ended in an IndexError, after all runs."""
+    claim = CLAIM.changed(seeds=range(2), setup={**CLAIM.setup, "weight_scale": 1e20})
+    with pytest.raises(SpecError, match=r"train_loss is not finite even before training \(sign_sync.*1e\+20"):
+        al.audit(claim, [al.controls.Placebo()], store=tmp_path)
 
 
 def test_table_and_json_carry_the_evidence(result):
