@@ -40,8 +40,10 @@ class LayerObservation:
 
     @cached_property
     def update(self) -> Tensor | None:
-        """ΔW, where it was asked for."""
-        return None if self.after is None else self.after - self.weight
+        """ΔW, where it was asked for; of half precision in float32, where the difference is exact."""
+        if self.after is None:
+            return None
+        return self.after.to(torch.promote_types(self.after.dtype, torch.float32)) - self.weight
 
     def forget(self) -> None:
         """Let go of what was computed; asked for again, it is computed again."""
