@@ -1,0 +1,280 @@
+"""What a function or an object computes by, as a hash: the files of its code, and what it holds.
+
+Equal in every process that has the same of both, so that it may be part of a run's name. Of a function: its file, its
+defaults, what it encloses, and so on with the functions, classes and values of the user's own that its code names. What
+belongs to alignlab, torch, numpy or Python goes by its name: their versions are in every run's name already. What an installed
+package defines goes by its file alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+import sysconfig
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.training.fields import SpecError
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)
+VALUES = (tuple, frozenset, Tensor, np.ndarray, np.generic)
+INSTALLED = ("site-packages", "dist-packages")
+KNOWN = tuple(
+    Path(file).resolve().parent for file in (Path(__file__).parent, str(torch.__file__), str(np.__file__))
+)
+PYTHON = Path(sysconfig.get_paths()["stdlib"]).resolve()
+
+
+def identity(thing: Any, *, held: bool = True) -> str:
+    """A hash of the code behind ``thing``, and of the values that it holds unless ``held`` is false.
+
+    Raises :class:`SpecError` for code that comes from no file, and for a value that cannot be hashed.
+    """
+    walk = _Walk(held)
+    walk.add(thing)
+    return hashlib.sha256("\n".join(walk.parts).encode()).hexdigest()[:16]
+
+
+def no_file(thing: Any, module: str) -> SpecError:
+    """What to tell of code that a store could not name."""
+    return SpecError(
+        f"{thing.__qualname__} comes from no file ({module}), so that a store could not tell a changed one from "
+        "this: put it into a module and import it, or train(spec) without a store"
+    )
+
+
+class _Walk:
+    """Through all that a thing is made of; ``parts``: what was met, in an order that is the same everywhere."""
+
+    def __init__(self, held: bool) -> None:
+        self.held = held
+        self.parts: list[str] = []
+        self.seen: dict[int, int] = {}
+        self._kept: list[Any] = []  # so that no other gets the address of one that was met
+
+    def add(self, thing: Any) -> None:
+        if isinstance(thing, PLAIN):
+            self._note(f"{type(thing).__name__} {thing!r}")
+        elif isinstance(thing, VALUES):  # two of one content may be one object, or not
+            self._added(thing)
+        elif id(thing) in self.seen:
+            self._note(f"as {self.seen[id(thing)]}")
+        else:
+            self.seen[id(thing)] = len(self.seen)
+            self._kept.append(thing)
+            self._added(thing)
+
+    def _note(self, text: str) -> None:
+        self.parts.append(text)
+
+    def _added(self, thing: Any) -> None:
+        if isinstance(thing, FunctionType):
+            self._function(thing)
+        elif isinstance(thing, type):
+            self._class(thing)
+        elif isinstance(thing, functools.partial):
+            self._all("partial", thing.func, thing.args, thing.keywords)
+        elif isinstance(thing, MethodType):
+            self._all("method", thing.__func__, thing.__self__)
+        elif isinstance(thing, staticmethod | classmethod):
+            self.add(thing.__func__)
+        elif isinstance(thing, property):
+            self._all("property", thing.fget)
+        elif isinstance(thing, BuiltinFunctionType):
+            self._builtin(thing)
+        elif isinstance(thing, Tensor | np.ndarray | np.generic):
+            self._numbers(thing)
+        elif isinstance(thing, Mapping):
+            self._all(
+                f"{type(thing).__name__} {len(thing)}", *(part for item in thing.items() for part in item)
+            )
+        elif isinstance(thing, list | tuple | deque):
+            self._all(f"{type(thing).__name__} {len(thing)}", *thing)
+        elif isinstance(thing, set | frozenset):
+            self._note(f"set {sorted(identity(part, held=self.held) for part in thing)}")
+        elif isinstance(thing, ModuleType):
+            self._note(f"module {thing.__name__}")
+        elif callable(thing) and isinstance(
+            getattr(thing, "__wrapped__", None), FunctionType
+        ):  # functools.cache
+            self._all(type(thing).__name__, thing.__wrapped__)
+        else:
+            self._instance(thing)
+
+    def _all(self, what: str, *parts: Any) -> None:
+        self._note(what)
+        for part in parts:
+            self.add(part)
+
+    def _function(self, thing: FunctionType) -> None:
+        file = thing.__code__.co_filename
+        module = thing.__globals__.get("__name__", thing.__module__)
+        if str(module).startswith("torch._dynamo"):  # which holds what differs from process to process
+            raise SpecError(
+                f"{thing.__qualname__} is compiled, and has no identity: give the function itself"
+            )
+        code = _code(thing, file, module)
+        self._note(f"function {thing.__qualname__} {_place(thing.__code__)} {code}")
+        if self.held:
+            self._all("holding", thing.__defaults__, thing.__kwdefaults__, vars(thing), *_enclosed(thing))
+        else:
+            for part in (*vars(thing).values(), *_enclosed(thing)):
+                self._named(part)
+        if not _known(file) and not _installed(file):
+            for part in _named_by(thing):
+                self._named(part)
+
+    def _named(self, thing: Any) -> None:
+        """What code refers to by a name: other code, and values that are surely a part of what it computes."""
+        code = isinstance(thing, FunctionType | type | functools.partial | MethodType)
+        if code or (self.held and (_is_value(thing) or _is_own(thing))):
+            self.add(thing)
+        elif self.held and callable(thing):  # an installed package's, in C perhaps
+            with suppress(SpecError):
+                self.add(thing)
+
+    def _class(self, thing: type) -> None:
+        for base in thing.__mro__:
+            file = _file_of(base)
+            if _known(file) or _is_builtin(base):
+                self._note(f"class {base.__module__}.{base.__qualname__}")
+                continue
+            self._note(f"class {base.__qualname__} {_code(base, file, base.__module__)}")
+            if not _installed(file):
+                self._members(base)
+
+    def _members(self, thing: type) -> None:
+        for name, member in vars(thing).items():
+            part = getattr(member, "__func__", getattr(member, "fget", member))
+            if isinstance(part, FunctionType):
+                if Path(
+                    inspect.unwrap(part).__code__.co_filename
+                ).is_file():  # what a dataclass makes comes from none
+                    self.add(part)
+            elif self.held and not name.startswith("__") and _is_value(part):
+                self._all(name, part)
+
+    def _builtin(self, thing: Any) -> None:
+        """A function in C."""
+        module = sys.modules.get(thing.__module__ or "")
+        file = getattr(module, "__file__", None) or ""
+        content = _content(file) if file and not _known(file) else ""
+        self._note(f"builtin {thing.__module__}.{thing.__qualname__} {content}")
+        if not isinstance(thing.__self__, ModuleType | type(None)):
+            self.add(thing.__self__)
+
+    def _numbers(self, thing: Any) -> None:
+        if not self.held:
+            return
+        if isinstance(thing, Tensor):
+            raw = thing.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        elif thing.dtype.hasobject:
+            return self._all(f"objects {thing.shape}", thing.tolist())
+        else:
+            raw = np.ascontiguousarray(thing).reshape(-1).view(np.uint8)
+        digest = hashlib.sha256(raw.data).hexdigest()
+        self._note(f"{type(thing).__name__} {thing.dtype} {tuple(thing.shape)} {digest}")
+
+    def _instance(self, thing: Any) -> None:
+        if self.held and not hasattr(thing, "__dict__") and not hasattr(type(thing), "__slots__"):
+            raise SpecError(
+                f"{type(thing).__name__} cannot be hashed, so that a store could not tell what holds it from a changed one: "
+                "hold numbers, text, tensors and functions, or train(spec) without a store"
+            )
+        self.add(type(thing))
+        if self.held:
+            self.add(object.__getstate__(thing))
+
+
+def _enclosed(thing: FunctionType) -> Iterator[Any]:
+    for cell in thing.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # nothing yet
+            continue
+
+
+def _place(code: CodeType) -> tuple[int, int]:
+    """Where in its file a function begins: lambdas have one name."""
+    places = [
+        (line, column) for line, _, column, end in code.co_positions() if line and column is not None and end
+    ]
+    return min(places, default=(code.co_firstlineno, 0))
+
+
+def _named_by(thing: FunctionType) -> Iterator[Any]:
+    """The globals that a function's code names, and what it names of the user's own modules among them."""
+    names = sorted(_names(thing.__code__))
+    for found in (thing.__globals__[name] for name in names if name in thing.__globals__):
+        if not isinstance(found, ModuleType):
+            yield found
+        elif (file := getattr(found, "__file__", None)) and not _known(file) and not _installed(file):
+            yield from (vars(found)[name] for name in names if name in vars(found))
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _is_value(thing: Any) -> bool:
+    if isinstance(thing, list | tuple | set | frozenset):
+        return all(map(_is_value, thing))
+    if isinstance(thing, dict):
+        return all(map(_is_value, thing.values()))
+    return isinstance(thing, (*PLAIN, Tensor, np.ndarray, np.generic))
+
+
+def _file_of(thing: type) -> str:
+    return getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
+
+
+def _is_own(thing: Any) -> bool:
+    """Whether an object is of a class of the user's own, and acts or holds settings."""
+    file = _file_of(type(thing))
+    own = not (_is_builtin(type(thing)) or _known(file) or _installed(file))
+    return own and (callable(thing) or is_dataclass(thing))
+
+
+def _is_builtin(thing: type) -> bool:
+    """Whether a class is one of Python's own in C; what was typed in may say that it is of that module."""
+    module = thing.__module__
+    return module in sys.builtin_module_names and vars(sys.modules[module]).get(thing.__name__) is thing
+
+
+def _installed(file: str) -> bool:
+    return any(part in INSTALLED for part in Path(file).parts)
+
+
+@functools.cache
+def _known(file: str) -> bool:
+    """Whether a file is of alignlab, torch, numpy or Python itself."""
+    path = Path(file).resolve()
+    if any(path.is_relative_to(folder) for folder in KNOWN):
+        return True
+    return path.is_relative_to(PYTHON) and not _installed(file)
+
+
+@functools.cache
+def _code(thing: Any, file: str, module: str) -> str:
+    """By the function or class itself: after a reload there is another one of the name, and perhaps another content."""
+    if _known(file):
+        return f"of {module}"
+    if not file or not Path(file).is_file():
+        raise no_file(thing, module)
+    return _content(file)
+
+
+def _content(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]

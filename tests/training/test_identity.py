@@ -1,0 +1,218 @@
+"""The identity of code and of what it holds: it follows what decides a number, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from alignlab.training import SpecError
+from alignlab.training.identity import identity
+
+SCALE: Any = 1.0
+Module = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
+    """Imports a text as the module ``own``, as another process would."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def imported(text: str, name: str = "own") -> ModuleType:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    return imported
+
+
+def scaled(output: Tensor, target: Tensor, by: float = 1.0) -> Tensor:
+    return by * SCALE * (output - target).square().mean()
+
+
+def enclosing(weight: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return weight * (output - target).square().mean()
+
+    return loss
+
+
+class Scaled:
+    def __init__(self, by: Any) -> None:
+        self.by = by
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.by * mse_loss(output, target)
+
+    def other(self, output: Tensor, target: Tensor) -> Tensor:
+        return output - target
+
+
+@dataclass
+class Settings:
+    by: float = 1.0
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.by * mse_loss(output, target)
+
+
+class Slotted:
+    __slots__ = ("by",)
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+
+FINE = torch.full((2000,), 0.5)
+MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals itself when it is made again
+    lambda: scaled, lambda: cross_entropy, lambda: mse_loss, lambda: torch.dist, lambda: max,
+    lambda: enclosing(1.0), lambda: enclosing(2.0), lambda: enclosing(1), lambda: enclosing("1.0"),
+    lambda: enclosing(FINE), lambda: enclosing(FINE + 1e-6), lambda: enclosing(FINE.view(2, -1)),
+    lambda: enclosing(FINE.double()),
+    lambda: enclosing(FINE.numpy()), lambda: enclosing(np.array([1, "a"], object)), lambda: enclosing(np.float32(1)),
+    lambda: enclosing((1, 2)), lambda: enclosing([1, 2]), lambda: enclosing({1: 2}), lambda: enclosing({1, 2}),
+    lambda: enclosing(None),
+    lambda: enclosing({"a": 1, "b": 2}), lambda: enclosing({"b": 2, "a": 1}), lambda: enclosing({"x", "y", "z"}),
+    lambda: enclosing(scaled), lambda: enclosing(torch.float32), lambda: enclosing(Path("a")), lambda: enclosing(Slotted(1.0)),
+    lambda: enclosing(Slotted(2.0)),
+    lambda: functools.partial(scaled, by=2.0), lambda: functools.partial(scaled, by=3.0),
+    lambda: functools.partial(mse_loss, reduction="sum"),
+    lambda: Scaled(1.0), lambda: Scaled(2.0), lambda: Scaled(nn.MSELoss()),
+    lambda: Scaled(1.0).other, lambda: Scaled(2.0).other,
+    lambda: Settings(), lambda: Settings(2.0),
+    lambda: nn.MSELoss(), lambda: nn.HuberLoss(delta=0.5), lambda: nn.HuberLoss(delta=0.6),
+    lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])),
+    lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0001])),
+    lambda: torch.no_grad()(scaled), lambda: functools.cache(scaled), lambda: functools.wraps(scaled)(lambda o, t: o),
+    lambda: (lambda o, t: 1 * o), lambda: (lambda o, t: 2 * o),
+]  # fmt: skip
+
+
+def test_what_differs_has_different_identities_and_what_is_made_anew_its_own() -> None:
+    first = [identity(made()) for made in MADE]
+    assert len(set(first)) == len(MADE)
+    assert [identity(made()) for made in MADE] == first
+
+
+def test_lambdas_of_one_line_differ() -> None:
+    both = (lambda o, t: 1 * o), (lambda o, t: 2 * o)
+    assert identity(both[0]) != identity(both[1])
+
+
+def test_a_value_that_code_names_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [identity(scaled)]
+    for other in (2.0, torch.tensor(2.0), nn.MSELoss(), Settings(), Settings(2.0), enclosing(3.0)):
+        monkeypatch.setitem(globals(), "SCALE", other)
+        seen.append(identity(scaled))
+    assert len(set(seen)) == 7
+
+
+def test_an_edited_file_is_other_code_wherever_it_is_named(module: Module) -> None:
+    helper = "def squared(x):\n    return x * x\n"
+    users = {
+        "by name": "from helper import squared\ndef loss(o, t):\n    return squared(o - t).mean()",
+        "by module": "import helper\ndef loss(o, t):\n    return helper.squared(o - t).mean()",
+        "inside": "import helper\ndef loss(o, t):\n    return (lambda e: helper.squared(e))(o - t).mean()",
+        "in a method": "import helper\nclass L:\n    def __call__(self, o, t):\n        return helper.squared(o)\nloss = L()",
+        "as a base": "import helper\nclass L(helper.Base):\n    pass\nloss = L()",
+    }
+    helper += "class Base:\n    def __call__(self, o, t):\n        return o\n"
+
+    def identities(helper: str, more: str = "") -> list[str]:
+        module(helper, "helper")
+        return [identity(module(text + more).loss) for text in users.values()]
+
+    first = identities(helper)
+    assert identities(helper) == first
+    assert not set(first) & set(identities(helper + "# another\n"))
+    assert not set(first) & set(identities(helper, "\n# another\n"))
+
+
+def test_a_module_edited_after_its_import_is_what_it_was_until_it_is_imported_anew(
+    module: Module, tmp_path: Path
+) -> None:
+    text = "def loss(o, t):\n    return o\n"
+    own = module(text)
+    first = identity(own.loss)
+    (tmp_path / "own.py").write_text(text.replace("return o", "return t"))
+    assert identity(own.loss) == first
+    importlib.reload(own)
+    assert identity(own.loss) != first
+
+
+def test_without_what_it_holds_code_goes_by_its_files() -> None:
+    found = [identity(thing, held=False) for thing in (enclosing(1.0), enclosing(2.0))]
+    assert found[0] == found[1] != identity(scaled, held=False)
+    assert identity(Scaled(1.0), held=False) == identity(Scaled(2.0), held=False)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [iter([1]), torch.Generator(), enclosing(iter([1])), Scaled(torch.Generator())],
+    ids=["iterator", "generator", "enclosed", "held"],
+)
+def test_what_cannot_be_hashed_is_told(thing: Any) -> None:
+    with pytest.raises(SpecError, match="cannot be hashed, so that a store could not tell"):
+        identity(thing)
+
+
+def test_a_compiled_function_is_refused() -> None:
+    with pytest.raises(SpecError, match="scaled is compiled, and has no identity: give the function itself"):
+        identity(torch.compile(scaled))
+
+
+def test_code_that_was_typed_in_comes_from_no_file() -> None:
+    space: dict[str, Any] = {}
+    exec("def loss(o, t):\n    return o\nclass Loss:\n    def __call__(self, o, t):\n        return o", space)
+    for typed in (space["loss"], space["Loss"](), functools.partial(space["loss"]), enclosing(space["loss"])):
+        with pytest.raises(SpecError, match=r"[Ll]oss comes from no file .* put it into a module"):
+            identity(typed)
+
+
+def test_what_holds_itself_has_an_end() -> None:
+    around: list[Any] = [1]
+    around.append(around)
+    assert identity(enclosing(around)) != identity(enclosing([1, [1]]))
+
+
+def test_other_processes_and_the_main_module_agree(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import functools, sys\n"
+        "import torch\n"
+        "from alignlab.training.identity import identity\n"
+        "WEIGHTS = {'a', 'b', 'c'}, ('x', 1.5), torch.ones(2)\n"
+        "class Held:\n    kind = 1\n    def __call__(self, o, t):\n        return inner(o, t)\n"
+        "@torch.no_grad()\ndef inner(o, t):\n    return o, WEIGHTS\n"
+        "def loss(o, t, held=Held()):\n    return inner(o, t)\n"
+        "if __name__ == '__main__':\n"
+        "    import script\n"
+        "    print(identity(loss), identity(script.loss))\n"
+    )
+    found = set()
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found |= set(done.stdout.split())
+    assert len(found) == 1
