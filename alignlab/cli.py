@@ -67,6 +67,14 @@ Device = Annotated[
     str,
     typer.Option("--device", help="What to train on: cpu, cuda, cuda:1; several processes share a GPU."),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="A module that adds rules and tasks of your own, imported first, by workers too; also of this folder. Repeatable.",
+        show_default=False,
+    ),
+]
 
 
 def _tell_version(wanted: bool) -> None:
@@ -92,6 +100,7 @@ def run(
     out: Out = None,
     seed: Seed = None,
     device: Device = "cpu",
+    own: Import = None,
 ) -> None:
     """Train one run from a spec, record it and draw it.
 
@@ -99,6 +108,7 @@ def run(
     """
     from alignlab.report import run_page
     from alignlab.store import Segments, open_runs
+    from alignlab.training import fitting
     from alignlab.training.cells import run_cell
     from alignlab.training.errors import SweepError
     from alignlab.training.naming import cell_name
@@ -106,6 +116,7 @@ def run(
 
     if not spec.is_file():
         raise SpecError(f"no spec at {spec}: expected a YAML file")
+    _import(own)
     made = RunSpec.from_yaml(spec)
     made = made if seed is None else made.changed(seed=seed)
     folder = out or Path("out") / spec.stem
@@ -114,6 +125,7 @@ def run(
     if segments.has(name):
         typer.echo("nothing to compute: the run is in the store")
     else:
+        fitting.check([made])
         with progress()(f"{made.rule_name} on {made.task}", made.steps) as notify:
             try:
                 run_cell(made, folder / "store", name, progress=notify, device=device)
@@ -157,6 +169,7 @@ def audit(
     workers: Workers = None,
     scheduler: Scheduler = None,
     device: Device = "cpu",
+    own: Import = None,
 ) -> None:
     """Audit a claim about why a method wins: table, verdict, figures, and a page of all (report.html).
 
@@ -170,6 +183,7 @@ def audit(
     from alignlab.audit import audit as run_audit
     from alignlab.training.workers import Workers as Place
 
+    _import(own)
     name, found = gallery.claim(claim)
     if seed is not None or seeds is not None:
         found = found.changed(seeds=gallery.counted_on(found.seeds, seed, seeds))
@@ -321,6 +335,13 @@ def _where(workers: int | None, scheduler: str | None, device: str) -> int | str
         raise typer.BadParameter("--scheduler is empty: give an address, tcp://host:8786, or leave it out")
     alone = not device.startswith("cpu")  # a GPU is kept busy by one process
     return scheduler or workers or (1 if alone else os.cpu_count() or 1)
+
+
+def _import(modules: list[str] | None) -> None:
+    from alignlab.training.importing import import_own
+
+    if modules:
+        import_own(modules)
 
 
 def _start_ahead(where: int | str, folder: Path) -> None:

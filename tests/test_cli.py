@@ -14,12 +14,14 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from own_task import written
 
 import alignlab
 from alignlab import cli, output
+from alignlab.rules import RULES
 from alignlab.store import Segments, StoreError
 from alignlab.testing.synthetic import synthetic_run
-from alignlab.training import cells
+from alignlab.training import TASKS, cells, importing
 
 SPEC = {
     "task": "xor",
@@ -199,6 +201,53 @@ def test_compact_makes_one_zarr_that_figures_draws(spec, tmp_path, monkeypatch, 
     for drawn in (store, tmp_path / "else.zarr"):
         assert run(["figures", drawn, "--out", tmp_path / "drawn"], monkeypatch) == 0
         assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
+
+
+def test_modules_that_add_tasks_and_rules_are_imported_first_by_workers_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importing, "_imported", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, name="cli_tab")
+    Path("cli_rule.py").write_text(
+        "from alignlab.rules import RULES, Rule\n"
+        "class Own(Rule):\n    name = 'cli_rule'\n"
+        "    def refresh(self, layer):\n        layer.feedback = 2 * layer.weight.detach()\n"
+        "RULES['cli_rule'] = Own\n"
+    )
+    setup = {**CLAIM["setup"], "steps": 6, "batch_size": 10}
+    own = {**CLAIM, "task": "tab", "treatment": {"rule": "cli_rule"}, "setup": setup, "controls": ["placebo"]}
+    Path("claim.yaml").write_text(yaml.safe_dump(own))
+    Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "task": "tab", "rule": "cli_rule"}))
+    assert run(["audit", "claim.yaml"], monkeypatch) == 2
+    assert "by alignlab run and audit with --import" in capsys.readouterr().err
+    imports = ["--import", "cli_tab", "--import", "cli_rule"]
+    try:
+        assert run(["audit", "claim.yaml", "--workers", "2", *imports], monkeypatch) == 0
+        assert "12 of 12 runs computed" in capsys.readouterr().out
+        assert run(["run", "spec.yaml", *imports], monkeypatch) == 0
+        assert "test_loss" in capsys.readouterr().out
+        Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "task": "tab", "hidden": [], "model": "lenet"}))
+        assert run(["run", "spec.yaml", *imports], monkeypatch) == 2
+    finally:
+        TASKS.pop("tab", None)
+        RULES.pop("cli_rule", None)
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("nowhere_tab", "cannot import 'nowhere_tab' (ModuleNotFoundError"),
+        ("tab.py", "give a module's name, tab, not its file"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(module, told, spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run(["run", spec, "--import", module], monkeypatch) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error
+    assert "\n" not in error
 
 
 def test_data_list_names_every_set(monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """The README's code runs as it stands, in order, in one namespace, as a reader would type it."""
 
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"(?<!\.py`:\n\n)```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
@@ -53,6 +55,21 @@ def test_readme_commands_run_as_they_stand(tmp_path, monkeypatch, capsys):
     assert "verdict:" in capsys.readouterr().out
     assert Path("out/claim/result.json").exists()
     assert Path("out/again/angles.png").exists()
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own_is_audited_as_it_stands(tmp_path):
+    section = README.split("### A task of your own")[1].split("\n## ")[0]
+    for name, text in re.findall(r"`(\w+\.\w+)`:\n\n```\w+\n(.*?)```", section, flags=re.DOTALL):
+        (tmp_path / name).write_text(text)
+    (command,) = [line.split() for line in section.splitlines() if line.startswith("    alignlab ")]
+    done = subprocess.run(
+        [sys.executable, "-m", "alignlab.cli", *command[1:]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "30 of 30 runs computed" in done.stdout
+    result = json.loads((tmp_path / "out/tab/result.json").read_text())
+    assert result["claim"]["task"] == "tab"
 
 
 def test_readme_names_every_recorded_quantity():

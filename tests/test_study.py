@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import xarray as xr
 
 from alignlab import cli, gallery
 from alignlab.audit.outcomes import final
 from alignlab.figures import learning_curves, reaching
 from alignlab.study import Study, aligned, grid, labelled
-from alignlab.training import RunSpec, SpecError
+from alignlab.training import TASKS, RunSpec, SpecError, Split, Task
 
 BASE = RunSpec(task="xor_bits", hidden=(3,), batch_size=1, steps=6, evaluations=4, record_every=0, lr=0.1)
 
@@ -159,6 +160,21 @@ def test_a_wrong_name_is_one_clear_line(
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert told in error[0]
+
+
+def test_a_study_asks_about_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = Split(torch.linspace(-1, 1, 12).view(6, 2), torch.linspace(0, 1, 6)[:, None])
+    task = Task("own", points, points, points, torch.nn.functional.mse_loss, (2,), 1, has_accuracy=False)
+    monkeypatch.setitem(TASKS, "own", task)
+
+    def arms(full: bool) -> dict[str, list[RunSpec]]:
+        base = RunSpec(task="own", hidden=(3,), steps=4, batch_size=3, evaluations=2)
+        return {rule: [base.changed(rule=rule, seed=seed) for seed in range(2)] for rule in ("bp", "fa")}
+
+    study = Study("a", "b", arms, lambda runs: {}, lambda runs: "c")
+    result = study.run(tmp_path)
+    assert result.runs["task"].values.tolist() == ["own"] * 4
+    assert study.run(tmp_path).computed == 0
 
 
 def test_help_has_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

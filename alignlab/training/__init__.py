@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from alignlab.training.replaying import replayed_noise, replayed_sizes
     from alignlab.training.spec import Graft, RunSpec, SpecError, StepSizes
     from alignlab.training.sweep import Sweep
-    from alignlab.training.tasks import Split, Task, load
+    from alignlab.training.tasks import TASKS, Split, Task, load
     from alignlab.training.workers import Workers
 
 __all__ = [
+    "TASKS",
     "Graft",
     "RunSpec",
     "SpecError",
@@ -39,7 +40,7 @@ _PUBLIC = {
     "replaying": ("replayed_noise", "replayed_sizes"),
     "spec": ("Graft", "RunSpec", "SpecError", "StepSizes"),
     "sweep": ("Sweep",),
-    "tasks": ("Split", "Task", "load"),
+    "tasks": ("TASKS", "Split", "Task", "load"),
     "workers": ("Workers",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

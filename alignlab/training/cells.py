@@ -21,7 +21,7 @@ from alignlab.measures.iterative import one_thread
 from alignlab.rules import make_rules
 from alignlab.store import Segments, StoreError
 from alignlab.store.claims import Claims, claim_file
-from alignlab.training import devices
+from alignlab.training import devices, tasks
 from alignlab.training.arguments import ALONE
 from alignlab.training.errors import SweepError
 from alignlab.training.loop import Progress, train
@@ -32,6 +32,7 @@ from alignlab.training.spec import RunSpec, SpecError
 if TYPE_CHECKING:
     import xarray as xr
 
+WHERE = "in a module imported at the script's top, or by --import"
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -125,7 +126,11 @@ def _taken(spec: RunSpec, name: str, job: Job, claims: Claims) -> Outcome | None
     found = stored(job, name)
     if found:
         return found
-    if cell_name(spec) != name:
+    try:
+        own = cell_name(spec)
+    except ValueError:  # a rule or a task that is not known here
+        own = ""
+    if own != name:
         return Outcome("failed", _why_another(spec))
     if not claims.take(name):
         return Outcome("busy")
@@ -137,8 +142,11 @@ def _why_another(spec: RunSpec) -> str:
     try:
         make_rules(spec.rule, **spec.rule_args)
     except ValueError as error:
-        return f"{error}; put a rule of your own into RULES where workers do too: in a module imported at the script's top"
-    return "its spec or its data changed after the sweep began, or the file of a rule of its own"
+        return f"{error}; put a rule of your own into RULES where workers do too: {WHERE}"
+    if spec.task not in tasks.TASKS:
+        return f"unknown task {spec.task!r}; put a task of your own into TASKS where workers do too: {WHERE}"
+    same = "; a task of your own must give the same data in every process" * tasks.TASKS.is_own(spec.task)
+    return f"its spec or its data changed after the sweep began, or the file of a rule or a task of its own{same}"
 
 
 def stored(job: Job, name: str) -> Outcome | None:

@@ -2,7 +2,8 @@
 
 So a changed program, data set or spec never passes for the old one, and equal runs are found again by whoever looks. Of a
 rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it,
-and what a draw holds that is a partial function or an instance.
+and what a draw holds that is a partial function or an instance. Of a task added to ``TASKS`` it is what its function and its
+loss are (:mod:`alignlab.training.identity`), beside the data.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from alignlab.rules import INITS, RULES, make_rules
 from alignlab.store import StoreError
 from alignlab.training import tasks
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.identity import no_file
+from alignlab.training.registry import beyond_data
+from alignlab.training.spec import RunSpec
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # the floors whose code decides what a run's numbers are
@@ -40,11 +43,19 @@ def code_hash() -> str:
 def cell_name(spec: RunSpec) -> str:
     """The name of a spec's segment: hash(spec + code + data).
 
-    Raises :class:`SpecError` for a rule or a draw of one's own that comes from no file.
+    Raises :class:`SpecError` for a rule, a draw or a task of one's own that comes from no file.
     """
-    code = "".join([code_hash(), *_own_code(spec)])
-    parts = f"{spec.digest()} {code} {tasks.load(spec.task).fingerprint}"
+    task = tasks.load(spec.task)
+    code = "".join([code_hash(), *_own_code(spec), *_task_code(spec.task, task)])
+    parts = f"{spec.digest()} {code} {task.fingerprint}"
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+def _task_code(name: str, task: tasks.Task) -> list[str]:
+    """Of a task of the user's own, what its data do not tell; nothing of alignlab's."""
+    if not tasks.TASKS.is_own(name):
+        return []
+    return [tasks.TASKS.code(name), beyond_data(task)]
 
 
 def _own_code(spec: RunSpec) -> list[str]:
@@ -85,10 +96,7 @@ def _is_own(thing: Any) -> bool:
 def _file_hash(thing: Any) -> str:
     file = getattr(sys.modules.get(thing.__module__), "__file__", None)
     if file is None or not Path(file).is_file():
-        raise SpecError(
-            f"{thing.__qualname__} comes from no file ({thing.__module__}), so that a store could not tell a changed one from "
-            "this: put it into a module and import it, or train(spec) without a store"
-        )
+        raise no_file(thing, thing.__module__)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from alignlab import rules
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
-from alignlab.training import devices, stacking
+from alignlab.training import devices, fitting, stacking
 from alignlab.training.apart import Apart
 from alignlab.training.arguments import learning, specs_of, task_of
 from alignlab.training.batches import blocks
@@ -60,7 +60,10 @@ SMALLEST = 64  # samples of each run that are evaluated at once
 
 def alone(spec: RunSpec) -> list[str]:
     """Why a run cannot be a member of a population; nothing where it can."""
-    return [] if stacking.family(spec) else [f"{spec.rule_name} acts on single runs alone"]
+    reasons = [] if stacking.family(spec) else [f"{spec.rule_name} acts on single runs alone"]
+    if not fitting.takes_runs(spec):
+        reasons.append(f"the loss of {spec.task} cannot be taken of many runs at once")
+    return reasons
 
 
 def train_population(

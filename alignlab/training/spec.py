@@ -145,12 +145,12 @@ class RunSpec(SpecModel):
     @field_validator("task")
     @classmethod
     def _task_is_known(cls, name: str) -> str:
-        if name not in tasks.NAMES:
-            near = difflib.get_close_matches(name, tasks.NAMES, n=2)
+        if name not in tasks.TASKS:
+            near = difflib.get_close_matches(name, tasks.TASKS, n=2)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(
-                f"unknown task: {hint}known are {', '.join(tasks.NAMES)} "
-                "(one of your own: train(spec, task=…) with any of these; sweeps and audits take these alone)"
+                f"unknown task: {hint}known are {', '.join(tasks.TASKS)} (one of your own: TASKS[name] = … in a module that is "
+                "imported first, by alignlab run and audit with --import; or train(spec, task=…) with any of these)"
             )
         return name
 

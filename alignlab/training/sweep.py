@@ -19,7 +19,7 @@ import torch
 
 from alignlab.store import Segments
 from alignlab.store.claims import Claims
-from alignlab.training import devices
+from alignlab.training import devices, fitting
 from alignlab.training.cells import Job, Outcome, run_job, stored
 from alignlab.training.errors import SweepError
 from alignlab.training.naming import cell_name, code_hash, short
@@ -70,7 +70,8 @@ class Sweep:
         ``notify(n)`` is called as ``n`` more of the missing runs are done.
 
         Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it;
-        and :class:`SpecError`, before anything runs, for a spec that changed after it was named.
+        and :class:`SpecError`, before anything runs, for a spec that changed after it was named, or that does not fit its task
+        where this is one of your own.
         """
         with opened(executor) as workers:
             missing = self.missing()
@@ -101,6 +102,7 @@ class Sweep:
                 f"{short(changed[0])} changed after the sweep named it, and nothing was run: a spec is one run for good, "
                 "spec.changed(...) makes another"
             )
+        fitting.check(specs)
 
     def _jobs(self, specs: Sequence[RunSpec], mark: str, workers: Workers) -> list[Job]:
         groups = (

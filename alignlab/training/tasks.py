@@ -4,7 +4,7 @@
 output. `linear_toy` is the linear problem of Lillicrap et al. 2016, for a 30-20-10 linear network.
 `mnist_small` travels with the package; `mnist`, `fashion_mnist` and `cifar10` are found or fetched by
 `datafiles`. Everything is fixed by the task's name and `seed_data`: the same call gives the same data, and
-`Task.fingerprint` proves it.
+`Task.fingerprint` proves it. A task of one's own gets a name by `TASKS["mine"] = make_mine`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -24,8 +24,11 @@ from torch.nn.functional import cross_entropy
 
 from alignlab.training import cifar, datafiles, idx
 from alignlab.training.embedded import IDX_NAMES, read_subset
+from alignlab.training.errors import DataError
+from alignlab.training.fields import SpecError
+from alignlab.training.registry import Registry
 
-__all__ = ["NAMES", "Split", "Task", "absolute_error", "half_squared_error", "load"]
+__all__ = ["NAMES", "TASKS", "Split", "Task", "absolute_error", "half_squared_error", "load"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -153,21 +156,46 @@ def load(name: str, seed_data: int = 0) -> Task:
 
     Validation images come from the original training images, equally many of each class. Pixels are scaled to
     [0, 1], then standardised by the train split's mean and standard deviation (of all pixels; a channel at a
-    time for `cifar10`). The task is cached. Raises ValueError for an unknown name, DataError where a data set
-    is missing or corrupt.
+    time for `cifar10`). One of your own is what `TASKS` has under its name. The task is cached. Raises ValueError for an
+    unknown name, DataError where a data set is missing or corrupt, or a function of your own raises.
     """
-    if name not in _LOADERS:
-        near = difflib.get_close_matches(name, _LOADERS, n=3, cutoff=0.5)
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"unknown task {name!r}: {hint}The tasks are {', '.join(_LOADERS)}")
+        raise ValueError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS)}")
     if not 0 <= seed_data < 2**32:
         raise ValueError(f"seed_data={seed_data} is not in [0, 2**32)")
-    return _cached(name, seed_data)
+    return _cached(name, seed_data, _Content(TASKS[name]))
+
+
+class _Content:
+    """What a name stands for, by which object it is: another one under the same name is another task."""
+
+    def __init__(self, content: Callable[[int], Task] | Task) -> None:
+        self.content = content
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Content) and self.content is other.content
+
+    def __hash__(self) -> int:
+        return id(self.content)
 
 
 @lru_cache(maxsize=4)  # a handful: cifar10 alone takes 0.7 GB
-def _cached(name: str, seed_data: int) -> Task:
-    return _LOADERS[name](seed_data)
+def _cached(name: str, seed_data: int, made: _Content) -> Task:
+    if name in NAMES:
+        return _LOADERS[name](seed_data)
+    found = made.content
+    if not isinstance(found, Task):
+        try:
+            found = found(seed_data)
+        except Exception as error:
+            raise DataError(
+                f"the task {name!r} of your own cannot be made: {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(found, Task):
+        raise SpecError(f"the function TASKS[{name!r}] returned {found!r:.60}, expected a Task")
+    return replace(found, name=name)  # as specs, claims and stored runs call it
 
 
 def _split(inputs: npt.NDArray[np.float32], targets: npt.NDArray[np.float32 | np.int64]) -> Split:
@@ -292,4 +320,8 @@ _LOADERS: dict[str, Callable[[int], Task]] = {
 }
 
 NAMES = tuple(_LOADERS)
-"""The tasks, by name."""
+"""alignlab's own tasks, by name."""
+
+TASKS = Registry(_LOADERS, Task)
+"""All tasks: to add one of your own, ``TASKS["mine"] = make_mine``, a function that takes ``seed_data`` and returns a
+:class:`Task`, or a Task. In a module that your script imports at its top, so that worker processes know it too."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from alignlab.training import devices
+from alignlab.training import devices, importing
 from alignlab.training.errors import SweepError
 from alignlab.training.starting import local_cluster
 
@@ -79,6 +79,7 @@ class Workers:
         import cloudpickle
 
         client = self._started()
+        function = importing.ready(function)
         own = function if self._cluster else _Alone(function)
         futures = client.map(pickle.loads, [cloudpickle.dumps(_Call(own, job)) for job in jobs], pure=False)
         try:

@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,22 @@ def test_a_cells_name_follows_spec_data_and_code(monkeypatch: pytest.MonkeyPatch
         names.add(cell_name(BASE))
     assert len(names) == 5
     assert cell_name(BASE) == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        (BASE.model_dump(), "29c18b2b2c06a83dece2e4ed"),
+        ({}, "21e6d03f7dab6574688fb44b"),
+        ({"task": "linear_toy", "rule": {"1": "fa"}}, "759b6e7a7f368bbb47609958"),
+    ],
+)
+def test_by_the_same_code_a_run_on_a_task_of_alignlabs_keeps_its_name(
+    fields: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From before there were others: stores go by it."""
+    monkeypatch.setattr(naming, "code_hash", lambda: "code")
+    assert cell_name(RunSpec(**fields)) == name
 
 
 def test_the_code_hash_follows_every_source_that_computes(

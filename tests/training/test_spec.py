@@ -64,7 +64,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"splits": ("trial",)}, ["splits.0", "'trial'", "'train', 'validation' or 'test'"]),
     ({"rule": "sign_sink"}, ["rule", "'sign_sink'", "did you mean 'sign_sync'", "known are bp"]),
     ({"task": "mnist_smal"}, ["task", "'mnist_smal'", "did you mean mnist_small", "known are xor", "train(spec, task=…)"]),
-    ({"task": "mine"}, ["train(spec, task=…)", "sweeps and audits take these alone"]),
+    ({"task": "mine"}, ["train(spec, task=…)", "one of your own: TASKS[name] = … in a module that is imported first"]),
     ({"model": "mpl"}, ["model", "'mpl'", "'mlp', 'lenet', 'convnet' or 'untied'"]),
     ({"optimizer": "adamw"}, ["optimizer", "'adamw'", "'sgd', 'adam' or 'rmsprop'"]),
     ({"activation": "gelu"}, ["activation", "'gelu'", "'relu'"]),

@@ -1,0 +1,123 @@
+"""Whether runs can work on a task of the user's own: seen before anything runs, where they would fail one by one.
+
+One evaluation of an untrained network on every split that a run takes; alignlab's own tasks need none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.rules.choosing import make_rules
+from alignlab.training import models, tasks
+from alignlab.training.arguments import learning
+from alignlab.training.evaluation import loss_of, losses_of_runs, sample_losses, scores
+from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.tasks import Loss, Split, Task
+
+AT_ONCE = 256  # samples, as in training
+SHAPING = ("task", "model", "hidden", "activation", "bias", "loss", "splits", "frozen")
+
+
+def check(specs: Iterable[RunSpec]) -> None:
+    """Raise :class:`SpecError` where the network or the loss of a run does not fit its task, which is one of the user's own."""
+    alike: dict[Any, RunSpec] = {}
+    for spec in specs:
+        if tasks.TASKS.is_own(spec.task):
+            key = (*(getattr(spec, name) for name in SHAPING), _by_samples(spec))
+            alike.setdefault(key, spec)
+    for spec in alike.values():
+        _fits(spec, tasks.load(spec.task))
+
+
+def takes_runs(spec: RunSpec) -> bool:
+    """Whether the loss of a run can be taken of many runs at once, as populations do."""
+    if not tasks.TASKS.is_own(spec.task):
+        return True
+    task = tasks.load(spec.task)
+    return spec.loss == "absolute" or _takes_runs(task)
+
+
+def _by_samples(spec: RunSpec) -> bool:
+    return any(rule.closure for rule in make_rules(spec.rule, **spec.rule_args).values())
+
+
+@lru_cache(maxsize=64)
+def _takes_runs(task: Task) -> bool:
+    loss, targets = task.loss, task.train.targets[:4]
+    with learning(task):
+        outputs = torch.randn(2, len(targets), task.n_out, generator=torch.Generator().manual_seed(0))
+        try:
+            found = losses_of_runs(loss, outputs, targets.expand(2, *targets.shape))
+            alone = torch.stack([loss(output, targets) for output in outputs])
+        except Exception:  # whatever a loss raises there, its runs are trained one by one
+            return False
+        return torch.allclose(found, alone, equal_nan=True)
+
+
+def _fits(spec: RunSpec, task: Task) -> None:
+    loss = loss_of(spec, task)
+    for name in dict.fromkeys(("train", *spec.splits)):
+        _check_numbers(task, name, getattr(task, name))
+    with learning(task):
+        model = models.build(spec, task)
+        _check_gradient(task, loss, model(task.train.inputs[:2]), task.train.targets[:2], _by_samples(spec))
+        with torch.no_grad():
+            for name in dict.fromkeys(("train", *spec.splits)):
+                split = getattr(task, name)
+                output = torch.cat([model(x) for x in torch.split(split.inputs, AT_ONCE)])
+                _scored(task, loss, name, output, split.targets)
+
+
+def _check_numbers(task: Task, name: str, split: Split) -> None:
+    if not split.inputs.is_floating_point():
+        raise SpecError(
+            f"task {task.name}: {name} inputs are {split.inputs.dtype}, expected floats: inputs.float()"
+        )
+    if not torch.isfinite(split.inputs).all():
+        raise SpecError(
+            f"task {task.name}: {name} inputs are not all finite: fill them in, or leave these samples out"
+        )
+    if split.targets.is_floating_point() and split.targets.dim() == 1:
+        raise SpecError(
+            f"task {task.name}: {name} targets have shape {tuple(split.targets.shape)}, and (N, 1) outputs minus (N,) targets "
+            "are N × N numbers: give values as (N, 1), targets[:, None], and classes as int64"
+        )
+
+
+def _check_gradient(task: Task, loss: Loss, output: Tensor, targets: Tensor, by_samples: bool) -> None:
+    found = _scored(task, loss, "train", output, targets)["train_loss"]
+    if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
+        raise SpecError(
+            f"task {task.name}: its loss gives {_told(found)}, expected the mean over samples: a tensor without dimensions "
+            "that has a gradient, made from the output by operations on tensors"
+        )
+    if by_samples:
+        sample_losses(loss, output, targets)
+
+
+def _told(found: Any) -> str:
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__}"
+    if found.dim():
+        return f"a tensor of shape {tuple(found.shape)}"
+    return "a tensor without a gradient"
+
+
+def _scored(task: Task, loss: Loss, name: str, output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "error", "Using a target size"
+            )  # torch's, of sizes that it then broadcasts
+            return scores(task, loss, name, output, targets)
+    except Exception as error:
+        raise SpecError(
+            f"task {task.name}: outputs {tuple(output.shape)} and {name} targets {tuple(targets.shape)} of {targets.dtype} do "
+            f"not go together ({type(error).__name__}: {error!s:.200})"
+        ) from error

@@ -1,0 +1,51 @@
+"""Modules of the user's own, which add rules to ``RULES`` and tasks to ``TASKS``: imported here by name, and by every worker
+before its first job."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from alignlab.training.errors import SweepError
+from alignlab.training.spec import SpecError
+
+_imported: list[str] = []
+
+
+def import_own(modules: Iterable[str]) -> None:
+    """Import modules, also from the current folder. Raises :class:`SpecError` where one cannot be imported."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that a file there stands in no other module's place
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            hint = f"; give a module's name, {name[:-3]}, not its file" if name.endswith(".py") else ""
+            raise SpecError(f"cannot import {name!r} ({type(error).__name__}: {error}){hint}") from error
+        if name not in _imported:
+            _imported.append(name)
+
+
+def ready(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function, for a worker that imports first what was imported here."""
+    return _Ready(function, tuple(_imported)) if _imported else function
+
+
+class _Ready:
+    def __init__(self, function: Callable[[Any], Any], modules: tuple[str, ...]) -> None:
+        self.function, self.modules = function, modules
+        self.__name__ = function.__name__
+
+    def __call__(self, job: Any) -> Any:
+        try:
+            import_own(self.modules)
+        except SpecError as error:
+            raise SweepError(
+                f"the worker on {socket.gethostname()}: {error}: put it where workers look for modules (PYTHONPATH)"
+            ) from error
+        return self.function(job)
