@@ -28,7 +28,7 @@ from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
 from alignlab.training.graft import GradientGraft
-from alignlab.training.naming import code_hash
+from alignlab.training.naming import version
 from alignlab.training.optimizers import learning_rate, make_optimizer
 from alignlab.training.spec import STREAMS, RunSpec, SpecError
 from alignlab.training.step_sizes import SetSizes
@@ -187,7 +187,7 @@ def attrs_of(spec: RunSpec, task: Task) -> dict[str, Any]:
         "spec": spec.to_yaml(),
         "spec_hash": spec.digest(),
         "data_hash": task.fingerprint,
-        "code_hash": code_hash(),
+        "code_hash": version(spec, task),
         "seed_streams": str(streams),
     }
 

@@ -21,7 +21,7 @@ from alignlab.store import StoreError
 from alignlab.training import tasks
 from alignlab.training.identity import no_file
 from alignlab.training.registry import beyond_data
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import RunSpec, SpecError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # the floors whose code decides what a run's numbers are
@@ -49,6 +49,17 @@ def cell_name(spec: RunSpec) -> str:
     code = "".join([code_hash(), *_own_code(spec), *_task_code(spec.task, task)])
     parts = f"{spec.digest()} {code} {task.fingerprint}"
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+def version(spec: RunSpec, task: tasks.Task) -> str:
+    """What a run says of what computed it: :func:`code_hash`, and a hash of what is the user's, where something is: rules,
+    draws, or a task with its data. Runs of one spec that differ in it are no replicates."""
+    try:
+        own = [*_own_code(spec), *_task_code(spec.task, task)]
+    except SpecError:  # it comes from no file, and has no name in a store
+        return code_hash()
+    own += [task.fingerprint] * tasks.TASKS.is_own(spec.task)
+    return f"{code_hash()}+{hashlib.sha256(''.join(own).encode()).hexdigest()[:8]}" if own else code_hash()
 
 
 def _task_code(name: str, task: tasks.Task) -> list[str]:

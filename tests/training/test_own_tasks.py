@@ -19,7 +19,7 @@ from own_task import LOSSES, TASK, registered, written
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from alignlab.store import Segments
+from alignlab.store import Segments, open_runs
 from alignlab.store.claims import Claims
 from alignlab.training import TASKS, RunSpec, SpecError, Split, Sweep, Task, tasks, train
 from alignlab.training.cells import Job, run_job
@@ -229,6 +229,23 @@ def test_an_edited_loss_or_task_is_never_served_runs_of_the_one_before(tmp_path:
     assert sweep(3, losses=imported)[0] == 1
     assert sweep(4, TASK + "\n# a word\n")[0] == 1
     assert sweep(5)[0] == 0
+
+
+def test_runs_of_a_spec_before_and_after_an_edit_are_told_to_be_no_replicates(tmp_path: Path) -> None:
+    edits = (("", LOSSES), ("", LOSSES.replace("0.7", "0.9")), ("# more data", LOSSES))
+    for number, (more, losses) in enumerate(edits):
+        task = TASK.replace("(40, 12, 12)", "(41, 12, 12)") if more else TASK
+        with registered(tmp_path / str(number), task, losses):
+            Sweep([spec(task="tab")], tmp_path / "runs").run()
+    with pytest.warns(UserWarning, match="3 of 3 runs are of 1 spec, computed by several versions"):
+        runs = open_runs(tmp_path / "runs")
+    assert len(set(runs["code_hash"].values)) == 3
+    TASKS["own"] = table()
+    assert (
+        train(spec()).attrs["code_hash"]
+        != code_hash()
+        == train(spec(task="xor", batch_size=2)).attrs["code_hash"]
+    )
 
 
 def test_a_file_that_is_edited_after_its_import_does_not_name_what_was_imported(tmp_path: Path) -> None:

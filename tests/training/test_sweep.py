@@ -16,7 +16,7 @@ import xarray as xr
 
 from alignlab.store import Segments, StoreError, atomic, open_runs
 from alignlab.store.claims import Claims
-from alignlab.training import RunSpec, cells, loop, naming, train
+from alignlab.training import RunSpec, cells, naming, train
 from alignlab.training import sweep as sweeping
 from alignlab.training.cells import run_cell
 from alignlab.training.errors import SweepError
@@ -183,7 +183,7 @@ def test_runs_of_another_version_of_the_code_can_be_told_from_those_of_this(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for code in ("before", "after"):
-        for module in (cells, loop, naming, sweeping):
+        for module in (cells, naming, sweeping):
             monkeypatch.setattr(module, "code_hash", lambda code=code: code)
         Sweep([BASE], tmp_path).run()
     with pytest.warns(UserWarning, match="2 of 2 runs are of 1 spec, computed by several versions"):
