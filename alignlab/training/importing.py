@@ -37,15 +37,24 @@ def ready(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _Ready:
+    """The function itself, once it is unpickled: before its job is, which may hold what the modules define."""
+
     def __init__(self, function: Callable[[Any], Any], modules: tuple[str, ...]) -> None:
         self.function, self.modules = function, modules
         self.__name__ = function.__name__
 
     def __call__(self, job: Any) -> Any:
-        try:
-            import_own(self.modules)
-        except SpecError as error:
-            raise SweepError(
-                f"the worker on {socket.gethostname()}: {error}: put it where workers look for modules (PYTHONPATH)"
-            ) from error
         return self.function(job)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _imported_first, (self.function, self.modules)
+
+
+def _imported_first(function: Callable[[Any], Any], modules: tuple[str, ...]) -> Callable[[Any], Any]:
+    try:
+        import_own(modules)
+    except SpecError as error:
+        raise SweepError(
+            f"the worker on {socket.gethostname()}: {error}: put it where workers look for modules (PYTHONPATH)"
+        ) from error
+    return function

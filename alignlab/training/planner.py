@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ TIMED = 4  # steps of a population, after as many to warm up
 WORTH = 20_000  # steps of runs together, from which measuring pays
 WORTH_OF_MAPS = 2_000  # of convolutional nets, whose steps take longer
 GAIN = 0.95  # a larger size must bring a run's price below this share of the smaller's
-LONGEST = 600  # s of a population: its runs are stored when the last has ended, and so much is lost where it is interrupted
+LONGEST = 600  # s of a population, in which an interrupt may cost so much, for its runs are stored when the last has ended ...
+DEARER = 1.25  # ... where a smaller one that takes no longer costs a run at most so many times as much
 SHARE = 0.5  # of the free memory
 COPIES = 8  # of a run's weights: gradient, optimizer state, B, an update's temporaries
 
@@ -104,14 +105,21 @@ def _best_size(spec: RunSpec, number: int, largest: int, device: torch.device = 
     if shape.steps * number < (WORTH if dense else WORTH_OF_MAPS):
         return largest if dense else min(SIZES[0], largest)
     rule = {"rule": spec.rule, "rule_args": spec.rule_args}
-    found, price = 1, math.inf
+    prices: dict[int, float] = {}
     sizes = SIZES if dense else (1, *SIZES)  # convolutions may cost a run no less beside others
     for size in (*(size for size in sizes if size < largest), largest):
         now = price_of(shape.changed(**rule), size, device)
-        if now > GAIN * price:
+        if now > GAIN * min(prices.values(), default=math.inf):
             break
-        found, price = size, now
-    return max(1, min(found, int(LONGEST / (price * shape.steps))))
+        prices[size] = now
+    return _brief(prices, shape.steps)
+
+
+def _brief(prices: Mapping[int, float], steps: int) -> int:
+    """The largest size, or one that ends soon and costs little more."""
+    cheap = [size for size, price in prices.items() if price <= DEARER * min(prices.values())]
+    brief = [size for size in cheap if prices[size] * size * steps <= LONGEST]
+    return max(brief, default=min(cheap))
 
 
 @functools.cache

@@ -465,7 +465,9 @@ UNFIT: list[tuple[Callable[[], Task], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "fields", "told"), UNFIT, ids=lambda x: str(x)[:50])
+@pytest.mark.parametrize(
+    ("content", "fields", "told"), UNFIT, ids=lambda x: x[:50] if isinstance(x, str) else ""
+)
 def test_what_does_not_fit_is_one_line_before_anything_runs(
     content: Callable[[], Task], fields: dict[str, Any], told: str, tmp_path: Path
 ) -> None:

@@ -54,7 +54,6 @@ def test_runs_of_one_rule_stand_next_to_each_other() -> None:
 @pytest.mark.parametrize(("prices", "size"), [((1, 0.5, 0.4), 40), ((1, 0.5, 0.49), 16), ((1, 1.2, 0.1), 4)])
 def test_packs_grow_as_long_as_a_run_gets_cheaper(prices: Any, size: int, monkeypatch: Any) -> None:
     told = dict(zip((4, 16, 40), prices, strict=True))
-    monkeypatch.setattr(planner, "LONGEST", 10**6)
     monkeypatch.setattr(planner, "price_of", lambda shape, size, device: told[size])
     monkeypatch.setattr(planner, "WORTH", 0)
     assert max(map(len, packs(specs(40)))) in (size, -(-40 // -(-40 // size)))
@@ -117,12 +116,22 @@ def test_packs_stay_below_the_links_that_a_file_may_have_however_cheap_a_run_get
     assert planner.MOST < 65_000
 
 
-def test_a_pack_ends_within_minutes_since_its_runs_are_stored_together(monkeypatch: Any) -> None:
-    monkeypatch.setattr(planner, "price_of", lambda shape, size, device: 1e-3)  # s a step and run
-    monkeypatch.setattr(planner, "GAIN", 1)
-    asked = planner.Question(specs(1, steps=30_000)[0], 1000, 1)
-    assert planner.best_size(asked) == planner.LONGEST / 30
-    assert planner.best_size(asked._replace(spec=specs(1, steps=10**7)[0])) == 1
+@pytest.mark.parametrize(
+    ("prices", "steps", "size"),
+    [
+        ((1, 0.9, 0.8), 1, 40),  # s a step and run
+        ((1, 0.9, 0.8), 20, 16),  # 640 s, and 288 s for an eighth more
+        ((1, 0.9, 0.8), 200, 4),  # 800 s: the smallest that costs no more than a quarter
+        ((4, 1, 0.4), 10**6, 40),  # so small that a smaller one takes as long
+    ],
+)
+def test_packs_whose_end_is_far_are_smaller_where_that_costs_little(
+    prices: Any, steps: int, size: int, monkeypatch: Any
+) -> None:
+    told = dict(zip((4, 16, 40), prices, strict=True))
+    monkeypatch.setattr(planner, "price_of", lambda shape, size, device: told[size])
+    monkeypatch.setattr(planner, "WORTH", 0)
+    assert planner.best_size(planner.Question(specs(1, steps=steps)[0], 40, 1)) == size
 
 
 def test_the_device_that_trains_is_the_one_that_is_measured(monkeypatch: Any) -> None:
@@ -154,8 +163,7 @@ def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
 def test_convolutional_nets_stand_together_only_where_that_is_measured_to_be_cheaper(
     prices: Any, size: int, monkeypatch: Any
 ) -> None:
-    told = dict(zip((1, 4, 16), prices, strict=True))
-    monkeypatch.setattr(planner, "LONGEST", 10**6)
+    told = {size: price / 1000 for size, price in zip((1, 4, 16), prices, strict=True)}
     monkeypatch.setattr(planner, "price_of", lambda shape, size, device: told[size])
     given = [RunSpec(model="convnet", steps=200, seed=seed) for seed in range(16)]
     assert {len(pack) for pack in packs(given)} == {size}

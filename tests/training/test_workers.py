@@ -14,9 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from worker_jobs import OfAnotherVersion, alive, die, gone, leave_pid, page_faults, pids, threads
+from worker_jobs import OfAnotherVersion, alive, die, gone, home_of, leave_pid, page_faults, pids, threads
 
-from alignlab.training import workers
+from alignlab.training import importing, workers
 from alignlab.training.errors import SweepError
 from alignlab.training.forking import THREADS
 from alignlab.training.starting import DEATHS
@@ -78,6 +78,21 @@ def test_workers_that_cannot_read_their_jobs_say_so() -> None:
         pytest.raises(SweepError, match=r"a worker cannot run cells \(TypeError: takes 4 .*install the same"),
     ):
         list(two.each(threads, [OfAnotherVersion(), OfAnotherVersion()]))
+
+
+def test_jobs_may_hold_what_an_imported_module_defines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of the current folder, which workers look into when they are told to import it, and not before."""
+    (tmp_path / "held_by_jobs.py").write_text("class Held:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(importing, "_imported", [])
+    importing.import_own(["held_by_jobs"])
+    held = sys.modules["held_by_jobs"]
+    with Workers(2) as two:
+        found = [home for _, home in two.each(home_of, [held.Held(), held.Held()])]
+    assert found == ["held_by_jobs"] * 2
 
 
 def test_no_garbage_is_collected_while_dask_holds_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,10 @@ def _read(maker: int) -> OfAnotherVersion:
     return OfAnotherVersion()
 
 
+def home_of(thing: Any) -> str:
+    return type(thing).__module__
+
+
 def threads(names: tuple[str, ...]) -> list[Any]:
     import torch
 
