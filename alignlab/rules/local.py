@@ -155,11 +155,11 @@ class LocallyConnected2d(nn.Module):
             )
         return int(length)
 
-    def reset_parameters(self) -> None:
-        """Draw weights and biases anew."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights and biases anew, from PyTorch's global generator where none is given."""
         bound = 1 / math.sqrt(math.prod(self.weight.shape[3:]))
         for parameter in self.parameters(recurse=False):
-            nn.init.uniform_(parameter, -bound, bound)
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     @property
     def patches(self) -> Patches:

@@ -30,12 +30,12 @@ def build(spec: RunSpec, task: Task) -> nn.Module:
     Raises :class:`SpecError` where the network does not fit the task, or ``frozen`` leaves nothing or names nothing.
     """
     with ALONE, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            spec.stream("init")
-        )  # torch.manual_seed would reseed every GPU as well
         model = _network(spec, task)
-        if spec.weight_init != "pytorch":
-            _draw(model, WEIGHT_INITS[spec.weight_init])
+    # drawn anew: other threads may have drawn from the global generator meanwhile
+    generator = torch.Generator().manual_seed(spec.stream("init"))
+    _as_constructed(model, generator)
+    if spec.weight_init != "pytorch":  # drawn after the others, as ever: one seed, one net
+        _draw(model, WEIGHT_INITS[spec.weight_init], generator)
     return _frozen(_scaled(model, spec.weight_scale), spec)
 
 
@@ -47,22 +47,36 @@ def _network(spec: RunSpec, task: Task) -> nn.Module:
     return mlp(task.n_in, spec.hidden, task.n_out, ACTIVATIONS[spec.activation], spec.bias)
 
 
-def _gaussian(weight: Tensor) -> None:
+@torch.no_grad()
+def _as_constructed(model: nn.Module, generator: torch.Generator) -> None:
+    """Weights and biases as PyTorch's constructors draw them, to the bit: U(±1/√fan_in)."""
+    for module in model.modules():
+        if isinstance(module, LocallyConnected2d):
+            module.reset_parameters(generator)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                module.bias.uniform_(-bound, bound, generator=generator)
+
+
+def _gaussian(weight: Tensor, generator: torch.Generator) -> None:
     """N(0, 1), whatever the size."""
-    weight.normal_()
+    weight.normal_(generator=generator)
 
 
-def _lillicrap(weight: Tensor) -> None:
+def _lillicrap(weight: Tensor, generator: torch.Generator) -> None:
     """U(±0.01), whatever the size: Lillicrap et al. 2016, Methods, the linear problem."""
-    weight.uniform_(-0.01, 0.01)
+    weight.uniform_(-0.01, 0.01, generator=generator)
 
 
-def _nokland(weight: Tensor) -> None:
+def _nokland(weight: Tensor, generator: torch.Generator) -> None:
     """Zeros: what Nøkland 2016 starts fa, dfa and ifa from in tanh nets. Backprop cannot leave this point."""
     weight.zero_()
 
 
-WEIGHT_INITS: dict[str, Callable[[Tensor], None]] = {
+Draw = Callable[[Tensor, torch.Generator], None]
+WEIGHT_INITS: dict[str, Draw] = {
     "gaussian": _gaussian,
     "lillicrap": _lillicrap,
     "nokland": _nokland,
@@ -72,10 +86,10 @@ from which Nøkland 2016 starts backprop and ReLU nets."""
 
 
 @torch.no_grad()
-def _draw(model: nn.Module, init: Callable[[Tensor], None]) -> None:
+def _draw(model: nn.Module, init: Draw, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("weight"):
-            init(parameter)
+            init(parameter, generator)
         else:
             parameter.zero_()
 

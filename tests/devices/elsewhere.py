@@ -47,8 +47,10 @@ class Module:
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         return 2**30, 2**31
 
-    def manual_seed_all(self, seed: int) -> None:
+    def manual_seed(self, seed: int) -> None:
         self.default_generator().manual_seed(seed)
+
+    manual_seed_all = manual_seed
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
         state: torch.Tensor = self.default_generator().get_state()

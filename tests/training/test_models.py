@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -113,6 +114,26 @@ def test_weight_scale_multiplies_weights_and_leaves_biases(scale: float) -> None
         for name, w in plain.items():
             factor = scale if name.endswith("weight") else 1
             assert torch.equal(scaled[name], w * factor)
+
+
+def test_threads_that_draw_meanwhile_do_not_reach_the_first_weights() -> None:
+    """Weights were drawn from the global generator: of twenty runs beside such a thread five began elsewhere."""
+    spec, ended = RunSpec(task="xor", hidden=(64,)), threading.Event()
+
+    def draws() -> None:
+        while not ended.is_set():
+            torch.randn(1000)
+
+    alone = weights(spec)
+    other = threading.Thread(target=draws)
+    other.start()
+    try:
+        beside = [weights(spec) for _ in range(30)]
+    finally:
+        ended.set()
+        other.join()
+    for found in beside:
+        assert all(torch.equal(found[name], own) for name, own in alone.items())
 
 
 def test_building_leaves_the_global_random_state() -> None:
