@@ -15,6 +15,7 @@ from alignlab.probes.hooks import frontier, topmost
 from alignlab.probes.uses import Use
 from alignlab.rules.credit import Credit
 from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.randomness import random_states_kept
 
 Placed = list[tuple[Use, GradientEdge]]  # the uses of a forward pass, with where their errors arrive
 
@@ -60,26 +61,12 @@ def untouched(buffers: Sequence[Tensor]) -> Iterator[None]:
             buffer.data.copy_(value)  # .data: the graph may have saved the buffer
 
 
-@contextlib.contextmanager
-def same_random_state(device: torch.device) -> Iterator[None]:
-    """What is drawn within the block is drawn again after it."""
-    if device.type == "cuda":
-        with torch.random.fork_rng([device]):
-            yield
-        return
-    before = torch.get_rng_state()  # fork_rng spends more on looking for devices
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
-
-
 def errors_at(
     places: Sequence[GradientEdge], below: GradientEdge, error: Tensor, buffers: Sequence[Tensor] = ()
 ) -> tuple[Tensor | None, ...]:
     """The errors at ``places`` that ``error`` at the model's output causes; the random state stays as it is."""
     try:
-        with same_random_state(error.device), untouched(buffers):
+        with random_states_kept(error.device), untouched(buffers):
             return torch.autograd.grad([below], places, [error], retain_graph=True, allow_unused=True)
     except RuntimeError as failure:
         raise ProbeError(

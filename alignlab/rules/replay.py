@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.randomness import RandomStates
 from alignlab.rules.runs import Seeds
 
 _state = threading.local()
@@ -33,8 +34,8 @@ class Replay:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-        self._random = self._random_state()
+        self._states = RandomStates(p.device for p in model.parameters())
+        self._random = self._states.get()
         self._buffers = [  # feedback is no part of the forward pass
             (module, name, buffer.clone())
             for module in model.modules()
@@ -46,11 +47,11 @@ class Replay:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Within the block, the state of the start; after it, the state from before the block."""
-        after = self._random_state()
+        after = self._states.get()
         kept = [module._buffers[name] for module, name, _ in self._buffers]
         _state.depth = getattr(_state, "depth", 0) + 1
         try:
-            self._set_random_state(self._random)
+            self._states.set(self._random)
             for (
                 module,
                 name,
@@ -61,16 +62,8 @@ class Replay:
         finally:
             for (module, name, _), buffer in zip(self._buffers, kept, strict=True):
                 module._buffers[name] = buffer
-            self._set_random_state(after)
+            self._states.set(after)
             _state.depth -= 1
-
-    def _random_state(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
-
-    def _set_random_state(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self._devices, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
 
 
 class Noise:

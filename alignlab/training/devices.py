@@ -1,9 +1,7 @@
-"""The device that runs are trained on: whether it is there, its random state, its clock and its free memory."""
+"""The device that runs are trained on: whether it is there, its seed, its clock and its free memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -45,17 +43,6 @@ def present(given: Any) -> torch.device:
             "that is made for it (https://pytorch.org/get-started/locally)"
         ) from error
     return device
-
-
-@contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """After the block, the random states of the CPU and of the device are what they were."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            yield
-    else:
-        with torch.random.fork_rng(devices=[device], device_type=device.type):
-            yield
 
 
 def seed(number: int, device: torch.device) -> None:

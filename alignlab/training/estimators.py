@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab import measures, rules
+from alignlab.rules.randomness import random_states_kept
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,8 +77,7 @@ def estimator_statistics(
 def _gradients(model: nn.Module, losses: Losses) -> dict[str, Tensor]:
     """The gradients that one backward pass leaves, float64; the random state stays as it is."""
     model.zero_grad()
-    devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-    with torch.random.fork_rng(devices):
+    with random_states_kept(*(p.device for p in model.parameters())):
         rules.backward(model, lambda: losses(model))
     return {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
 

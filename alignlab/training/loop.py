@@ -23,6 +23,7 @@ from alignlab.probes import (
 )
 from alignlab.probes.metadata import run_coords
 from alignlab.probes.schedule import Schedule, Together
+from alignlab.rules.randomness import random_states_kept
 from alignlab.training import devices, models
 from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
@@ -67,7 +68,7 @@ def train(
     """
     task, device = task_of(spec_of(spec), task), devices.present(device)
     probes = standard_probes(spec.spectra_every) if probes is None else probes
-    with learning(task), devices.random_state_kept(device):
+    with learning(task), random_states_kept(device):
         devices.seed(spec.stream("noise"), device)
         return Run(spec, task, device, probes).go(progress)
 

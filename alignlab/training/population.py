@@ -24,6 +24,7 @@ from torch import Tensor
 from alignlab import rules
 from alignlab.probes import Recorder
 from alignlab.probes.metadata import run_attrs, run_coords
+from alignlab.rules.randomness import random_states_kept
 from alignlab.training import devices, fitting, stacking
 from alignlab.training.apart import Apart
 from alignlab.training.arguments import learning, specs_of, task_of
@@ -76,7 +77,7 @@ def train_population(
     specs = specs_of(specs)
     check(specs)
     task, device = task_of(specs[0], task), devices.present(device)
-    with learning(task), devices.random_state_kept(device):
+    with learning(task), random_states_kept(device):
         return Population(specs, task, device).go()
 
 
@@ -122,9 +123,8 @@ class Population:
         self.clips = any(spec.clip is not None for spec in self.specs)
         self.clipped = torch.zeros(self.spec.steps * self.clips, len(specs), dtype=torch.bool, device=device)
         self.carried = list(range(len(specs)))
-        self.here = torch.tensor(
-            self.carried, device=device
-        )  # the same, where the losses are: no read makes a GPU wait
+        # the same where the losses are, so that no read makes a GPU wait
+        self.here = torch.tensor(self.carried, device=device)
         grafts = [spec.graft for spec in self.specs]
         self.interventions: list[GradientGraft | SetSizes] = []
         if any(grafts):

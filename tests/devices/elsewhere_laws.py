@@ -219,6 +219,36 @@ for _rule in ("bp", "fa", "dfa", "sign_sync", "kolen_pollack", "weight_mirror", 
     own_law(f"recorded_without_waiting-{_rule}", functools.partial(recorded_without_waiting, _rule))
 
 
+class Noise(nn.Module):
+    """From the device's own generator, as dropout on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand_like(x).round()
+
+
+def repeated_exactly(rule: str) -> None:
+    """Were the device's random state another in the further passes, so would be the masks, and the losses by far."""
+    torch.manual_seed(0)
+    small = {"step" if rule == "soap" else "sigma": 1e-4}
+    model = nn.Sequential(nn.Linear(6, 8), Noise(), nn.Tanh(), nn.Linear(8, 3))
+    model = rules.convert(model, rule, generator=torch.Generator().manual_seed(1), **small).to(FAR)
+    x, y = torch.ones(4, 6, device=FAR), torch.zeros(4, 3, device=FAR)
+    seen: list[float] = []
+
+    def closure() -> Tensor:
+        each = F.mse_loss(model(x), y, reduction="none").mean(1)
+        seen.append(float(each.mean()))
+        return each
+
+    rules.backward(model, closure)
+    assert len(seen) > 1
+    assert max(seen) - min(seen) < 1e-3, seen
+
+
+for _rule in ("soap", "node_perturbation", "weight_perturbation"):
+    own_law(f"repeated_exactly-{_rule}", functools.partial(repeated_exactly, _rule))
+
+
 @law
 def a_converted_model_and_its_copies_learn_where_they_are_moved() -> None:
     model = rules.convert(net(), "fa", generator=torch.Generator().manual_seed(1)).to(FAR)

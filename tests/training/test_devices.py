@@ -11,6 +11,7 @@ import pytest
 import torch
 import xarray as xr
 
+from alignlab.rules.randomness import random_states_kept
 from alignlab.store import open_runs
 from alignlab.training import RunSpec, Sweep, cells, devices, train
 from alignlab.training.errors import SweepError
@@ -83,11 +84,11 @@ def test_a_processor_tells_its_free_memory_and_has_nothing_to_wait_for() -> None
 
 def test_random_states_are_kept_and_seeded() -> None:
     before = torch.get_rng_state()
-    with devices.random_state_kept(devices.CPU):
+    with random_states_kept(devices.CPU):
         devices.seed(3, devices.CPU)
         first = torch.rand(2)
     assert torch.equal(torch.get_rng_state(), before)
-    with devices.random_state_kept(devices.CPU):
+    with random_states_kept(devices.CPU):
         devices.seed(3, devices.CPU)
         assert torch.equal(torch.rand(2), first)
     torch.manual_seed(3)
@@ -100,7 +101,7 @@ def test_an_apple_gpu_has_one_random_state_which_is_kept_and_seeded(monkeypatch:
     monkeypatch.setattr(torch.mps, "manual_seed", lambda number: state.fill_(number))
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state.clone())
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda new, device: state.copy_(new))
-    with devices.random_state_kept(torch.device("mps")):
+    with random_states_kept(torch.device("mps")):
         devices.seed(3, torch.device("mps"))
         assert state == 3
     assert state == 1
