@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import gc
 import io
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from alignlab.complaints import ended
+from alignlab.options import Device, Import, Out, Scheduler, Seed, Workers, imported, start_ahead, where_to
 from alignlab.output import draw_runs, make_room, progress, report, summed_up, write, write_result
 
 app = typer.Typer(
@@ -31,50 +31,6 @@ data_app = typer.Typer(
     help="The data sets: what is here, where, and how to get the rest.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
-
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="Folder for what is made; by default out/NAME (figures: figures/NAME).",
-        show_default=False,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", min=0, help="The seed; for an audit or a study, the first of its seeds.", show_default=False
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        help="Processes to run on; by default one a core, of a GPU one.",
-        show_default=False,
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        "--scheduler",
-        help="Run on a dask cluster instead: its scheduler's address, tcp://host:8786.",
-        show_default=False,
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option("--device", help="What to train on: cpu, cuda, cuda:1; several processes share a GPU."),
-]
-Import = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        help="A module that adds rules and tasks of your own, imported first, by workers too; also of this folder. Repeatable.",
-        show_default=False,
-    ),
-]
 
 
 def _tell_version(wanted: bool) -> None:
@@ -116,7 +72,7 @@ def run(
 
     if not spec.is_file():
         raise SpecError(f"no spec at {spec}: expected a YAML file")
-    _import(own)
+    imported(own)
     made = RunSpec.from_yaml(spec)
     made = made if seed is None else made.changed(seed=seed)
     folder = out or Path("out") / spec.stem
@@ -177,13 +133,13 @@ def audit(
 
     Example: alignlab audit sign_sync --seeds 16 --controls magnitude,alignment,placebo
     """
-    where = _where(workers, scheduler, device)
-    _start_ahead(where, out or Path("out") / Path(claim).stem)
+    where = where_to(workers, scheduler, device)
+    start_ahead(where, out or Path("out") / Path(claim).stem)
     from alignlab import gallery
     from alignlab.audit import audit as run_audit
     from alignlab.training.workers import Workers as Place
 
-    _import(own)
+    imported(own)
     name, found = gallery.claim(claim)
     if seed is not None or seeds is not None:
         found = found.changed(seeds=gallery.counted_on(found.seeds, seed, seeds))
@@ -216,8 +172,8 @@ def study(
     Example: alignlab study xor --out out/xor
     """
     folder = out or Path("out") / (f"{name}_full" if full else name)
-    where = _where(workers, scheduler, device)
-    _start_ahead(where, folder)
+    where = where_to(workers, scheduler, device)
+    start_ahead(where, folder)
     from alignlab import gallery
     from alignlab.figures import save
     from alignlab.training.workers import Workers as Place
@@ -326,30 +282,6 @@ def main() -> None:
         gc.freeze
     )  # Python looks for garbage as it ends, a second long, in what is thrown away whole
     sys.exit(ended(partial(app, standalone_mode=False)))
-
-
-def _where(workers: int | None, scheduler: str | None, device: str) -> int | str:
-    if scheduler is not None and workers is not None:
-        raise typer.BadParameter("--scheduler has workers of its own: leave out --workers")
-    if scheduler is not None and not scheduler.strip():
-        raise typer.BadParameter("--scheduler is empty: give an address, tcp://host:8786, or leave it out")
-    alone = not device.startswith("cpu")  # a GPU is kept busy by one process
-    return scheduler or workers or (1 if alone else os.cpu_count() or 1)
-
-
-def _import(modules: list[str] | None) -> None:
-    from alignlab.training.importing import import_own
-
-    if modules:
-        import_own(modules)
-
-
-def _start_ahead(where: int | str, folder: Path) -> None:
-    """Processes for a new folder, whose runs will all be computed, begin to import beside our own imports."""
-    from alignlab.training import forking
-
-    if isinstance(where, int) and where > 1 and not (folder / "store").exists():
-        forking.start()
 
 
 if __name__ == "__main__":

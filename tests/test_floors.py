@@ -23,6 +23,7 @@ FLOORS = [
     "study",
     "gallery",
     "output",
+    "options",
     "complaints",
     "cli",
 ]
