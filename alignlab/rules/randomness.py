@@ -16,17 +16,13 @@ class RandomStates:
         self.devices = sorted({device for device in devices if device.type not in ("cpu", "meta")}, key=str)
 
     def get(self) -> list[Tensor]:
-        states = [torch.get_device_module(d).get_rng_state(*_place(d)) for d in self.devices]
+        states = [torch.get_device_module(d).get_rng_state(d) for d in self.devices]
         return [torch.get_rng_state(), *states]
 
     def set(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
         for device, state in zip(self.devices, states[1:], strict=True):
-            torch.get_device_module(device).set_rng_state(state, *_place(device))
-
-
-def _place(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # of mps there is but one
+            torch.get_device_module(device).set_rng_state(state, device)
 
 
 @contextmanager
