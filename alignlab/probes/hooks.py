@@ -29,10 +29,10 @@ class Hook:
         return self.function(*args)
 
     def __deepcopy__(self, memo: Any) -> Hook:
-        return Hook(_nothing)
+        return Hook(nothing)
 
     def __reduce__(self) -> Any:
-        return Hook, (_nothing,)
+        return Hook, (nothing,)
 
 
 def weakly(method: Callable[..., Any], *args: Any) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def weakly(method: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     return call
 
 
-def _nothing(*args: Any) -> None:
+def nothing(*args: Any) -> None:
     """What the hooks of a copy do."""
 
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from alignlab.probes.geometry import runs_of
-from alignlab.probes.hooks import Hook
+from alignlab.probes.hooks import Hook, nothing
 from alignlab.probes.observation import Observation
 from alignlab.probes.probe import Probe
 from alignlab.probes.roots import listen
 from alignlab.rules.replay import replaying
+
+_backward, _differentiable = torch._C._current_graph_task_id, torch.is_grad_enabled
 
 
 class Loss(Probe):
@@ -36,15 +38,16 @@ class Loss(Probe):
             )
         self.criterion = criterion
         self._values: list[tuple[int, Tensor]] = []  # by the backward pass that they began
-        self._samples = 0
+        self._samples = _Samples(0)
         self._model: nn.Module | None = None
         self._runs: int | None = None  # of a model of several: a loss each
         self._counter: Any = None
         self._handles: list[Any] = []
 
     def attach(self, model: nn.Module) -> None:
-        self._samples, self._model, self._runs = 0, model, runs_of(model)
-        self._counter = model.register_forward_pre_hook(Hook(self._count), with_kwargs=True)
+        self._model, self._runs = model, runs_of(model)
+        self._samples = _Samples(0 if self._runs is None else 1)
+        self._counter = model.register_forward_pre_hook(self._samples, with_kwargs=True)
 
     def detach(self) -> None:
         self._rest()
@@ -65,9 +68,9 @@ class Loss(Probe):
     def measure_step(self, observation: Observation) -> dict[str, Tensor | float]:
         found: dict[str, Tensor | float] = {}
         if (
-            self._samples
+            self._samples.seen
         ):  # none where the loop trains in the mode for evaluation, in which no passes are counted
-            found["samples_seen"] = float(self._samples)
+            found["samples_seen"] = float(self._samples.seen)
         values = [value.double() for backward, value in self._values if backward in observation.passes]
         if values:
             scale = observation.scale
@@ -96,19 +99,29 @@ class Loss(Probe):
             handles.append(value.register_hook(note))  # type: ignore[no-untyped-call]
             self._handles += handles
 
-    def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        again = torch._C._current_graph_task_id() != -1  # a checkpoint computes the model again
-        if torch.is_grad_enabled() and model.training and not again and not replaying():
-            batch = (
-                args[0] if args and isinstance(args[0], Tensor) and args[0].dim() else _batch(args, kwargs)
-            )
-            self._samples += 0 if batch is None else batch.shape[0 if self._runs is None else 1]
+
+class _Samples(Hook):
+    """Counts the samples of a model's training passes along ``axis``. On unmeasured steps this is what the recorder costs: the
+    step's products have driven everything else out of the caches, and each function called is microseconds."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__(nothing)
+        self.axis, self.seen = axis, 0
+
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        again = _backward() != -1  # a checkpoint computes the model again
+        if again or not model.training or not _differentiable() or replaying():
+            return
+        shape = args[0].shape if args and isinstance(args[0], Tensor) else None
+        shape = shape or _batch(args, kwargs)
+        if shape:
+            self.seen += shape[self.axis]
 
 
-def _batch(args: Any, kwargs: Any) -> Tensor | None:
-    """The first tensor of several samples in what a model is called with, however deep."""
+def _batch(args: Any, kwargs: Any) -> torch.Size | None:
+    """The shape of the first tensor of several samples in what a model is called with, however deep."""
     leaves = pytree.tree_leaves((args, kwargs))
-    return next((x for x in leaves if isinstance(x, Tensor) and x.dim()), None)
+    return next((x.shape for x in leaves if isinstance(x, Tensor) and x.dim()), None)
 
 
 def _wide(x: Tensor) -> Tensor:

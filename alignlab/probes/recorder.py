@@ -97,6 +97,7 @@ class Recorder:
             None  # the weights before an update that is to be measured after it
         )
         self._count, self._next = 0, NEVER
+        self._asked = getattr(self.schedule, "following", None) is None  # at every step
         self._counter: Any = None
         self._sentinel: Any = None  # the hook before a step, while armed
 
@@ -194,10 +195,12 @@ class Recorder:
     def _plan(self) -> None:
         """Arm for the coming step if it is scheduled, rest otherwise; note when to ask the schedule again."""
         scheduled, self._next = consult(self.schedule, self.step)
-        if not scheduled:
-            if self._sentinel is not None:
-                self._disarm()
-            return
+        if scheduled:
+            self._arm()
+        elif self._sentinel is not None:
+            self._disarm()
+
+    def _arm(self) -> None:
         if self._sentinel is None:
             self._capture.arm()
             self._sentinel = self.optimizer.register_step_pre_hook(self._before_step)
@@ -235,10 +238,12 @@ class Recorder:
 
     def _after_step(self, *_: Any) -> None:
         self.step += 1
-        if self.step >= self._next:
-            self._turn()
-
-    def _turn(self) -> None:
+        if self.step < self._next:
+            return
+        if self._asked and self._sentinel is None:  # at rest, as mostly: no more is called than the schedule
+            if self.schedule(self.step):
+                self._arm()
+            return
         if self._before is not None:
             self._measure(self.step - 1, self._before, updated=True)
             self._before = None

@@ -18,12 +18,17 @@ from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.randomness import RandomStates
 from alignlab.rules.runs import Seeds
 
-_state = threading.local()
+
+class _State(threading.local):
+    depth = 0
+
+
+_state = _State()
 
 
 def replaying() -> bool:
     """Whether the forward pass that runs is a further one of a training step: no business of observers."""
-    return bool(getattr(_state, "depth", 0))
+    return _state.depth > 0
 
 
 class Replay:
@@ -49,7 +54,7 @@ class Replay:
         """Within the block, the state of the start; after it, the state from before the block."""
         after = self._states.get()
         kept = [module._buffers[name] for module, name, _ in self._buffers]
-        _state.depth = getattr(_state, "depth", 0) + 1
+        _state.depth += 1
         try:
             self._states.set(self._random)
             for (
