@@ -14,7 +14,7 @@ from alignlab.probes.compiled import unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.geometry import MEASURABLE
 from alignlab.probes.uses import parameter_of, weights_behind
-from alignlab.rules.conversion import ROOT
+from alignlab.rules.conversion import ROOT, is_sharded
 from alignlab.rules.hosts import hosted_parameters
 
 Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -22,6 +22,16 @@ Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     """The layers (of the kinds that can be measured) of ``model`` that ``wanted`` names, in the model's order."""
+    chosen = _chosen(model, wanted)
+    if split := [name for name, layer in chosen.items() if any(map(is_sharded, layer.modules()))]:
+        raise ValueError(
+            f"{', '.join(split)}: a process holds but a part of each weight (fully_shard, tensor parallelism), whose angles "
+            "are not the weight's: record where weights are whole, on one device or under DistributedDataParallel"
+        )
+    return chosen
+
+
+def _chosen(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     inner = unwrapped(model)
     found: dict[str, nn.Module] = {
         name or ROOT: m for name, m in inner.named_modules() if isinstance(m, MEASURABLE)

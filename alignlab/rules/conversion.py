@@ -158,6 +158,10 @@ def _convertible(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         if _is_complex(module):
             unsupported.append(f"{name or '(the model itself)'}: {type(module).__name__} (complex weights)")
+        elif is_sharded(module):
+            unsupported.append(
+                f"{name or '(the model itself)'}: {type(module).__name__} (weights split over processes)"
+            )
         elif _accepts(module):
             layers[name or ROOT] = module
         elif _has_own_parameters(module) and not isinstance(module, PASSED):
@@ -208,6 +212,11 @@ def _accepts(module: nn.Module) -> bool:
 def _is_complex(module: nn.Module) -> bool:
     """Whether a layer to convert has complex weights, whose errors go down conjugated: no rule says how."""
     return type(module) in CONVERTIBLE and any(p.is_complex() for p in module.parameters(recurse=False))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a process holds but a part of the module's own weights (``fully_shard``, tensor parallelism)."""
+    return any(hasattr(p, "device_mesh") for p in module.parameters(recurse=False))  # that of a DTensor
 
 
 def _has_own_parameters(module: nn.Module) -> bool:

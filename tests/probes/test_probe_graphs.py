@@ -507,6 +507,21 @@ def test_the_angles_are_those_of_the_process_under_distributed_training(tmp_path
     assert_same(run, record(CHAIN.model("fa")))
 
 
+def test_weights_split_over_processes_are_refused(tmp_path: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model, plain = CHAIN.model("fa"), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+        for net in (model, plain):
+            torch.distributed.fsdp.fully_shard(net, mesh=mesh)
+        with pytest.raises(ValueError, match=r"a process holds but a part of each weight \(fully_shard"):
+            record(model)
+        with pytest.raises(TypeError, match=r"cannot convert 0: Linear \(weights split over processes\); 1"):
+            convert(plain, "fa")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("around", ["forward", "everything"])
 def test_autocast_changes_angles_by_its_rounding_alone(around: str) -> None:
     def cast(model: Any, step: int) -> Tensor:
