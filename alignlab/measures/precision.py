@@ -54,6 +54,10 @@ _before: list[tuple[Switch, Any]] = []
 
 def is_full(device: str) -> bool:
     """Whether float32 products on this type of device are of full precision as things stand."""
+    return _blocks > 0 or _set_full(device)
+
+
+def _set_full(device: str) -> bool:
     return all(switch.get() in FULL for switch in SWITCHES.get(device, ()))
 
 
@@ -76,7 +80,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _switch() -> None:
-    if all(map(is_full, SWITCHES)):
+    if all(map(_set_full, SWITCHES)):
         return
     # parents first: what inherits follows, and goes on inheriting
     for switch in chain(PARENTS, *SWITCHES.values()):

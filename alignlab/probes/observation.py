@@ -47,8 +47,7 @@ class LayerObservation:
 
     def forget(self) -> None:
         """Let go of what was computed; asked for again, it is computed again."""
-        given = {field.name for field in fields(self)}
-        for name in vars(self).keys() - given:
+        for name in vars(self).keys() - _GIVEN:
             delattr(self, name)
 
     @property
@@ -172,6 +171,9 @@ class LayerObservation:
         if self.uses[-1].feedback is None:
             return by_w, by_w
         return joined([u.handed_down() for u, _ in used]), by_w
+
+
+_GIVEN = {field.name for field in fields(LayerObservation)}
 
 
 @dataclass(eq=False)
