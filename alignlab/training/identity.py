@@ -8,17 +8,16 @@ package defines goes by its file alone.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import inspect
 import sys
-import sysconfig
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,10 @@ import torch
 from torch import Tensor
 
 from alignlab.training.fields import SpecError
+from alignlab.training.referring import installed, is_users_file, known, named_by
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)
 VALUES = (tuple, frozenset, Tensor, np.ndarray, np.generic)
-INSTALLED = ("site-packages", "dist-packages")
-KNOWN = tuple(
-    Path(file).resolve().parent for file in (Path(__file__).parent, str(torch.__file__), str(np.__file__))
-)
-PYTHON = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 def identity(thing: Any, *, held: bool = True) -> str:
@@ -131,8 +126,8 @@ class _Walk:
         else:
             for part in (*vars(thing).values(), *_enclosed(thing)):
                 self._named(part)
-        if not _known(file) and not _installed(file):
-            for part in _named_by(thing):
+        if not known(file) and not installed(file):
+            for part in named_by(thing):
                 self._named(part)
 
     def _named(self, thing: Any) -> None:
@@ -140,23 +135,39 @@ class _Walk:
         code = isinstance(thing, FunctionType | type | functools.partial | MethodType)
         if code or (self.held and (_is_value(thing) or _is_own(thing))):
             self.add(thing)
-        elif self.held and callable(thing):  # an installed package's, in C perhaps
-            with suppress(SpecError):
-                self.add(thing)
+        elif isinstance(thing, list | tuple | dict) and id(thing) not in self.seen:  # of functions, say
+            self.seen[id(thing)] = len(self.seen)
+            self._kept.append(thing)
+            for part in thing.values() if isinstance(thing, dict) else thing:
+                self._named(part)
+        else:
+            if _is_users(type(thing)):
+                self.add(type(thing))
+            if self.held and (callable(thing) or _holds_settings(thing)):
+                self._if_it_can_be(thing)
+
+    def _if_it_can_be(self, thing: Any) -> None:
+        """An installed package's function may be in C, and an object may hold an open file."""
+        before = len(self.parts)
+        try:
+            self.add(thing)
+        except SpecError:
+            del self.parts[before:]
 
     def _class(self, thing: type) -> None:
         for base in thing.__mro__:
             file = _file_of(base)
-            if _known(file) or _is_builtin(base):
+            if known(file) or _is_builtin(base):
                 self._note(f"class {base.__module__}.{base.__qualname__}")
                 continue
             self._note(f"class {base.__qualname__} {_code(base, file, base.__module__)}")
-            if not _installed(file):
+            if not installed(file):
                 self._members(base)
 
     def _members(self, thing: type) -> None:
-        for name, member in vars(thing).items():
+        for name, member in list(vars(thing).items()):
             part = getattr(member, "__func__", getattr(member, "fget", member))
+            part = member.func if isinstance(member, functools.cached_property) else part
             if isinstance(part, FunctionType):
                 if Path(
                     inspect.unwrap(part).__code__.co_filename
@@ -164,12 +175,14 @@ class _Walk:
                     self.add(part)
             elif self.held and not name.startswith("__") and _is_value(part):
                 self._all(name, part)
+            elif not name.startswith("__"):
+                self._named(part)
 
     def _builtin(self, thing: Any) -> None:
         """A function in C."""
         module = sys.modules.get(thing.__module__ or "")
         file = getattr(module, "__file__", None) or ""
-        content = _content(file) if file and not _known(file) else ""
+        content = _content(file) if file and not known(file) else ""
         self._note(f"builtin {thing.__module__}.{thing.__qualname__} {content}")
         if not isinstance(thing.__self__, ModuleType | type(None)):
             self.add(thing.__self__)
@@ -213,21 +226,6 @@ def _place(code: CodeType) -> tuple[int, int]:
     return min(places, default=(code.co_firstlineno, 0))
 
 
-def _named_by(thing: FunctionType) -> Iterator[Any]:
-    """The globals that a function's code names, and what it names of the user's own modules among them."""
-    names = sorted(_names(thing.__code__))
-    for found in (thing.__globals__[name] for name in names if name in thing.__globals__):
-        if not isinstance(found, ModuleType):
-            yield found
-        elif (file := getattr(found, "__file__", None)) and not _known(file) and not _installed(file):
-            yield from (vars(found)[name] for name in names if name in vars(found))
-
-
-def _names(code: CodeType) -> set[str]:
-    inner = (part for part in code.co_consts if isinstance(part, CodeType))
-    return set(code.co_names).union(*map(_names, inner))
-
-
 def _is_value(thing: Any) -> bool:
     if isinstance(thing, list | tuple | set | frozenset):
         return all(map(_is_value, thing))
@@ -243,8 +241,18 @@ def _file_of(thing: type) -> str:
 def _is_own(thing: Any) -> bool:
     """Whether an object is of a class of the user's own, and acts or holds settings."""
     file = _file_of(type(thing))
-    own = not (_is_builtin(type(thing)) or _known(file) or _installed(file))
+    own = not (_is_builtin(type(thing)) or known(file) or installed(file))
     return own and (callable(thing) or is_dataclass(thing))
+
+
+def _holds_settings(thing: Any) -> bool:
+    """Whether an object that cannot be called is surely there for what it holds."""
+    plain = SimpleNamespace | argparse.Namespace | torch.distributions.Distribution
+    return isinstance(thing, plain) or _is_users(type(thing))
+
+
+def _is_users(thing: type) -> bool:
+    return is_users_file(_file_of(thing))
 
 
 def _is_builtin(thing: type) -> bool:
@@ -253,23 +261,10 @@ def _is_builtin(thing: type) -> bool:
     return module in sys.builtin_module_names and vars(sys.modules[module]).get(thing.__name__) is thing
 
 
-def _installed(file: str) -> bool:
-    return any(part in INSTALLED for part in Path(file).parts)
-
-
-@functools.cache
-def _known(file: str) -> bool:
-    """Whether a file is of alignlab, torch, numpy or Python itself."""
-    path = Path(file).resolve()
-    if any(path.is_relative_to(folder) for folder in KNOWN):
-        return True
-    return path.is_relative_to(PYTHON) and not _installed(file)
-
-
 @functools.cache
 def _code(thing: Any, file: str, module: str) -> str:
     """By the function or class itself: after a reload there is another one of the name, and perhaps another content."""
-    if _known(file):
+    if known(file):
         return f"of {module}"
     if not file or not Path(file).is_file():
         raise no_file(thing, module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import enum
 import functools
 import importlib
 import os
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,6 +143,76 @@ def test_an_edited_file_is_other_code_wherever_it_is_named(module: Module) -> No
     assert identities(helper) == first
     assert not set(first) & set(identities(helper + "# another\n"))
     assert not set(first) & set(identities(helper, "\n# another\n"))
+
+
+NESTED = {  # ways to come by what another file of one's own defines
+    "imported as it runs": "def loss(o, t):\n    from helpers.inner import squared\n    return squared(o - t)",
+    "its module": "def loss(o, t):\n    import helpers.inner as h\n    return h.squared(o - t)",
+    "both from a package": "def loss(o, t):\n    from helpers import inner\n    return inner.squared(o - t)",
+    "through its package": "import helpers.inner\ndef loss(o, t):\n    return helpers.inner.squared(o - t)",
+    "from a table": "from helpers.inner import squared\nALL = {'a': [squared]}\ndef loss(o, t):\n    return ALL['a'][0](o - t)",
+    "by an object": "from helpers.inner import Base\nb = Base()\ndef loss(o, t):\n    return b.f(o - t)",
+    "in an attribute": "from helpers.inner import Base\nclass L:\n    b = Base()\n    def __call__(self, o, t):\n"
+    "        return self.b.f(o - t)\nloss = L()",
+    "inside a class": "from helpers.inner import squared\nclass A:\n    class B:\n        f = squared\n"
+    "def loss(o, t):\n    return A.B.f(o - t)",
+    "once": "import functools\nfrom helpers.inner import squared\nclass L:\n    @functools.cached_property\n"
+    "    def f(self):\n        return squared\n    def __call__(self, o, t):\n        return self.f(o - t)\nloss = L()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NESTED.values(), ids=NESTED)
+def test_an_edited_file_is_other_code_however_code_comes_by_it(
+    text: str, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "__init__.py").write_text("")
+
+    def identified(factor: int) -> tuple[str, str]:
+        squared = (
+            f"def squared(x):\n    return {factor} * x * x\nclass Base:\n    f = staticmethod(squared)\n"
+        )
+        (tmp_path / "helpers" / "inner.py").write_text(squared)
+        for name in ("helpers", "helpers.inner"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        loss = module(text).loss
+        return identity(loss), identity(loss, held=False)
+
+    first = identified(1)
+    assert identified(1) == first
+    assert not set(identified(2)) & set(first)
+
+
+class Options:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+
+class Step(enum.Enum):
+    SMALL = 1.0
+    LARGE = 2.0
+
+
+def test_settings_that_code_names_count_whatever_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for by in (1.0, 2.0):
+        kinds: list[Any] = [Options(by), SimpleNamespace(by=by), argparse.Namespace(by=by), Step(by)]
+        kinds += [torch.distributions.Normal(0.0, by), {"f": enclosing(by)}, [Options(by)]]
+        for held in kinds:
+            monkeypatch.setitem(globals(), "SCALE", held)
+            seen.append(identity(scaled))
+    assert len(set(seen)) == 14
+
+
+def test_an_object_that_cannot_be_hashed_goes_by_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Options(1.0), Options(2.0)
+    seen = []
+    for held in first:
+        held.log = iter([held.by])  # type: ignore[attr-defined]
+        monkeypatch.setitem(globals(), "SCALE", held)
+        seen.append(identity(scaled))
+    monkeypatch.setitem(globals(), "SCALE", iter([1.0]))
+    assert seen[0] == seen[1] != identity(scaled)
 
 
 def test_a_module_edited_after_its_import_is_what_it_was_until_it_is_imported_anew(
