@@ -1,9 +1,9 @@
 """What a cell of a sweep is called: a hash of its spec, of the source code that computes it, and of the data.
 
 So a changed program, data set or spec never passes for the old one, and equal runs are found again by whoever looks. Of a
-rule that was added to ``RULES`` from outside the package, or a draw added to ``INITS``, the code is the file that defines it,
-and what a draw holds that is a partial function or an instance. Of a task added to ``TASKS`` it is what its function and its
-loss are (:mod:`alignlab.training.identity`), beside the data.
+rule that was added to ``RULES`` from outside the package, of a draw added to ``INITS`` and of a task added to ``TASKS``, the
+code is what it computes by and holds (:mod:`alignlab.training.identity`): the rule as it is made, the draw, the task's loss;
+of the task's function its files, beside the data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from alignlab.rules import INITS, RULES, make_rules
 from alignlab.store import StoreError
 from alignlab.training import tasks
-from alignlab.training.identity import no_file
+from alignlab.training.identity import identity
 from alignlab.training.registry import beyond_data
 from alignlab.training.spec import RunSpec, SpecError
 
@@ -70,28 +70,21 @@ def _task_code(name: str, task: tasks.Task) -> list[str]:
 
 
 def _own_code(spec: RunSpec) -> list[str]:
-    """Hashes of the files that the spec's rules and draws come from, where these are not alignlab's, and what draws hold."""
+    """What the spec's rules and draws are where these are not alignlab's: their code and what they hold, as hashes."""
     if not any(map(_is_own, (*RULES.values(), *INITS.values()))):
         return []
-    used: list[Any] = []
-    held: list[str] = []
     made = make_rules(spec.rule, **spec.rule_args).values()
-    for rule in (part for whole in made for part in whole.made_of):
-        draw, holds = _origin(INITS.get(getattr(rule, "init", "")))
-        used += [*type(rule).__mro__, draw]
-        held.append(holds)
-    own = {thing.__module__: thing for thing in used if _is_own(thing)}
-    return [*(_file_hash(own[module]) for module in sorted(own)), *held]
+    rules = [part for whole in made for part in whole.made_of]
+    draws = [INITS.get(getattr(rule, "init", "")) for rule in rules]
+    found = [_rule_identity(rule) for rule in rules if _is_own(type(rule))]
+    return [*found, *(identity(draw) for draw in draws if _is_own(draw))]
 
 
-def _origin(draw: Any) -> tuple[Any, str]:
-    """The function or class behind a draw, and what this holds: a partial function its arguments, an instance its fields."""
-    if isinstance(draw, functools.partial):
-        origin, holds = _origin(draw.func)
-        return origin, f"{holds}{draw.args}{sorted(draw.keywords.items())}"
-    if draw is None or hasattr(draw, "__qualname__"):
-        return draw, ""
-    return type(draw), str(sorted(vars(draw).items()))
+def _rule_identity(rule: Any) -> str:
+    try:
+        return identity(rule)
+    except SpecError:  # it holds a generator, say; and if it comes from no file, neither does its class
+        return identity(type(rule))
 
 
 def _is_own(thing: Any) -> bool:
@@ -101,14 +94,6 @@ def _is_own(thing: Any) -> bool:
         "alignlab",
         *sys.stdlib_module_names,
     )
-
-
-@functools.cache
-def _file_hash(thing: Any) -> str:
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
-    if file is None or not Path(file).is_file():
-        raise no_file(thing, thing.__module__)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def short(spec: RunSpec) -> str:

@@ -220,5 +220,5 @@ def test_the_code_of_a_rule_of_ones_own_behind_it_is_part_of_a_runs_name(monkeyp
     monkeypatch.setitem(rules.RULES, "doubled", Doubled)
     spec = RunSpec(task="xor", rule="rescaled", rule_args={"of": "doubled"})
     before = cell_name(spec)
-    monkeypatch.setattr(naming, "_file_hash", lambda thing: "changed")
+    monkeypatch.setattr(naming, "identity", lambda thing: "changed")
     assert cell_name(spec) != before

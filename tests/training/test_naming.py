@@ -119,6 +119,50 @@ def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
     assert first[2] == without
 
 
+HELPED = """
+import torch
+from alignlab.rules import Rule
+from own_helper import scaled
+
+NOISE = 1.0
+
+class Own(Rule):
+    name = "own"
+
+    def __init__(self, by=1.0, init="kaiming"):
+        super().__init__(init)
+        self.by, self.generator = by, GENERATOR
+
+    def refresh(self, layer):
+        layer.feedback = self.by * NOISE * scaled(layer.weight.detach())
+"""
+HELPER = "def scaled(weight):\n    return 2 * weight\n"
+
+
+def test_a_rule_of_ones_own_names_its_runs_by_all_that_it_computes_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(helper: str = HELPER, noise: float = 1.0, generator: str = "None", **held: float) -> str:
+        (tmp_path / "own_helper.py").write_text(helper)
+        (tmp_path / "own_rule.py").write_text(HELPED.replace("GENERATOR", generator))
+        for module in ("own_helper", "own_rule"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_rule")
+        monkeypatch.setattr(own, "NOISE", noise)
+        monkeypatch.setitem(RULES, "own", functools.partial(own.Own, **held))
+        return cell_name(BASE.changed(rule="own"))
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    edited = HELPER.replace("2 *", "3 *")
+    different = {name(), name(edited), name(noise=2.0), name(by=2.0)}
+    assert len(different) == 4
+    assert name() in different
+    drawing = "torch.Generator()"  # which has no hash
+    assert name(generator=drawing) == name(generator=drawing) != name(edited, generator=drawing)
+
+
 DRAWS = """
 class Draw:
     __hash__ = None
