@@ -82,7 +82,7 @@ def _at_once(loss: Loss, output: Tensor, targets: Tensor, told: str) -> Tensor:
     """A user's own loss along the first dimension. Raises :class:`SpecError` where ``torch.func.vmap`` cannot take it."""
     try:
         return _mapped(loss)(output, targets)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a loss raises of a batch of one
         reason = textwrap.shorten(str(error), 150, placeholder="…")
         raise SpecError(f"the task's loss cannot be taken {told} ({reason})") from error
 

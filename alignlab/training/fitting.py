@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from alignlab.rules.choosing import make_rules
 from alignlab.training import models, tasks
 from alignlab.training.arguments import learning
 from alignlab.training.evaluation import loss_of, losses_of_runs, sample_losses, scores
 from alignlab.training.spec import RunSpec, SpecError
-from alignlab.training.tasks import Loss, Split, Task
+from alignlab.training.tasks import Loss, Split, Task, absolute_error, half_squared_error
 
 AT_ONCE = 256  # samples, as in training
+PROBED, TOGETHER = 512, 8  # samples, and how many of them in a batch, on which a loss is held to be a mean
 SHAPING = ("task", "model", "hidden", "activation", "bias", "loss", "splits", "frozen")
 
 
@@ -64,6 +66,7 @@ def _fits(spec: RunSpec, task: Task) -> None:
     loss = loss_of(spec, task)
     for name in dict.fromkeys(("train", *spec.splits)):
         _check_numbers(task, name, getattr(task, name))
+        _check_type(task, name)
     with learning(task):
         model = models.build(spec, task)
         _check_gradient(task, loss, model(task.train.inputs[:2]), task.train.targets[:2], _by_samples(spec))
@@ -90,6 +93,14 @@ def _check_numbers(task: Task, name: str, split: Split) -> None:
         )
 
 
+def _check_type(task: Task, name: str) -> None:
+    own, found = task.train.inputs.dtype, getattr(task, name).inputs.dtype
+    if found != own:
+        raise SpecError(
+            f"task {task.name}: {name} inputs are {found} and train inputs {own}: give all splits one type"
+        )
+
+
 def _check_gradient(task: Task, loss: Loss, output: Tensor, targets: Tensor, by_samples: bool) -> None:
     found = _scored(task, loss, "train", output, targets)["train_loss"]
     if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
@@ -98,7 +109,27 @@ def _check_gradient(task: Task, loss: Loss, output: Tensor, targets: Tensor, by_
             "that has a gradient, made from the output by operations on tensors"
         )
     if by_samples:
-        sample_losses(loss, output, targets)
+        check_samples(task, loss)
+
+
+def check_samples(task: Task, loss: Loss) -> None:
+    """Raise :class:`SpecError` unless the loss of a batch is the mean of its samples' losses: rules that compare forward passes
+    would make another one fall than the others do."""
+    if loss in (half_squared_error, absolute_error, cross_entropy):
+        return
+    train = task.train
+    rows = torch.linspace(0, len(train) - 1, min(PROBED, len(train))).long()  # of all, whatever their order
+    batches = max(1, len(rows) // TOGETHER)
+    generator = torch.Generator().manual_seed(0)
+    for some in (rows[k::batches] for k in range(batches)):
+        targets = train.targets[some].cpu()
+        output = torch.randn(len(some), task.n_out, generator=generator)
+        whole, mean = loss(output, targets).mean(), sample_losses(loss, output, targets).mean()
+        if not torch.allclose(whole, mean, rtol=1e-3 if output.dtype.itemsize < 4 else 1e-4, equal_nan=True):
+            raise SpecError(
+                f"task {task.name}: its loss of {len(some)} samples is {whole:.4g}, and the mean of their single losses "
+                f"{mean:.4g}: this rule needs them equal (no class weights, no sum, nothing between samples)"
+            )
 
 
 def _told(found: Any) -> str:

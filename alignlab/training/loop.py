@@ -24,7 +24,7 @@ from alignlab.probes import (
 from alignlab.probes.metadata import run_coords
 from alignlab.probes.schedule import Schedule, Together
 from alignlab.rules.randomness import random_states_kept
-from alignlab.training import devices, models
+from alignlab.training import devices, fitting, models
 from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
@@ -82,6 +82,8 @@ class Run:
         self.train, self.splits = splits_of(spec, task, device)
         self.model = built(spec, task).to(device)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
+        if self.needs_closure:
+            fitting.check_samples(task, self.loss)
         self.optimizer = make_optimizer(spec, list(self.model.parameters()))
         self.recorder = Recorder(
             self.model,

@@ -447,6 +447,15 @@ def flat() -> Task:
     return table(of=[Split(split.inputs, split.targets[:, 0]) for split in splits()])
 
 
+def double(split: Split) -> Split:
+    return Split(split.inputs.double(), split.targets.double())
+
+
+def weighted() -> Task:
+    labels = labelled(3, 0, 0, 0, 1, 2)
+    return replace(labels, loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 2.0])))
+
+
 UNFIT: list[tuple[Callable[[], Task], dict[str, Any], str]] = [
     (table, {"model": "lenet", "hidden": (128, 64)}, "lenet needs images of at least 16×16 pixels, the task's inputs are (4,)"),
     (table, {"frozen": ("9.*",)}, "'9.*' names no parameter"),
@@ -461,6 +470,8 @@ UNFIT: list[tuple[Callable[[], Task], dict[str, Any], str]] = [
     (lambda: table(lambda o, t: float(squared(o, t))), {}, "its loss gives a float, expected"),
     (lambda: table(lambda o, t: squared(o.detach(), t)), {}, "its loss gives a tensor without a gradient, expected"),
     (lambda: table(lambda o, t: o.no_such()), {}, "(AttributeError: 'Tensor' object has no attribute 'no_such')"),
+    (lambda: table(test=double(splits()[2])), {}, "test inputs are torch.float64 and train inputs torch.float32: give all"),
+    (lambda: table(lambda o, t: squared(o, t) * o[1].exp().mean()), {"rule": "soap"}, "alone (index 1 is out of bounds"),
     (lambda: table(uneven), {"rule": "node_perturbation"}, "cannot be taken sample by sample, as this rule needs it"),
 ]  # fmt: skip
 
@@ -478,6 +489,37 @@ def test_what_does_not_fit_is_one_line_before_anything_runs(
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def among(output: Tensor, target: Tensor) -> Tensor:
+    return squared(output - output.mean(0), target - target.mean(0))
+
+
+@pytest.mark.parametrize("rule", ["node_perturbation", "weight_perturbation", "soap"])
+@pytest.mark.parametrize(
+    "content", [weighted(), table(nn.MSELoss(reduction="sum")), table(among)], ids=["weights", "sum", "among"]
+)
+def test_a_rule_that_compares_passes_takes_no_loss_that_is_not_the_mean_of_single_ones(
+    rule: str, content: Task, tmp_path: Path
+) -> None:
+    """It would make the mean fall, and backprop beside it the loss."""
+    TASKS["own"] = content
+    runs = [spec(rule=rule, seed=seed) for seed in range(2)]
+    told = r"task own: its loss of \d+ samples is .*, and the mean of their single losses .*: this rule needs them equal"
+    for refused in (Sweep(runs, tmp_path).run, lambda: train(runs[0]), lambda: train_population(runs)):
+        with pytest.raises(SpecError, match=told):
+            refused()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [squared, nn.HuberLoss(), lambda o, t: (o.double() - t).abs().mean()],
+    ids=["own", "huber", "double"],
+)
+def test_a_rule_that_compares_passes_takes_a_loss_that_is_the_mean_of_single_ones(loss: Any) -> None:
+    TASKS["own"] = table(loss)
+    assert train(spec(rule="node_perturbation"))["status"] == "finished"
 
 
 @pytest.mark.parametrize(
