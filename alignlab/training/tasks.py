@@ -59,6 +59,16 @@ class Split:
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            given = getattr(self, name)
+            if not isinstance(given, Tensor):
+                raise ValueError(
+                    f"a split's {name} are a {type(given).__name__}, expected a tensor: torch.as_tensor({name})"
+                )
+            # without the graph that made them, a teacher's say, which one backward pass would use up
+            with torch.inference_mode(False):
+                own = given.clone() if given.is_inference() else given.detach()
+            object.__setattr__(self, name, own)
         if len(self.inputs) != len(self.targets):
             raise ValueError(
                 f"a split has one target an input, not {len(self.targets)} for {len(self.inputs)}"

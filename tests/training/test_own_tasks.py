@@ -522,6 +522,28 @@ def test_a_rule_that_compares_passes_takes_a_loss_that_is_the_mean_of_single_one
     assert train(spec(rule="node_perturbation"))["status"] == "finished"
 
 
+def test_targets_that_a_teacher_made_are_numbers_without_its_graph() -> None:
+    teacher = nn.Linear(4, 1)
+    made = [Split(split.inputs, teacher(split.inputs)) for split in splits()]
+    assert not made[0].targets.requires_grad
+    TASKS["own"] = table(of=made)
+    assert train(spec())["status"] == "finished"
+    assert teacher.weight.grad is None
+
+
+def test_data_made_in_inference_mode_can_be_learned_from(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        TASKS["own"] = table(of=[Split(split.inputs * 1, split.targets * 1) for split in splits()])
+    assert Sweep([spec()], tmp_path).run() == 1
+
+
+def test_a_split_of_arrays_says_what_to_give() -> None:
+    with pytest.raises(
+        ValueError, match=r"a split's targets are a ndarray, expected a tensor: torch.as_tensor"
+    ):
+        Split(torch.ones(2, 4), np.ones((2, 1)))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "content",
     [
