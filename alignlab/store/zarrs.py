@@ -225,6 +225,7 @@ def _write_frame(
 ) -> None:
     """Everything but the values of the outlined variables and the index."""
     import dask.array as da
+    from zarr.storage import LocalStore
 
     fields = {}
     for name, field in record.fields.items():
@@ -238,7 +239,10 @@ def _write_frame(
         str(k): {"chunks": grid.get(str(k), chunks(v.shape, v.dtype.itemsize))}
         for k, v in dataset.variables.items()
     }
-    dataset.to_zarr(path, mode="a", zarr_format=3, consolidated=False, encoding=encoding, compute=False)
+    store = LocalStore(
+        path
+    )  # a mere path is text to xarray: a leading ~ is the home folder, and :: makes it an address
+    dataset.to_zarr(store, mode="a", zarr_format=3, consolidated=False, encoding=encoding, compute=False)
 
 
 def _write_block(array: Any, start: int, values: Array, chunk: tuple[int, ...]) -> list[int]:

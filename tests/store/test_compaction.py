@@ -80,6 +80,20 @@ def test_xarray_reads_a_compaction_by_itself(store):
         xr.testing.assert_equal(zarr.load(), before)
 
 
+@pytest.mark.parametrize("name", ["~", "a::b", "a b%20#?é"])
+def test_a_store_of_any_name_is_compacted_where_it_is(name, store, tmp_path, monkeypatch):
+    before = open_runs(store)
+    store.rename(tmp_path / name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    compact(name)
+    assert list(home.iterdir()) == []
+    xr.testing.assert_identical(open_runs(name), before)
+    xr.testing.assert_identical(open_runs(f"{name}/compact.zarr"), before)
+
+
 def test_compacting_again_writes_nothing(store):
     path = compact(store)
     stamp = (path / "zarr.json").stat().st_ino
