@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from alignlab.training import devices, importing
+from alignlab.training import devices, importing, watching
 from alignlab.training.errors import SweepError
 from alignlab.training.starting import local_cluster
 
@@ -57,10 +57,10 @@ class Workers:
         self.close()
 
     def count(self) -> int:
-        """How many jobs are done at a time."""
+        """How many jobs are done at a time, on a cluster as soon as all of its workers have started."""
         if isinstance(self.where, int):
             return self.where
-        return max(1, len(self._started().scheduler_info()["workers"]))
+        return watching.expected(self._started())
 
     def start(self) -> None:
         """Have the processes there for the next jobs, however few: they will be needed."""
@@ -83,7 +83,8 @@ class Workers:
         own = function if self._cluster else _Alone(function)
         futures = client.map(pickle.loads, [cloudpickle.dumps(_Call(own, job)) for job in jobs], pure=False)
         try:
-            yield from _as_completed(client, dict(zip(futures, jobs, strict=True)))
+            with watching.watched(client):
+                yield from _as_completed(client, dict(zip(futures, jobs, strict=True)))
         except BaseException:
             self._abandon(client, futures)
             raise
