@@ -64,7 +64,7 @@ class Claims:
 def _freed(path: Path) -> bool:
     """Whether a claim is nobody's any more; what a dead holder left is removed."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = _to_lock(path)
     except FileNotFoundError:
         return True
     try:
@@ -78,3 +78,11 @@ def _freed(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _to_lock(path: Path) -> int:
+    """A descriptor to try the lock by: one to write by, which network file systems ask for, or else to read by."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except PermissionError:  # another user's
+        return os.open(path, os.O_RDONLY)

@@ -69,6 +69,23 @@ def test_an_old_claim_that_was_renewed_while_one_looks_is_left_alone(
         assert path.samefile(others._files[0])
 
 
+def test_another_users_claim_holds_while_she_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def of_another(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR and not flags & os.O_CREAT:  # what she may write, a group may only read
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *mode)
+
+    with Claims(tmp_path) as mine:
+        with Claims(tmp_path) as hers:
+            assert hers.take("a")
+            monkeypatch.setattr(os, "open", of_another)
+            assert not mine.take("a")
+        claim_file(tmp_path, "a").touch()  # of one who is dead
+        assert mine.take("a")
+
+
 def test_an_error_within_ends_the_claims(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Claims(tmp_path) as claims:
         assert claims.take("a") / 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, atomic, open_runs
+from alignlab.store import Segments, StoreError, atomic, compact, open_runs
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, naming, train
 from alignlab.training import sweep as sweeping
@@ -198,6 +199,49 @@ def test_a_cell_that_another_process_stored_meanwhile_is_left_as_it_is(tmp_path:
     before = contents(tmp_path)
     run_cell(BASE, tmp_path, name)
     assert contents(tmp_path) == before
+
+
+# Stores of several machines -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("compacted", "times"), [("here", False), ("there", True), ("here there", True), ("here there", False)]
+)
+def test_stores_with_runs_in_common_are_merged_by_copying(
+    compacted: str, times: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for store, own in ((there, CELLS[:2]), (here, CELLS[1:])):
+        Sweep(own, store).run()
+        if store.name in compacted.split():
+            compact(store)
+    Sweep([BASE.changed(seed=3)], here).run()  # after its compaction
+    copy = shutil.copy2 if times else shutil.copy
+    shutil.copytree(there, here, dirs_exist_ok=True, copy_function=copy)
+    training = Training(monkeypatch)
+    assert Sweep([BASE.changed(seed=seed) for seed in range(5)], here).run() == 1
+    assert training.seeds == [4]
+    for _ in range(2):  # with what the merged store has of compactions, and with its own
+        runs = open_runs(here).load()
+        assert sorted(runs["seed"].values) == [0, 1, 2, 3, 4]
+        for name in runs["run_id"].values:
+            own = runs.sel(run=runs["run_id"] == name).squeeze("run")
+            for key, values in Segments(here).read(name).data_vars.items():
+                np.testing.assert_array_equal(own[key], values)
+        compact(here)
+
+
+def test_a_run_that_was_copied_by_halves_is_named_and_computed_again_once_removed(tmp_path: Path) -> None:
+    Sweep(CELLS, tmp_path).run()
+    path = Segments(tmp_path).file(cell_name(BASE))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    for look in (open_runs, compact):
+        with pytest.raises(StoreError, match=rf"{path.name}: damaged.*; restore it from a copy, or move it"):
+            look(tmp_path)
+    path.unlink()
+    assert Sweep(CELLS, tmp_path).run() == 1
+    assert open_runs(tmp_path).sizes["run"] == 3
 
 
 # Several sweeps at once -----------------------------------------------------------------------------------------------
