@@ -101,9 +101,12 @@ class _Frame:
     def __init__(self, record: Record, form: Form) -> None:
         self._record, self._form = record, form
         fields = {name: field for name, field in record.fields.items() if name not in form["without"]}
-        self._own = [name for name, f in fields.items() if f.dims[:1] == ("run",) and not f.is_outline]
+        outlined = {
+            name for name in record.outlinable if record.fields[name].is_outline
+        }  # not a coordinate without steps
+        self._own = [name for name, f in fields.items() if f.dims[:1] == ("run",) and name not in outlined]
         self._shared = {
-            name: self._outline(name, field) if field.is_outline else self._restricted(name, field.data)
+            name: self._outline(name, field) if name in outlined else self._restricted(name, field.data)
             for name, field in fields.items()
             if name not in self._own
         }

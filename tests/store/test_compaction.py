@@ -73,6 +73,16 @@ def test_a_run_without_steps_is_compacted(make_run, tmp_path):
     xr.testing.assert_identical(open_runs(compact(tmp_path)), before)
 
 
+def test_compacted_runs_of_which_none_has_steps_open_beside_one_that_has(make_run, tmp_path):
+    for name in ("a", "b"):
+        Segments(tmp_path).append(make_run(name, steps=[]))
+    before = compact(tmp_path)
+    Segments(tmp_path).append(make_run("c", steps=[0, 1]))
+    runs = open_runs(tmp_path).load()
+    before.rename(tmp_path / "elsewhere")
+    xr.testing.assert_identical(runs, open_runs(tmp_path))
+
+
 def test_xarray_reads_a_compaction_by_itself(store):
     before = open_runs(store)
     with xr.open_zarr(compact(store), chunks=None, consolidated=True) as zarr:
