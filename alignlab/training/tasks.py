@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from alignlab.rules.randomness import random_states_kept
 from alignlab.training import cifar, datafiles, idx
 from alignlab.training.embedded import IDX_NAMES, read_subset
 from alignlab.training.errors import DataError
@@ -198,7 +199,8 @@ def _cached(name: str, seed_data: int, made: _Content) -> Task:
     found = made.content
     if not isinstance(found, Task):
         try:
-            found = found(seed_data)
+            with random_states_kept():  # it may seed them
+                found = found(seed_data)
         except Exception as error:
             raise DataError(
                 f"the task {name!r} of your own cannot be made: {type(error).__name__}: {error}"

@@ -522,6 +522,17 @@ def test_a_rule_that_compares_passes_takes_a_loss_that_is_the_mean_of_single_one
     assert train(spec(rule="node_perturbation"))["status"] == "finished"
 
 
+def test_a_task_that_seeds_leaves_the_callers_random_state() -> None:
+    def seeding(seed_data: int) -> Task:
+        torch.manual_seed(seed_data)
+        return table()
+
+    TASKS["seeding"] = seeding
+    before = torch.get_rng_state()
+    tasks.load("seeding", 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_targets_that_a_teacher_made_are_numbers_without_its_graph() -> None:
     teacher = nn.Linear(4, 1)
     made = [Split(split.inputs, teacher(split.inputs)) for split in splits()]
