@@ -17,7 +17,7 @@ def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     blocks = re.findall(r"(?<!\.py`:\n\n)```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert set(namespace["run"].dims) == {"step", "layer", "mode"}

@@ -152,9 +152,14 @@ class Capture:
         return self._landing.knows(name, weight)
 
     @property
+    def elsewhere(self) -> dict[str, None]:
+        """The layers whose weights get other gradients too, as far as is known."""
+        return self._landing.test.elsewhere
+
+    @property
     def attrs(self) -> dict[str, str]:
         """What a reader of the run must know."""
-        elsewhere = ", ".join(self._landing.test.elsewhere)
+        elsewhere = ", ".join(self.elsewhere)
         return {"weights_that_learn_elsewhere_too": elsewhere} if elsewhere else {}
 
     def _let_go(self) -> None:

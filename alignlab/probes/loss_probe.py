@@ -80,6 +80,12 @@ class Loss(Probe):
         self._rest()
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples_seen": self._samples.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._samples.seen = state["samples_seen"]
+
     def _rest(self) -> None:
         for handle in self._handles:
             handle.remove()

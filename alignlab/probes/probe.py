@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,14 @@ class Probe:
     def attrs(self) -> dict[str, object]:
         """What to remember about how it measured."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it must know to go on from a checkpoint, for probes whose values depend on earlier steps: numbers, texts,
+        tensors, and lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; called after :meth:`attach`."""
 
 
 def checked(probes: Sequence[Probe]) -> list[Probe]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.measures.precision import full_precision
+from alignlab.probes import resuming
 from alignlab.probes.answers import ask, ask_values
 from alignlab.probes.capture import Capture
 from alignlab.probes.compiled import tell_if_compiled, unwrapped
@@ -51,10 +52,8 @@ class Recorder:
     ``GradScaler``, if it has one, so that loss and norms are reported unscaled. ``run_id``: the run's name in its store; by
     default a new one.
 
-    Steps, samples and time are counted from where it attaches. A run that goes on from a checkpoint after n steps is recorded
-    in parts, a and b, each a run to the store and a replicate to figures: join them before drawing, by ``xarray.concat([a,
-    b.assign_coords(step=b.step + n)], "step", data_vars="minimal", coords="minimal", compat="override", join="outer")``.
-    ``samples_seen``, ``wall_time`` and ``last_step`` stay those of the parts; b's schedule is asked for steps from 0 on.
+    Steps, samples and time are counted from where it attaches. A run that goes on from a checkpoint is one run if its recorder
+    does too: keep :meth:`state_dict` in the checkpoint, and give it to :meth:`load_state_dict` of the new recorder.
 
     The loop's results are bitwise those of a run without a recorder; not where the loop calls a compiled model, whose measured
     steps run uncompiled: they round otherwise, and dropout may draw other masks. Raises ``TypeError`` and ``ValueError`` for
@@ -86,6 +85,9 @@ class Recorder:
                 f"the optimizer trains none of the observed layers ({', '.join(self.layers)}): is it the model's?"
             )
         self.step = 0
+        self._made_with, self._named = resuming.made_with(self, path), run_id
+        self._resumed: Mapping[str, Any] | None = None
+        self._ended: float | None = None  # when it was detached
         self._recording = Recording(self.layers, path, run_id or uuid.uuid4().hex, flush_every)
         truth = any(probe.needs_truth for probe in self.probes)
         self._capture = Capture(model, self.layers, truth, optimizer)
@@ -129,15 +131,19 @@ class Recorder:
         if self._counter is not None:
             raise RuntimeError("this recorder has been used: make a new one for another run")
         self._claim_probes()
-        self._recording.describe(
-            run_coords(self.model, self.optimizer) | self._coords,
-            run_attrs(self.model, self.optimizer) | self._attrs,
-        )
+        facts = run_coords(self.model, self.optimizer) | self._coords
+        attrs = run_attrs(self.model, self.optimizer) | self._attrs
+        if self._resumed is not None:
+            facts, attrs = resuming.labels(self._resumed, facts, attrs)
+            self._recording.go_on(self._resumed["recording"], self._resumed["step"])
+        self._recording.begin(facts, attrs)
         tell_if_compiled(self.model)
         self._start = time.perf_counter()
         self._counter = self.optimizer.register_step_post_hook(self._after_step)
         for probe in self.probes:
             probe.attach(self.model)
+        if self._resumed is not None:
+            resuming.go_on(self, self._resumed)
         self._plan()
         return self
 
@@ -153,6 +159,18 @@ class Recorder:
             probe.user = key
         _at_work[key] = self
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a new recorder needs to go on from here, for the checkpoint. Call it between two steps; it flushes first."""
+        return resuming.state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run of this ``state``, before attaching; the model and the optimizer are yours to load. What was
+        recorded after it is dropped on attaching, to be recorded anew. Coordinates and attributes stay the run's own; versions
+        and devices that changed are added. Errors: ``ValueError`` for a state of another recorder, ``RuntimeError`` where this
+        one has attached, ``StoreError``, on attaching, where the store has not what the state tells of."""
+        resuming.check_state(self, state)
+        self._resumed = state
+
     def narrow(self, rows: Tensor) -> None:
         """The model and its optimizer, of several runs, go on with these ``rows`` of them alone. Between two steps.
 
@@ -167,6 +185,7 @@ class Recorder:
         if self._counter is None or self.status != "running":
             return
         self._disarm()
+        self._ended = time.perf_counter()
         self._counter.remove()
         for probe in self.probes:
             probe.detach()

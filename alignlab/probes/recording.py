@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from alignlab.probes import resuming
 from alignlab.probes.kept import Found
 from alignlab.probes.selftest import LastLayers
 from alignlab.probes.tape import Tape, Value
@@ -34,21 +35,51 @@ class Recording:
         self._flush_every = flush_every
         self._tape, self._parts = Tape(layers), list["xr.Dataset"]()
         self._segments = None if path is None else Segments(path).prepare(str(run_id))
-        if self._segments is not None and self._segments.latest_status(run_id) is not None:
-            raise StoreError(
-                f"run {run_id!r} is in {path} already, and steps of two runs would be mixed: pass another run_id or path "
-                "(where a run goes on from a checkpoint, Recorder's docstring says how to join its parts)"
-            )
+        self._number = 0  # of the next segment
+        self._goes_on = False
 
     @property
     def lead(self) -> tuple[int, ...]:
         """The shape of every value, before a mode: (runs,) where there are several."""
         return self._tape.lead
 
-    def describe(self, facts: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
-        """Set the coordinates and attributes; what cannot be stored is refused now, not after the run."""
+    def begin(self, facts: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+        """Set the coordinates and attributes; what cannot be stored is refused now, not after the run.
+
+        Where the run goes on, a segment without steps tells from where: what the store has beyond counts no more.
+        """
         self.facts, self.attrs = dict(facts), dict(attrs)
-        check(self._labelled(self._tape.flush()))
+        empty = self._labelled(self._tape.flush())
+        check(empty)
+        if self._segments is None:
+            return
+        if self._goes_on:
+            if self._number:
+                self._append(empty)
+        elif self._segments.latest_status(self.run_id) is not None:
+            raise StoreError(
+                f"run {self.run_id!r} is in {self._segments.path} already, and steps of two runs would be mixed: pass another "
+                "run_id or path; where it goes on from a checkpoint, call load_state_dict before attaching"
+            )
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it has a folder."""
+        return self._segments is not None
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`go_on` needs, after a flush; in memory everything, else how much there is in the store."""
+        parts = [] if self.is_stored else [resuming.encoded(part) for part in self._parts]
+        measured = sum(part.sizes["step"] for part in self._parts)
+        return {"run_id": str(self.run_id), "measured": measured, "segments": self._number, "parts": parts}
+
+    def go_on(self, state: Mapping[str, Any], steps: int) -> None:
+        """Take the run up again where it was at a ``state``, after ``steps`` optimizer steps. Writes nothing yet."""
+        self._goes_on, self.run_id, self.last_step = True, state["run_id"], steps - 1
+        if self._segments is None:
+            self._parts = [resuming.decoded(part) for part in state["parts"]]
+        else:
+            self._parts, self._number = resuming.stored_parts(self._segments, state, steps)
 
     def add(
         self,
@@ -93,7 +124,12 @@ class Recording:
         if part.sizes["step"]:
             self._parts.append(part)
         if self._segments is not None:
-            self._segments.append(self._labelled(part))
+            self._append(self._labelled(part))
+
+    def _append(self, segment: xr.Dataset) -> None:
+        assert self._segments is not None
+        self._segments.append(segment, number=self._number)
+        self._number += 1
 
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:
         own = {"run_id": self.run_id, "status": self.status, "last_step": self.last_step}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +86,12 @@ class FeedbackSpectrum(Probe):
             "symmetric_positive_fraction": spectrum.symmetric_positive_fraction,
             "spectrum_trace": spectrum.trace,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"methods": dict(self._methods)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._methods = dict(state["methods"])
 
     def attrs(self) -> dict[str, object]:
         settings = f"exact up to {self.exact_limit}, else the {self.largest} largest"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from alignlab.store import promotion
 from alignlab.store.errors import StoreError
-from alignlab.store.pieces import Piece, equal, row
+from alignlab.store.pieces import Piece, equal, row, trimmed
 from alignlab.store.record import Field, Record
 
 Array = npt.NDArray[Any]
@@ -79,7 +79,7 @@ class Layout:
 
     def block(self, runs: Runs, only: Collection[str] | None = None) -> dict[str, Array]:
         """The values of all outlined variables, or `only` some, of some of the runs: (run, ...) with run = len(runs)."""
-        placed = _placed(runs, self.axes)
+        placed = _placed([trimmed(told) for told in runs], self.axes)
         sizes = self.axes.sizes(len(runs))
         blocks = {}
         for name in self.record.outlinable:
@@ -102,8 +102,8 @@ def join(runs: Runs) -> Record:
 
 def plan(runs: Runs) -> Layout:
     """The layout of joined runs, of which only the coordinates' values are needed."""
-    trimmed = [[piece.until(told[-1].last_step) for piece in told] for told in runs]
-    axes = Axes.of(piece for told in trimmed for piece in told)
+    runs = [trimmed(told) for told in runs]
+    axes = Axes.of(piece for told in runs for piece in told)
     placed = _placed(runs, axes)
     sizes = axes.sizes(len(runs))
     coords = set().union(*(piece.record.coords for _, piece, _ in placed))
@@ -130,8 +130,7 @@ def plan(runs: Runs) -> Layout:
 
 
 def _placed(runs: Runs, axes: Axes) -> list[Place]:
-    pieces = ((i, piece.until(told[-1].last_step)) for i, told in enumerate(runs) for piece in told)
-    return [(i, piece, axes.places(piece)) for i, piece in pieces]
+    return [(i, piece, axes.places(piece)) for i, told in enumerate(runs) for piece in told]
 
 
 def _joined(name: str, parts: Sequence[Place], sizes: dict[str, int], collapse: bool) -> Field:

@@ -1,7 +1,8 @@
 """Pieces of runs: what one segment, or one row of a compaction, tells about one run.
 
-Segments of one run follow each other in the order in which they were written. Where they overlap, as after a resumption
-from an earlier checkpoint, the later one speaks for its variables at its steps.
+Segments of one run follow each other in the order in which they were written. Where they overlap, the later one speaks for
+its variables at its steps. Where a later one tells an earlier last step, the run was taken up again from there, as from a
+checkpoint: what lay beyond is of an attempt that came to nothing, and does not count.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Piece:
         return int(self.record.fields["last_step"].data)
 
     def until(self, last_step: int) -> Piece:
-        """The piece without steps after the run's last, left by an attempt that was taken up again before them."""
+        """The piece without steps after `last_step`."""
         steps = self.record.fields["step"].data
         n = int(np.searchsorted(steps, last_step, side="right"))
         if n == steps.size:
@@ -54,6 +55,17 @@ class Piece:
         }
         record = self.record
         return Piece(Record(fields, record.coords, record.attrs, record.notes), self.source)
+
+
+def trimmed(told: Sequence[Piece]) -> list[Piece]:
+    """The pieces of one run, in order, without what lies beyond the step from which a later one took the run up again."""
+    last, found = told[-1].last_step, list[Piece]()
+    for piece in reversed(told):
+        last = min(last, piece.last_step)
+        left = piece.until(last)
+        if piece.last_step == last or left.record.fields["step"].data.size:
+            found.append(left)
+    return found[::-1]
 
 
 def split(record: Record, source: str) -> list[Piece]:

@@ -35,9 +35,10 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
 
     One run has dims (step, layer, mode) and its coordinates (run_id, rule, lr, ...) are scalars; several have the
     leading dim `run`, sorted by run_id, steps, layers and modes being joined and missing values NaN. Segments of one
-    run follow each other; where they overlap, the later one counts, and so do its `status` and `last_step`. A run
-    whose last segment says "running" may still go on or may have been killed. Attributes in which runs differ become
-    coordinates on `run`, as text.
+    run follow each other; where they overlap, the later one counts, and so do its `status` and `last_step`: of a run that
+    was taken up again from a checkpoint, what it had told of later steps does not count. A run whose last segment says
+    "running" may still go on or may have been killed. Attributes in which runs differ become coordinates on `run`, as
+    text.
 
     Lazy is what was compacted (:func:`alignlab.compact`): its coordinates and attributes are read now, its variables are
     dask arrays that read, and check, each chunk when it is computed (``.load()``, ``.compute()``, ``.values``). Of a store

@@ -14,7 +14,7 @@ import numpy as np
 
 from alignlab.store import promotion
 from alignlab.store.joining import Layout, Runs, plan
-from alignlab.store.pieces import Array, Piece
+from alignlab.store.pieces import Array, Piece, trimmed
 from alignlab.store.record import Field, Record
 from alignlab.store.zarrs import Zarr, everything
 
@@ -28,11 +28,11 @@ def forms(runs: Runs, layout: Layout) -> dict[str, Any]:
     kinds: list[Form] = []
     numbers = []
     for told in runs:
-        trimmed = [piece.until(told[-1].last_step) for piece in told]
-        likeness = tuple(map(_likeness, trimmed))
+        pieces = trimmed(told)
+        likeness = tuple(map(_likeness, pieces))
         if likeness not in known:
             known[likeness] = len(kinds)
-            kinds.append(_form(trimmed, layout))
+            kinds.append(_form(pieces, layout))
         numbers.append(known[likeness])
     return {"forms": kinds, "form": numbers}
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from alignlab.store.pieces import Piece
+
 SUFFIX = ".nc"
 
 
@@ -74,6 +76,7 @@ class Segments:
         *,
         exist_ok: bool = False,
         writer: str | None = None,
+        number: int | None = None,
     ) -> Path:
         """Write one segment; when this returns, it is on disk.
 
@@ -83,6 +86,8 @@ class Segments:
             exist_ok: return silently, writing nothing, where a segment `name` exists: for names made from a hash of
                 what is in them.
             writer: who writes it, to be asked for by `writer`.
+            number: of the segment among those of its run, for a writer that must be the run's only one: where another wrote
+                a segment of this number, an error.
 
         Raises:
             ContractError: where the dataset breaks the contract.
@@ -95,7 +100,7 @@ class Segments:
         record = Record.from_dataset(dataset)
         atomic.make_folder(self.path)
         if name is None:
-            name, sequence = self._next_name(record)
+            name, sequence = self._next_name(record) if number is None else self._sole_name(record, number)
         record.notes = {"sequence": sequence, "written": self._stamp()}
         if writer is not None:
             record.notes["writer"] = writer
@@ -104,6 +109,8 @@ class Segments:
         try:
             atomic.write_new(path, netcdf.to_bytes(record))
         except FileExistsError:  # another process was faster
+            if number is not None:
+                self._sole_name(record, number)
             return self._taken(name, exist_ok)
         except OSError as error:
             raise atomic.cannot_write(path, error) from error
@@ -172,6 +179,15 @@ class Segments:
         )
         return told[-1].status if told else None
 
+    def pieces(self, run_id: str) -> list[Piece]:
+        """What the segments of a run under default names tell, in the order in which they were written."""
+        from alignlab.store.pieces import Piece, by_run
+
+        read = [
+            Piece(self.read_record(name), str(self.file(name))) for name in self._numbered(run_id).values()
+        ]
+        return by_run(read).get(run_id, [])
+
     def _numbered(self, run_id: str) -> dict[int, str]:
         """The segments of a run under default names, by number."""
         pattern = re.compile(re.escape(_file_name(run_id)) + r"-(\d{6,})")
@@ -188,6 +204,15 @@ class Segments:
         ):  # another had a hand in it: look at them all
             sequence = max(self._numbered(run_id), default=-1) + 1
         return _numbered_name(run_id, sequence), sequence
+
+    def _sole_name(self, record: Record, number: int) -> tuple[str, int]:
+        run_id = str(record.fields["run_id"].data)
+        if self.has(name := _numbered_name(run_id, number)):
+            raise StoreError(
+                f"run {run_id!r} is recorded by another process too, which wrote {self.file(name)}: one checkpoint was resumed "
+                "twice, or two runs have one run_id. Stop one of them, or give it a path, or a copy of the store, of its own"
+            )
+        return name, number
 
     def _sweep(self) -> None:
         """Sweep the folder, but not at every append: of many thousand files the listing alone takes long."""

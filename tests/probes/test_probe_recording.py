@@ -60,28 +60,6 @@ def assert_equal(stored: xr.Dataset, memory: xr.Dataset) -> None:
         assert stored[name].attrs == memory[name].attrs, name
 
 
-def test_parts_of_a_run_join_as_the_recorder_says() -> None:
-    model, n, parts = WORLD.model("fa"), 4, []
-    optimizer = sgd(model)
-    with seeded(0):  # for dropout
-        for done, stop in ((0, n), (n, 9)):
-            schedule = lambda step, done=done: every(2)(step + done)  # noqa: E731
-            probes = [GradientAngle(), EffectiveLR(), FeedbackSpectrum(every=1)]
-            with Recorder(model, optimizer, probes, schedule) as recorder:
-                for step in range(done, stop):
-                    optimizer.zero_grad()
-                    loss_of(model, *WORLD.batch(step)).backward()
-                    optimizer.step()
-            parts.append(recorder.to_dataset())
-    assert Recorder.__doc__ is not None
-    call = "".join(Recorder.__doc__.split("``xarray.concat(")[1].split("``")[0].splitlines())
-    joined = eval("xr.concat(" + call, {"xr": xr, "a": parts[0], "b": parts[1], "n": n})
-    with seeded(0):
-        whole = recorded(9, probes=probes, schedule=every(2)).to_dataset()
-    apart = ["wall_time", "run_id", "last_step"]
-    xr.testing.assert_equal(joined.drop_vars(apart), whole.drop_vars(apart))
-
-
 @pytest.mark.parametrize("flush_every", [1, 2, 100])
 @pytest.mark.parametrize("rule", ["fa", "dfa", None])
 def test_the_store_holds_what_the_recorder_returns(

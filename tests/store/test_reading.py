@@ -109,6 +109,18 @@ def test_a_resumed_run_tells_what_the_later_segment_says(make_run, tmp_path):
     check(run)
 
 
+def test_what_was_told_before_a_run_was_taken_up_again_does_not_come_back(make_run, tmp_path):
+    first = make_run(steps=[0, 10], seed=3, status="running").assign_attrs(note="kept")
+    dropped = make_run(steps=[20, 30], modes=5, seed=3, status="crashed")
+    dropped = dropped.assign(odd=dropped.loss).assign_attrs(left="behind")
+    again = first.isel(step=[]).assign_coords(last_step=12)
+    last = make_run(steps=[25, 35], seed=3).assign_attrs(note="kept")
+    runs = append_all(tmp_path, first, dropped, again, last)
+    expected = open_runs(append_all(tmp_path / "plain", first, last))
+    xr.testing.assert_identical(open_runs(runs), expected)
+    xr.testing.assert_identical(open_runs(compact(runs)).load(), expected)
+
+
 def test_a_later_segment_may_add_variables_at_the_same_steps(make_run, tmp_path):
     first = make_run(steps=[0, 10, 20], status="running")
     second = first[["loss"]].rename(loss="test_loss").isel(step=[0, 2]).assign_coords(status="finished")
