@@ -440,18 +440,28 @@ def test_a_state_is_plain_whatever_describes_the_run() -> None:
     assert (found["kind"], found["many"][0], found["torch"]) == ("mine", 0.5, str(torch.__version__))
 
 
-def test_a_penalty_that_was_told_of_stays_told() -> None:
+def penalised_step(made: Any, layer: int) -> None:
+    model, optimizer, _ = made
+    optimizer.zero_grad()
+    (loss_of(model, *WORLD.batch(0)) + (model[layer].weight ** 4).sum()).backward()
+    with pytest.warns(UserWarning, match="another gradient than"):
+        optimizer.step()
+
+
+def test_what_was_told_of_a_run_stays_told() -> None:
     case = Case(schedule="all", stored=False)
     made = case.model()
-    recorder = case.recorder(*made[:2], None).attach()
-    made[1].zero_grad()
-    (loss_of(made[0], *WORLD.batch(0)) + (made[0][0].weight ** 4).sum()).backward()
-    with pytest.warns(UserWarning, match="another gradient than"):
-        made[1].step()
+    recorder = case.recorder(*made[:2], None, attrs={"job": "first"}).attach()
+    penalised_step(made, 0)
+    first = recorder.to_dataset().attrs
+    made, recorder = resumed(case, None, checkpoint(made, recorder), attrs={"job": "second"})
+    recorder.attach()
+    train(made, 1, 2)  # no spectra are due
+    assert recorder.to_dataset().attrs == first
     made, recorder = resumed(case, None, checkpoint(made, recorder))
-    with recorder:
-        train(made, 1, 3)
-    assert recorder.to_dataset().attrs["weights_that_learn_elsewhere_too"] == "0"
+    recorder.attach()
+    penalised_step(made, 4)
+    assert recorder.to_dataset().attrs["weights_that_learn_elsewhere_too"] == "0, 4"
 
 
 PREEMPTED = """

@@ -295,13 +295,17 @@ def leftover(folder, age=3600.0):
     return path
 
 
-def test_a_run_that_numbers_its_segments_has_one_writer(make_run, tmp_path):
+def test_a_run_that_numbers_its_segments_has_one_writer(make_run, tmp_path, monkeypatch):
     first, second = Segments(tmp_path), Segments(tmp_path)
     assert first.append(make_run(status="running"), number=0).stem == "run-000000"
     assert second.append(make_run(status="running"), number=1).stem == "run-000001"
     with pytest.raises(
         StoreError, match=r"'run' is recorded by another process too, which wrote .*run-000001\.nc"
     ):
+        first.append(make_run(), number=1)
+    looks = iter([False, True])  # the other writes in between
+    monkeypatch.setattr(first, "has", lambda name: next(looks))
+    with pytest.raises(StoreError, match="recorded by another process too"):
         first.append(make_run(), number=1)
     assert first.names() == ["run-000000", "run-000001"]
 
