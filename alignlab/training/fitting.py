@@ -18,6 +18,7 @@ from alignlab.rules.choosing import make_rules
 from alignlab.training import models, tasks
 from alignlab.training.arguments import learning
 from alignlab.training.evaluation import loss_of, losses_of_runs, sample_losses, scores
+from alignlab.training.registry import beyond_data
 from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Loss, Split, Task, absolute_error, half_squared_error
 
@@ -34,7 +35,21 @@ def check(specs: Iterable[RunSpec]) -> None:
             key = (*(getattr(spec, name) for name in SHAPING), _by_samples(spec))
             alike.setdefault(key, spec)
     for spec in alike.values():
-        _fits(spec, tasks.load(spec.task))
+        task = tasks.load(spec.task)
+        before = _held(task)
+        _fits(spec, task)
+        if _held(task) != before:
+            raise SpecError(
+                f"task {task.name}: its loss changes itself as it is called, so that a run would hang on those before it: "
+                "let it compute from its two arguments alone"
+            )
+
+
+def _held(task: Task) -> str:
+    try:
+        return beyond_data(task)
+    except SpecError:  # it cannot be told, which a sweep refuses by itself
+        return ""
 
 
 def takes_runs(spec: RunSpec) -> bool:

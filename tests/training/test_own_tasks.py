@@ -456,6 +456,16 @@ def weighted() -> Task:
     return replace(labels, loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 2.0])))
 
 
+class Annealed:
+    """Weaker at each call."""
+
+    calls = 0
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        return squared(output, target) / self.calls
+
+
 UNFIT: list[tuple[Callable[[], Task], dict[str, Any], str]] = [
     (table, {"model": "lenet", "hidden": (128, 64)}, "lenet needs images of at least 16×16 pixels, the task's inputs are (4,)"),
     (table, {"frozen": ("9.*",)}, "'9.*' names no parameter"),
@@ -472,6 +482,7 @@ UNFIT: list[tuple[Callable[[], Task], dict[str, Any], str]] = [
     (lambda: table(lambda o, t: o.no_such()), {}, "(AttributeError: 'Tensor' object has no attribute 'no_such')"),
     (lambda: table(test=double(splits()[2])), {}, "test inputs are torch.float64 and train inputs torch.float32: give all"),
     (lambda: table(lambda o, t: squared(o, t) * o[1].exp().mean()), {"rule": "soap"}, "alone (index 1 is out of bounds"),
+    (lambda: table(Annealed()), {}, "its loss changes itself as it is called"),
     (lambda: table(uneven), {"rule": "node_perturbation"}, "cannot be taken sample by sample, as this rule needs it"),
 ]  # fmt: skip
 
