@@ -469,6 +469,7 @@ PREEMPTED = """
     from pathlib import Path
     from test_probe_resuming import Case, checkpoint, resumed, train
 
+    torch.set_num_threads(1)  # as here: products are summed in another order by two
     store, file, case = Path(sys.argv[1]), Path(sys.argv[2]), Case(schedule="all", flush_every=1)
     if file.exists():
         made, recorder = resumed(case, store, file.read_bytes())
