@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from alignlab.probes import (
     WeightAngle,
     every,
     log_spaced,
+    roots,
 )
 from alignlab.store import StoreError, compact, open_runs
 
@@ -67,6 +68,14 @@ SCHEDULES: Mapping[str, Any] = {
     "every": every(3), "log_spaced": log_spaced(TOTAL, 8), "function": odd_or_ninth, "all": None,
     "always": lambda step: True, "seldom": lambda step: step % 4 == 0,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _nobody_listens() -> Iterator[None]:
+    """A recorder that was abandoned would go on listening to whatever the next tests differentiate."""
+    yield
+    for left in tuple(roots._listeners):
+        left.remove()
 
 
 @dataclass(frozen=True)
