@@ -38,7 +38,18 @@ from importlib.metadata import PackageNotFoundError, version
 import devices
 import measuring
 import torch
-from bench_probes import BATCHES, Case, Step, batches_of, model_of, recorded, repeated, standard, step_of
+from bench_probes import (
+    BATCHES,
+    TESTED,
+    Case,
+    Step,
+    batches_of,
+    model_of,
+    recorded,
+    repeated,
+    standard,
+    step_of,
+)
 from devices import Watch
 from torch import nn
 
@@ -189,7 +200,7 @@ def measured(
     with contextlib.ExitStack() as stack:
         steps = {name: stack.enter_context(start) for name, start in starts.items()}
         times: dict[str, list[float]] = {name: [] for name in steps}
-        warm = 4 if period == 1 else 1
+        warm = 1 + -(-TESTED // period)
         for i in range(rounds + warm):
             if i >= FEWEST + warm and sum(map(sum, times.values())) > PATIENCE:
                 break

@@ -5,10 +5,11 @@
 784-512-512-10 with ReLU, batch 128, cross entropy, SGD, one thread; a new batch at each step, since on one that is learnt
 by heart the errors vanish. Bare and probed steps alternate, a few at a time and in an order drawn anew, so that the machine's
 moods meet both alike; the ratios are of groups of steps that hold as many measured ones each, and their median is printed
-beside the ratio to reach, with the quartiles. "bare" against itself shows what the machine's noise makes of 1. ``--clock
-process`` counts this process's own time, for machines that others use too. Memory is the peak of what torch holds during a
-step, parameters and batch included (``memory.py``). On a GPU the model and its batches are there, and a group's times are read
-at its end.
+beside the ratio to reach, with the quartiles. A recorder tests itself at its measured steps 0, 1, 2, 4, 8, …, ever more
+rarely: a pair is timed from the 17th measured step on. "bare" against itself shows what the machine's noise makes of 1.
+``--clock process`` counts this process's own time, for machines that others use too. Memory is the peak of what torch holds
+during a step, parameters and batch included (``memory.py``). On a GPU the model and its batches are there, and a group's
+times are read at its end.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ BATCHES = 32
 Step = Callable[[], None]
 PAIRS = 10  # of models
 AT_ONCE = 4  # steps of a group that follow each other
+TESTED = 17  # measured steps until the recorder's own tests are rare
 
 
 def angles() -> list[Probe]:
@@ -126,9 +128,16 @@ def recorded(rule: str, case: Case, batches: int = BATCHES, device: torch.device
     """A training step of a new model on ``batches`` in turn, recorded as the case says."""
     model = model_of(rule).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    recorder = None if case.probes is None else Recorder(model, optimizer, case.probes(), case.schedule)
+    recorder = None if case.probes is None else Recorder(model, optimizer, case.probes(), _settled(case))
     with recorder or contextlib.nullcontext():
         yield step_of(model, optimizer, batches, device)
+
+
+def _settled(case: Case) -> Callable[[int], bool]:
+    """The case's schedule, behind the measured steps in which the recorder mostly tests itself."""
+    if case.schedule(0):
+        return lambda step: step < TESTED or case.schedule(step)
+    return case.schedule
 
 
 def repeated(step: Step, times: int) -> None:
@@ -146,7 +155,7 @@ def ratios(rule: str, case: Case, rounds: int, watch: Watch, device: torch.devic
             made = [stack.enter_context(recorded(rule, c, device=device)) for c in cases]
             without, probed = made if pair % 2 == 0 else made[::-1]
             for step in (without, probed):
-                repeated(step, 2 * case.group)
+                repeated(step, case.group * (1 + -(-TESTED // case.group)))
             found += [_ratio(without, probed, case.group, watch) for _ in range(-(-rounds // PAIRS))]
     return found
 
