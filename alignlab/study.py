@@ -13,8 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignlab.figures.contents import as_runs
 from alignlab.store import Segments, open_segments
+from alignlab.store.shaping import as_runs
 from alignlab.training.arguments import spec_of
 from alignlab.training.naming import check_stored
 from alignlab.training.spec import RunSpec, SpecError

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 
 from alignlab.audit.claim import Arm, Claim
+from alignlab.measures.quantities import sense
 from alignlab.store import Segments
 from alignlab.training.naming import check_stored, short
 from alignlab.training.spec import RunSpec, SpecError
@@ -121,7 +122,7 @@ class Bench:
     def values(self, specs: Sequence[RunSpec], metric: str | None = None) -> Outcomes:
         """Oriented final values of runs that are in the store."""
         metric = metric or self.claim.outcome
-        sign = 1 if metric.endswith("accuracy") else -1
+        sign = sense(metric)
         found = np.array([sign * self.final(spec)[metric] for spec in specs])
         if not np.isfinite(found).all():
             worst = specs[int(np.argmin(np.isfinite(found)))]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from alignlab.measures.quantities import QUANTITIES
+from alignlab.measures.quantities import sense
 from alignlab.training.spec import RunSpec, SpecError, SpecModel, checked, parse, read_yaml
 
 OUTCOMES = tuple(
@@ -88,7 +88,7 @@ class Claim(SpecModel):
     @field_validator("outcome")
     @classmethod
     def _outcome_is_known(cls, outcome: str) -> str:
-        if outcome not in OUTCOMES or outcome not in QUANTITIES:
+        if outcome not in OUTCOMES:
             raise ValueError(f"unknown outcome: known are {', '.join(OUTCOMES)}")
         return outcome
 
@@ -123,8 +123,8 @@ class Claim(SpecModel):
     def _is_testable(self) -> Claim:
         if {"task", "rule", "rule_args", "seed", "graft", "order", "splits"} & set(self.setup):
             raise ValueError("setup: task, rule, seed, graft, order and splits are set by the claim itself")
-        if self.outcome.endswith("loss") != (self.direction == "lower"):
-            better = "lower" if self.outcome.endswith("loss") else "higher"
+        better = "lower" if sense(self.outcome) < 0 else "higher"
+        if self.direction != better:
             raise ValueError(f"direction is {self.direction!r}, but for {self.outcome} {better} is better")
         if self.treatment.label == self.baseline.label:
             raise ValueError(f"both arms are called {self.treatment.label!r}: give one a name of its own")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab.measures.quantities import sense
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -85,8 +87,8 @@ def scores_of(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
     table = runs[outcome].transpose("run", "step").values.astype(np.float64)
     last = table.shape[1] - 1 - np.isfinite(table)[:, ::-1].argmax(axis=1)
     values = table[np.arange(len(table)), last]
-    values = -values if outcome.endswith("accuracy") else values
-    return np.where(np.isfinite(values) & (runs["status"].values != "diverged"), values, np.inf)
+    scores = -sense(outcome) * values
+    return np.where(np.isfinite(scores) & (runs["status"].values != "diverged"), scores, np.inf)
 
 
 def _places(runs: xr.Dataset, condition: tuple[Hashable, ...]) -> NDArray[np.intp]:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab.measures.quantities import sense
+from alignlab.store.shaping import on_runs
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
@@ -28,11 +31,10 @@ __all__ = [
     "with_errors",
 ]
 
-FALLING = ("loss", "error", "angle")  # outcomes whose names end so are better where they are lower
-
 
 def of_arms(runs: xr.Dataset, *arms: str) -> xr.Dataset:
     """The runs of these arms. Raises ``ValueError`` for an arm that has none."""
+    runs = on_runs(runs)
     known = runs["arm"].values
     if missing := [arm for arm in arms if arm not in known]:
         raise ValueError(f"no arm {missing[0]!r} in these runs: there are {', '.join(dict.fromkeys(known))}")
@@ -47,6 +49,7 @@ def layers_with(runs: xr.Dataset, name: str) -> list[str]:
 
 def by(runs: xr.Dataset, name: str) -> dict[Any, xr.Dataset]:
     """The runs of each level of the coordinate ``name``, by that level, in the dataset's order."""
+    runs = on_runs(runs)
     levels = runs[name].values
     return {level: runs.isel(run=levels == level) for level in dict.fromkeys(levels.tolist())}
 
@@ -140,16 +143,11 @@ def around(
     return _by_seed(runs, found)
 
 
-def sense(outcome: str) -> int:
-    """−1 for a loss, an error or an angle, which are better where they are lower, and 1 for anything else."""
-    return -1 if outcome.endswith(FALLING) else 1
-
-
 def _rows(
     runs: xr.Dataset, outcome: str, layer: str | None = None
 ) -> list[tuple[NDArray[Any], NDArray[Any], bool]]:
     """Of each run its evaluated steps, the values there, and whether it diverged."""
-    runs = runs if layer is None else runs.sel(layer=layer)
+    runs = on_runs(runs if layer is None else runs.sel(layer=layer))
     if outcome not in runs or set(runs[outcome].dims) != {"run", "step"}:
         held = ", ".join(str(name) for name in runs.data_vars if set(runs[name].dims) == {"run", "step"})
         raise ValueError(
@@ -167,6 +165,7 @@ def _rows(
 def _by_seed(runs: xr.Dataset, values: list[float]) -> pd.DataFrame:
     import pandas as pd
 
+    runs = on_runs(runs)
     arms, seeds = runs["arm"].values.tolist(), runs["seed"].values.tolist()
     keys = list(zip(arms, seeds, strict=True))
     twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None

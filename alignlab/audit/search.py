@@ -16,6 +16,7 @@ import numpy as np
 from alignlab.audit.bench import Bench, Group
 from alignlab.audit.budget import budget_curve
 from alignlab.audit.claim import Arm, Claim
+from alignlab.measures.quantities import sense
 from alignlab.training.spec import RunSpec, SpecError
 
 __all__ = ["Grid", "Search", "Value", "check_seeds", "in_order", "told", "tuning_seeds"]
@@ -156,7 +157,7 @@ class Search:
         """Values, scores, the names of their runs, and the expected best by budget."""
         values = in_order([*self.scores])
         means = [float(np.mean(self.scores[value])) for value in values]
-        sign = 1 if self.metric.endswith("accuracy") else -1
+        sign = sense(self.metric)
         return {
             "metric": self.metric,
             f"best_{self.grid.field}": self.best,

@@ -16,6 +16,7 @@ from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.spectrum import BAR
 from alignlab.measures.chance import chance_radius
 from alignlab.measures.quantities import QUANTITIES
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,7 +87,7 @@ def aligning(
         "loss",
     )
     contents.need(dataset, *needed)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     _one_condition(data)
     shown = _cloud(data, cloud, seed, steps)
     marked = dict(marks or {})
@@ -100,7 +101,7 @@ def aligning(
         ]
         _draw_losses(below[-1], data)
         if control is not None:
-            _draw_control(below, contents.as_runs(control))
+            _draw_control(below, as_runs(control))
         _finish_lower(below, data, marked)
         clouds_of = f"layer {style.plain(cloud)}, seed {shown['seed'].item()}"
         title = f"{groups.context(data, 'layer')} · clouds: {clouds_of}, each to its scale"
@@ -261,7 +262,7 @@ def _legend(data: xr.Dataset, control: xr.Dataset | None, marks: Mapping[str, fl
         text: Line2D([], [], color=c, linestyle=d) for name, (c, d, text) in LOSSES.items() if name in data
     }
     if control is not None:
-        rules = ", ".join(map(style.plain, groups.levels(contents.as_runs(control), "rule")))
+        rules = ", ".join(map(style.plain, groups.levels(as_runs(control), "rule")))
         entries[f"control: {rules}"] = Line2D([], [], **CONTROL | {"label": None})
     entries |= lines.reference_entry("chance (of the symmetric part: 0)")
     for dashes, (text, step) in zip(MARKS, marks.items(), strict=False):

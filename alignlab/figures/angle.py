@@ -14,6 +14,7 @@ import numpy as np
 from alignlab.figures import contents, groups, lines, style
 from alignlab.measures.chance import chance_band
 from alignlab.measures.quantities import QUANTITIES
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +47,7 @@ def angles(
     if quantity not in ANGLES:
         raise ValueError(f"{quantity!r} is no angle with a chance level; choose from {', '.join(ANGLES)}")
     contents.need(dataset, quantity)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     panels = groups.panels(data, hue, col, layered=True)
     with style.styled():
         figure, axes, used = style.wrapped(len(panels))

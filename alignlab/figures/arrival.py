@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignlab.audit.outcomes import steps_to
+from alignlab.audit.outcomes import sense, steps_to
 from alignlab.audit.shares import share_of
 from alignlab.figures import contents, groups, style
 from alignlab.figures.scales import step_axis
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -31,11 +32,11 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
     words what reaching the level means. Raises ``ValueError`` if the outcome was not recorded.
     """
     contents.need_outcome(dataset, outcome)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     for key in ("arm", "seed"):
         groups.levels(data, key)
     taken = steps_to(data, outcome, level)
-    what = what or f"{outcome.replace('_', ' ')} {'≤' if outcome.endswith('loss') else '≥'} {level:g}"
+    what = what or f"{outcome.replace('_', ' ')} {'≤' if sense(outcome) < 0 else '≥'} {level:g}"
     look = style.looks(list(taken.columns))
     with style.styled():
         figure, axes = style.grid(1, 2, 3.7, 2.9)
@@ -60,7 +61,7 @@ def _entry(look: style.Look) -> Artist:
 
 
 def _shares(ax: Axes, data: xr.Dataset, outcome: str, level: float, look: Looks) -> None:
-    sign = -1 if outcome.endswith("loss") else 1
+    sign = sense(outcome)
     table = contents.values(data, outcome, ("step",)).values
     evaluated = np.isfinite(table).any(0)
     steps, there = data["step"].values[evaluated], sign * table[:, evaluated] >= sign * level

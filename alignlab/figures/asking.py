@@ -15,6 +15,7 @@ import numpy as np
 from alignlab.audit.crossfit import tuned
 from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.sweeps import Sweep, final_values, sweeps
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,7 +68,7 @@ def questions(
         raise ValueError("no questions given: expected at least one Question")
     for name in filter(None, (outcome, choose)):
         contents.need_outcome(dataset, name)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     groups.levels(data, "lr")
     known = groups.levels(data, "arm")
     lost = [repr(arm) for question in asked for arm in question.arms if arm not in known]

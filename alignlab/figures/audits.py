@@ -14,6 +14,7 @@ from alignlab.figures.gain import gains
 from alignlab.figures.learning import learning_curves
 from alignlab.figures.spectrum import spectra
 from alignlab.figures.tuning import loss_against_lr
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ def run_figures(runs: xr.Dataset, refused: dict[str, str] | None = None) -> dict
     ``ValueError`` where it is not given.
     """
     drawn = {}
-    for name, draw in _drawings(contents.as_runs(runs)).items():
+    for name, draw in _drawings(as_runs(runs)).items():
         try:
             drawn[name] = draw()
         except ValueError as error:

@@ -14,6 +14,7 @@ import numpy as np
 from alignlab.audit.feedback import predicted_angles
 from alignlab.audit.outcomes import layers_with
 from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,7 +87,7 @@ def board(
     """
     if not panels:
         raise ValueError("no panels given: expected at least one Shown")
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     order = _order(data, hue)
     for panel in panels:
         contents.need(_of_layer(data, panel.layer), panel.name)

@@ -15,6 +15,8 @@ from alignlab.audit.durations import LevelRatio, duration_ratios
 from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.learning import is_log
 from alignlab.figures.sweeps import sweeps
+from alignlab.measures.quantities import sense
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +48,7 @@ def durations(
     Raises ``ValueError`` if the outcome was not recorded, runs are missing or have no learning rate (NaN), and for no levels.
     """
     contents.need_outcome(dataset, outcome)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     for key in ("arm", "lr", "seed"):
         groups.levels(data, key)
     found = duration_ratios(data, outcome, levels, baseline=baseline)
@@ -119,10 +121,10 @@ def _fit(
 
 
 def _level_axis(ax: Axes, levels: Sequence[float], outcome: str) -> None:
-    """Levels in the order in which training reaches them: a loss falls."""
+    """Levels in the order in which training reaches them: a loss or an error falls."""
     log = min(levels) > 0
     low, high = scales.limits(np.asarray(levels, np.float64), np.array([]), log)
-    ax.set_xlim(*((high, low) if outcome.endswith("loss") else (low, high)))
+    ax.set_xlim(*((high, low) if sense(outcome) < 0 else (low, high)))
     if log:
         scales.log_axis(ax, "x")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignlab.figures import contents, groups, lines, style
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +34,7 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         ValueError: if a variable was not recorded, and for an unknown hue or col.
     """
     contents.need(dataset, *COLUMNS)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     panels = groups.panels(data, hue, col, layered=True)
     with style.styled():
         figure, axes = style.grid(len(panels), 2, 3.4, 2.7 if len(panels) == 1 else 2.2, sharey="col")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignlab.figures import contents, groups, lines, style
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -39,7 +40,7 @@ def learning_curves(
         ValueError: if the outcome was not recorded, and for an unknown hue or col.
     """
     contents.need_outcome(dataset, outcome)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     panels = groups.panels(data, hue, col, layered=False)
     zeros = _zeros_among_decades(data, outcome)
     log = zeros or is_log(data, outcome)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignlab.figures.style import RC
+from alignlab.store.atomic import temporary_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,14 +66,9 @@ def svg(figure: Figure) -> bytes:
 
 def _write(figure: Figure, path: Path, suffix: str) -> None:
     """One format through a temporary file in the same folder."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with temporary_name(path) as unfinished:
+        with open(unfinished, "xb") as file:
             figure.savefig(file, format=suffix, metadata=_METADATA.get(suffix))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        unfinished.replace(path)

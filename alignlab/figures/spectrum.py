@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures import contents, groups, style
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,7 +52,7 @@ def spectra(
         ValueError: if the spectrum was not recorded, at all or in a layer or step that was asked for.
     """
     contents.need(dataset, "spectrum_real", "spectrum_imag")
-    data = _of_layers(contents.as_runs(dataset), layer)
+    data = _of_layers(as_runs(dataset), layer)
     shown = _steps(data, steps)
     data = data.sel(step=shown)
     panels = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures import contents, groups, lines
+from alignlab.measures.quantities import sense
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,7 +69,7 @@ def sweeps(
         mean, low, high = np.array(points)[:, :, 0].T
         diverged = np.array([np.sum(here & (status == "diverged")) for here in at])
         if chosen is None:
-            best = _optimum(np.where(diverged > 0, np.nan, mean), highest=outcome.endswith("accuracy"))
+            best = _optimum(np.where(diverged > 0, np.nan, mean), highest=sense(outcome) > 0)
             places = []
         else:
             places = _positions(lrs, chosen.get(level, ()))

@@ -11,6 +11,7 @@ import numpy as np
 from alignlab.audit.published import published
 from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.sweeps import final_values
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,7 +64,7 @@ def trends(
     """
     for name in outcomes:
         contents.need_outcome(dataset, name)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     xs = [float(str(value)) for value in groups.levels(data, x)]
     if np.isnan(xs).any():
         raise ValueError(f"some of these runs have no {x!r} (NaN): select the others first")

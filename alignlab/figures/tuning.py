@@ -15,6 +15,7 @@ from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.learning import is_log
 from alignlab.figures.optima import draw_optima
 from alignlab.figures.sweeps import FAR, Sweep, ceiling_of, sweeps
+from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,7 +57,7 @@ def loss_against_lr(
         ValueError: if the outcome or the learning rates are missing, and for an unknown hue or col.
     """
     contents.need_outcome(dataset, outcome)
-    data = contents.as_runs(dataset)
+    data = as_runs(dataset)
     panels = groups.panels(data, hue, col, layered=False, on_axis=("lr",))
     log = is_log(data, outcome)
     found = [sweeps(panel.data, outcome, hue, log, chosen) for panel in panels]

@@ -60,6 +60,7 @@ SPHERICAL = "Wan et al. 2021, arXiv:2006.08419"
 OURS = "alignlab"
 STANDARD = "standard"
 SPLITS = ("train", "validation", "test")
+FALLING = ("loss", "error", "angle")  # what is named so is better where it is lower
 
 # fmt: off
 _ALL = (
@@ -138,3 +139,12 @@ _ALL = (
 # fmt: on
 
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in _ALL}
+
+
+def sense(name: str) -> int:
+    """−1 for a loss, an error or an angle, which are better where they are lower, and 1 for anything else.
+
+    >>> sense("test_loss"), sense("weight_angle"), sense("test_accuracy")
+    (-1, -1, 1)
+    """
+    return -1 if name.endswith(FALLING) else 1

@@ -62,7 +62,7 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
     Raises ``TypeError`` for anything but a dataset, and ``ValueError`` for one that holds no run.
     """
     from alignlab.figures import run_figures
-    from alignlab.figures.contents import as_runs, check_dataset
+    from alignlab.store.shaping import as_runs, check_dataset
 
     check_dataset(runs)
     if not runs.data_vars or not runs.sizes.get("run", 1):

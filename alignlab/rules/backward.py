@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.passes import Passes
-from alignlab.rules.runs import objective_of
+from alignlab.rules.runs import checked_loss, objective_of, require_graph
 
 
 def backward(model: nn.Module, closure: Callable[[], Tensor]) -> Tensor:
@@ -37,8 +37,10 @@ def backward(model: nn.Module, closure: Callable[[], Tensor]) -> Tensor:
     layers = [m for m in model.modules() if isinstance(m, FeedbackLayer)]
     layer = next((m for m in layers if m.rule.closure), None)
     if layer is None:
-        loss = closure()
-        objective = objective_of(loss, layers[0].runs if layers else None)
+        runs, who = layers[0].runs if layers else None, "alignlab.rules.backward"
+        loss = checked_loss(closure(), runs, who)
+        require_graph(loss, who)
+        objective = objective_of(loss, runs)
         objective.backward(torch.ones_like(objective))  # type: ignore[no-untyped-call]
         return objective.detach()
     if any(m.credit is not layer.credit or m.rule is not layer.rule for m in layers):

@@ -29,6 +29,11 @@ def remember(layer: FeedbackLayer) -> None:
         _disable()
 
 
+def any_layers() -> bool:
+    """Whether a converted layer is alive."""
+    return bool(_LAYERS)
+
+
 def feedback_in_graph(layer: FeedbackLayer, used: bool) -> Tensor:
     """A copy of ``layer``'s B, brought up to date when the graph runs (``used``: as in the layer's ``tick``)."""
     feedback: Tensor = _feedback(_RUNS, layer.weight.detach(), id(layer), used)

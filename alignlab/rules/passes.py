@@ -23,7 +23,7 @@ from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.outlet import ModelOutput, trained
 from alignlab.rules.replay import Noise, Replay
 from alignlab.rules.rule import Rule
-from alignlab.rules.runs import objective_of, samples_of
+from alignlab.rules.runs import checked_loss, objective_of, require_graph, samples_of
 from alignlab.rules.sites import OUTLET, Held, Move, Relay, Site, SiteGate, leaves, of_used_units
 
 Closure = Callable[[], Tensor]
@@ -66,12 +66,8 @@ class Passes:
         """The loss of the pass whose graph is kept: a scalar, or (N,) where the closure returns one for each sample; of
         several runs (K,), or (K, N)."""
         with self._hooked(self._gate), self._watching_outputs():
-            loss = self._loss()
-        if loss.grad_fn is None:
-            raise ValueError(
-                f"{self.rule.name}: the closure's loss depends on no trained parameter; it has to run the model, with "
-                "gradients enabled"
-            )
+            loss = checked_loss(self.closure(), self.runs, self.rule.name)
+        require_graph(loss, self.rule.name)
         above = leaves([loss.grad_fn], stop=(OUTLET,))
         known = {id(p) for p in trained(self.model).values()}
         self.beside = above.gates or (self.rule.explicit and not known.isdisjoint(above.parameters))
@@ -86,7 +82,7 @@ class Passes:
             torch.set_grad_enabled(graph),
             self._hooked(partial(self._move, left, move)),
         ):
-            loss = self._loss()
+            loss = checked_loss(self.closure(), self.runs, self.rule.name)
         if next(left, self) is not self:
             raise self._differs("fewer layers")
         return loss if graph else loss.detach()
@@ -131,18 +127,6 @@ class Passes:
             objective = Relay.apply(objective, errors, *self.outputs)  # type: ignore[no-untyped-call]
         self.landing = True
         objective.backward(torch.ones_like(objective))  # type: ignore[no-untyped-call]
-
-    def _loss(self) -> Tensor:
-        loss = self.closure()
-        each = () if self.runs is None else (self.runs,)
-        fits = isinstance(loss, Tensor) and loss.shape[: len(each)] == each and loss.dim() <= len(each) + 1
-        if not fits or not loss.numel() or not loss.is_floating_point():
-            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-            raise ValueError(
-                f"{self.rule.name}: the closure returned {got}, expected the loss: one number, or one for each sample"
-                f"{'' if self.runs is None else f', of each of the {self.runs} runs'}"
-            )
-        return loss
 
     @contextmanager
     def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:

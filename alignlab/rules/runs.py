@@ -6,6 +6,8 @@ it here run by run, so that each run gets what it would get by itself.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import Tensor
 
 
@@ -37,3 +39,24 @@ def objective_of(loss: Tensor, runs: int | None) -> Tensor:
 def samples_of(loss: Tensor, runs: int | None) -> int:
     """Of how many samples' losses a loss is made; 0 where it is one number, or of several runs one each."""
     return loss.shape[-1] if loss.dim() > (runs is not None) else 0
+
+
+def checked_loss(loss: Any, runs: int | None, who: str) -> Tensor:
+    """What a closure returned. Raises ``ValueError`` where that is no number and none for each sample, of each run."""
+    each = () if runs is None else (runs,)
+    is_number = isinstance(loss, Tensor) and loss.numel() > 0 and loss.is_floating_point()
+    if is_number and loss.shape[: len(each)] == each and loss.dim() <= len(each) + 1:
+        return cast(Tensor, loss)
+    got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    raise ValueError(
+        f"{who}: the closure returned {got}, expected the loss: one number, or one for each sample"
+        f"{'' if runs is None else f', of each of the {runs} runs'}"
+    )
+
+
+def require_graph(loss: Tensor, who: str) -> None:
+    """Raise ``ValueError`` for a loss without a graph."""
+    if loss.grad_fn is None:
+        raise ValueError(
+            f"{who}: the closure's loss depends on no trained parameter; it has to run the model, with gradients enabled"
+        )

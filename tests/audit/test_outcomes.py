@@ -153,3 +153,15 @@ def test_what_a_share_of_all_seeds_does_is_missing_from_n_of_them_with_probabili
     n: int, alpha: float
 ) -> None:
     assert (1 - unseen_share(n, alpha)) ** n == pytest.approx(alpha)
+
+
+def test_a_single_run_as_it_is_opened_has_outcomes_too() -> None:
+    """A store of one run has no dim `run`: its loss was said not to be there."""
+    one = RUNS.isel(run=0)
+    assert final(one, "train_loss").equals(final(RUNS.isel(run=[0]), "train_loss"))
+    assert steps_to(one, "train_loss", 5).equals(steps_to(RUNS.isel(run=[0]), "train_loss", 5))
+    assert lost(one, "train_loss").tolist() == lost(RUNS.isel(run=[0]), "train_loss").tolist()
+    assert final(RUNS.isel(run=[0, 1]).drop_vars("arm").assign_coords(arm="all"), "train_loss").shape == (
+        2,
+        1,
+    )

@@ -6,9 +6,9 @@ import xarray as xr
 from figure_reading import labels, legend, line, marks, panels, same
 
 from alignlab import figures
-from alignlab.figures import contents
 from alignlab.figures.lines import mean_and_interval
 from alignlab.measures.quantities import QUANTITIES
+from alignlab.store.shaping import as_runs
 from alignlab.testing.synthetic import synthetic_runs
 
 
@@ -89,17 +89,17 @@ def test_runs_that_a_study_has_read_keep_their_conditions_apart(runs):
     """Its dataset is one of runs already: read as one again, it had no conditions, and widths were averaged."""
     fa = runs.isel(run=runs.rule.values == "fa")
     specs = [f"hidden: [{width}]\nlr: 0.05\n" for width in (32, 32, 64, 64)]
-    once = contents.as_runs(fa.assign_coords(spec=("run", specs)))
+    once = as_runs(fa.assign_coords(spec=("run", specs)))
     assert len(panels(figures.learning_curves(once))) == 2
     assert len(panels(figures.learning_curves(once.isel(run=[0, 1])))) == 1
-    assert contents.as_runs(contents.as_runs(once)).attrs["differing"] == ["hidden"]
+    assert as_runs(as_runs(once)).attrs["differing"] == ["hidden"]
 
 
 def test_a_field_that_a_later_version_brought_is_no_condition_where_it_is_null(runs):
     fa = runs.isel(run=runs.rule.values == "fa")
     for null, differing in (("null", []), ("{sizes: 0.1}", ["step_sizes"])):
         specs = ["lr: 0.05\n", f"lr: 0.05\nstep_sizes: {null}\n"] * 2
-        assert contents.as_runs(fa.assign_coords(spec=("run", specs))).attrs["differing"] == differing
+        assert as_runs(fa.assign_coords(spec=("run", specs))).attrs["differing"] == differing
 
 
 def test_runs_without_one_learning_rate_have_a_panel_too(runs):

@@ -45,3 +45,13 @@ def test_the_median_is_that_of_all_runs_so_that_arriving_rarely_is_not_arriving_
 def test_what_an_arm_is_has_to_be_known():
     with pytest.raises(ValueError, match="cannot split by 'arm'"):
         reaching(curves(ARRIVALS).drop_vars("arm"), "train_accuracy", 1.0)
+
+
+@pytest.mark.parametrize("name", ["train_loss", "test_error", "weight_angle"])
+def test_what_falls_is_there_once_it_lies_below_the_level(name):
+    runs = curves(ARRIVALS)
+    figure = reaching(runs.assign({name: 1 - runs["train_accuracy"]}), name, 0.25)
+    left, right = figure.axes
+    assert [line.get_ydata()[-1] for line in left.lines] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert [tick.get_text() for tick in right.get_yticklabels()] == ["3 of 3", "2 of 3", "1 of 3"]
+    assert left.get_ylabel().endswith("≤ 0.25")

@@ -21,7 +21,16 @@ def test_a_figure_is_written_as_png_and_svg_in_a_new_folder(figure, tmp_path):
     assert [path.name for path in paths] == ["curves.v2.png", "curves.v2.svg"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in paths[1].read_bytes()
-    assert stat.S_IMODE(paths[0].stat().st_mode) & 0o444 == 0o444
+
+
+def test_who_may_read_a_figure_follows_from_the_umask(figure, tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            (path,) = figures.save(figure, tmp_path / "private", "png")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_the_same_figure_gives_the_same_bytes(figure, tmp_path):

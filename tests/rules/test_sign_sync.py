@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignlab import rules
+from alignlab.rules import compiling
 
 X, Y = normal(4, 5), normal(4, 2, seed=2)
 PERIOD = 3
@@ -220,6 +222,24 @@ class _ThroughData(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 p.data.add_(p.grad.data, alpha=-0.1)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_loop_that_has_converted_nothing_finds_its_counters_as_they_were(
+    converted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing the rules made the second pass of such a loop "modified by an inplace operation"."""
+    monkeypatch.setattr(compiling, "_LAYERS", {0: None} if converted else {})
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    loss = net(torch.ones(5, 3)).square().mean()
+    loss.backward(retain_graph=True)
+    versions = [p._version for p in net.parameters()]
+    _ThroughData(net.parameters(), {}).step()
+    assert [p._version - before for p, before in zip(net.parameters(), versions, strict=True)] == [
+        converted
+    ] * 4
+    with pytest.raises(RuntimeError, match="inplace") if converted else contextlib.nullcontext():
+        loss.backward()
 
 
 def test_momentum_moves_weights_without_a_new_gradient_and_that_counts() -> None:

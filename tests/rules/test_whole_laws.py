@@ -403,15 +403,25 @@ def test_each_step_has_noise_of_its_own_and_a_seed_repeats_it(rule: RuleCase) ->
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-@over_closures
+@pytest.mark.parametrize("rule", [*CLOSURES, *map(RuleCase, ("bp", "fa", "dfa", "noisy_backprop"))], ids=str)
 def test_a_closure_that_returns_no_loss_is_an_error(rule: RuleCase) -> None:
     net = rule.convert(mlp())
+    who = rule.name if rules.RULES[rule.name].closure else "alignlab.rules.backward"
     for returned in (None, torch.ones(2, 2), torch.ones(0), torch.tensor(1), "loss"):
-        with pytest.raises(ValueError, match=f"{rule.name}: the closure returned .*expected the loss"):
+        with pytest.raises(ValueError, match=f"{who}: the closure returned .*expected the loss"):
             rules.backward(net, lambda returned=returned: returned)  # type: ignore[misc]
     with pytest.raises(ValueError, match="depends on no trained parameter"):
         rules.backward(net, lambda: torch.ones(3))
+    assert all(p.grad is None for p in net.parameters())
     teach(rule, net)
+
+
+def test_a_table_of_losses_is_an_error_in_a_model_without_a_rule() -> None:
+    net = mlp()
+    with pytest.raises(
+        ValueError, match=r"a tensor of shape \(6, 2\), expected the loss: one number, or one for"
+    ):
+        rules.backward(net, lambda: (net(X) - Y).square())
 
 
 @over_closures

@@ -1,0 +1,115 @@
+"""One shape for one run and for many: `run` and `step` as dims, and on `run` all in which runs differ."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_OF_LAYERS = ("layer", "kind", "fan_in", "fan_out")
+_TABLED = ("rule_args", "step_sizes")  # which may hold tables of what was recorded, step by step
+_REPLICATES = ("seed", "order")  # settings that make another replicate of a run, not another condition
+
+
+def as_runs(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the dims `run` and `step`, and on `run` every coordinate that describes a run.
+
+    Where runs were trained from specs that differ in a field which is no coordinate yet (hidden, rule_args, ...), that
+    field becomes one; the attr `differing` lists them.
+    """
+    runs = on_runs(dataset)
+    fields = {name: column for name, column in _differing(runs).items() if name not in runs.variables}
+    known = [
+        name for name in runs.attrs.get("differing", ()) if name in runs.coords and _several(runs[name])
+    ]  # of a dataset that was here before
+    return runs.assign_coords(fields).assign_attrs(differing=[*known, *fields])
+
+
+def on_runs(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the dims `run` and `step`, and on `run` what describes a single run; one that has them as it is."""
+    check_dataset(dataset)
+    kept = (*_OF_LAYERS, "step", "mode")
+    scalars = {str(name): c.item() for name, c in dataset.coords.items() if not c.ndim and name not in kept}
+    if not scalars and "run" in dataset.dims and "step" in dataset.dims:
+        return dataset
+    runs = dataset.drop_vars(list(scalars))
+    runs = runs if "run" in runs.dims else runs.expand_dims("run")
+    runs = runs if "step" in runs.dims or "step" not in runs.coords else runs.expand_dims("step")
+    scalars.pop("run", None)
+    return runs.assign_coords({name: ("run", [value] * runs.sizes["run"]) for name, value in scalars.items()})
+
+
+def _several(column: xr.DataArray) -> bool:
+    return len(set(column.values.tolist())) > 1
+
+
+def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
+    """The fields in which the runs' specs (YAML texts, a coordinate where runs differ) are not all the same.
+
+    A field that a spec of an earlier version does not know is as one that is null. What was replayed from another run's
+    record is a run's own as its seed is, unless runs are told apart by nothing else or share it from seed to seed.
+    """
+    if "spec" not in runs.coords:
+        return {}
+    texts = runs["spec"].values.tolist()
+    specs = [_fields(text) for text in texts]
+    short = _without_own_tables(texts)
+    if len({str(spec) for spec in short}) == len(set(texts)):
+        specs = short
+    names = dict.fromkeys(name for spec in specs for name in spec)
+    columns = {name: [str(spec.get(name)) for spec in specs] for name in names}
+    return {
+        name: ("run", column)
+        for name, column in columns.items()
+        if name not in _REPLICATES and len(set(column)) > 1
+    }
+
+
+def _without_own_tables(texts: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The runs' specs without the tables that no run of another seed has: these alone were recorded by a run of that seed."""
+    seeds = defaultdict[tuple[str, str], set[Any]](set)
+    both = [(_fields(text), _without_tables(text)) for text in texts]
+    tables = [
+        {name: str(full[name]) for name in _TABLED if full.get(name) != cut.get(name)} for full, cut in both
+    ]
+    for (full, _), held in zip(both, tables, strict=True):
+        for table in held.items():
+            seeds[table].add(full.get("seed"))
+    return [
+        {**cut, **{name: full[name] for name, table in held.items() if len(seeds[name, table]) > 1}}
+        for (full, cut), held in zip(both, tables, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)  # of some hundred runs, asked for by each figure
+def _fields(text: str) -> Mapping[str, Any]:
+    """A spec's fields; none where the text is no mapping."""
+    import yaml
+
+    found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return found if isinstance(found, dict) else {}
+
+
+@functools.lru_cache(maxsize=4096)
+def _without_tables(text: str) -> Mapping[str, Any]:
+    """A spec's fields with a word in the place of each list of numbers that another run recorded."""
+    return {name: _short(value) if name in _TABLED else value for name, value in _fields(text).items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _short(part) for name, part in value.items()}
+    return "replayed" if isinstance(value, list) else value
+
+
+def check_dataset(given: Any) -> None:
+    """Raise ``TypeError`` for anything but a dataset."""
+    import xarray as xr
+
+    if not isinstance(given, xr.Dataset):
+        way_out = ": give the dataset that it is a variable of" if isinstance(given, xr.DataArray) else ""
+        raise TypeError(f"expected runs as an xarray.Dataset, not {type(given).__name__}{way_out}")
