@@ -39,12 +39,11 @@ __all__ = [  # noqa: RUF022 — grouped by floor
     "measures", "rules", "convert", "revert", "store", "open_runs", "compact", "probes", "Recorder", "Probe",
     "GradientAngle", "WeightAngle", "FeedbackSpectrum", "EffectiveLR", "Loss", "every", "log_spaced",
     "training", "RunSpec", "Graft", "train", "Sweep", "Arm", "Claim", "audit", "controls", "Verdict", "figures",
-    "Study", "grid",
+    "report", "Study", "grid",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from alignlab import figures, measures, probes, rules, store, training
-    from alignlab import report as report  # for type checkers: a module like the others, and no 31st name
+    from alignlab import figures, measures, probes, report, rules, store, training
     from alignlab.audit import Arm, Claim, Verdict, audit, controls
     from alignlab.probes import (
         EffectiveLR,

@@ -66,9 +66,9 @@ def run(
     from alignlab.store import Segments, open_runs
     from alignlab.training import fitting
     from alignlab.training.cells import run_cell
-    from alignlab.training.errors import SweepError
+    from alignlab.training.errors import SpecError, SweepError
     from alignlab.training.naming import cell_name
-    from alignlab.training.spec import RunSpec, SpecError
+    from alignlab.training.spec import RunSpec
 
     if not spec.is_file():
         raise SpecError(f"no spec at {spec}: expected a YAML file")

@@ -47,8 +47,7 @@ def _expected(error: BaseException) -> bool:
     """Whether the user can do something about it; anything else is a bug and keeps its traceback."""
     from alignlab.gallery import GalleryError
     from alignlab.store import ContractError, StoreError
-    from alignlab.training.errors import DataError, SweepError
-    from alignlab.training.spec import SpecError
+    from alignlab.training.errors import DataError, SpecError, SweepError, UnknownDataSetError
 
-    kinds = (GalleryError, ContractError, StoreError, DataError, SpecError, SweepError, OSError)
-    return isinstance(error, kinds) or (isinstance(error, ValueError) and "unknown data set" in str(error))
+    ours = (GalleryError, ContractError, StoreError, DataError, SpecError, SweepError, UnknownDataSetError)
+    return isinstance(error, (*ours, OSError))

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from alignlab.store import Segments, open_segments
 from alignlab.store.shaping import as_runs
 from alignlab.training.arguments import spec_of
+from alignlab.training.errors import SpecError
 from alignlab.training.naming import check_stored
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.sweep import Sweep
 
 if TYPE_CHECKING:

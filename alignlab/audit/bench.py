@@ -12,8 +12,9 @@ import numpy as np
 from alignlab.audit.claim import Arm, Claim
 from alignlab.measures.quantities import sense
 from alignlab.store import Segments
+from alignlab.training.errors import SpecError
 from alignlab.training.naming import check_stored, short
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.sweep import Sweep
 from alignlab.training.workers import opened
 

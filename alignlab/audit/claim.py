@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from alignlab.measures.quantities import sense
-from alignlab.training.spec import RunSpec, SpecError, SpecModel, checked, parse, read_yaml
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
 
 OUTCOMES = tuple(
     f"{split}_{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")

@@ -17,8 +17,8 @@ from alignlab.audit.shares import unseen_share
 from alignlab.audit.verdict import decide
 from alignlab.probes.metadata import alignlab_version
 from alignlab.training import tasks
+from alignlab.training.errors import SpecError
 from alignlab.training.naming import code_hash
-from alignlab.training.spec import SpecError
 
 if TYPE_CHECKING:
     from alignlab.training.workers import Executor

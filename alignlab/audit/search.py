@@ -17,7 +17,8 @@ from alignlab.audit.bench import Bench, Group
 from alignlab.audit.budget import budget_curve
 from alignlab.audit.claim import Arm, Claim
 from alignlab.measures.quantities import sense
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 __all__ = ["Grid", "Search", "Value", "check_seeds", "in_order", "told", "tuning_seeds"]
 

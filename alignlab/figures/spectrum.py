@@ -80,14 +80,14 @@ def _settle(figure: Figure) -> None:
     """Lay square panels out until they stay: each time they shrink and their labels move, perhaps off the canvas."""
     engine: Any = figure.get_layout_engine()
     for _ in range(PASSES):
-        figure.draw_without_rendering()
+        engine.execute(figure)
     beyond = -figure.get_tightbbox().x0
     if beyond > 0:
         x, y, width, height = engine.get()["rect"]
         more = (beyond + MARGIN) / figure.get_size_inches()[0]
         engine.set(rect=(x + more, y, width - more, height))
         for _ in range(PASSES):
-            figure.draw_without_rendering()
+            engine.execute(figure)
 
 
 def _draw_panel(axes: Axes, panel: groups.Panel, colours: np.ndarray) -> None:

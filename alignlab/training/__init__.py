@@ -6,23 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alignlab.training.errors import DataError, SpecError, SweepError
     from alignlab.training.estimators import estimator_statistics
     from alignlab.training.loop import train
     from alignlab.training.population import train_population
     from alignlab.training.replaying import replayed_noise, replayed_sizes
-    from alignlab.training.spec import Graft, RunSpec, SpecError, StepSizes
+    from alignlab.training.spec import Graft, RunSpec, StepSizes
     from alignlab.training.sweep import Sweep
     from alignlab.training.tasks import TASKS, Split, Task, load
     from alignlab.training.workers import Workers
 
 __all__ = [
     "TASKS",
+    "DataError",
     "Graft",
     "RunSpec",
     "SpecError",
     "Split",
     "StepSizes",
     "Sweep",
+    "SweepError",
     "Task",
     "Workers",
     "estimator_statistics",
@@ -34,11 +37,12 @@ __all__ = [
 ]
 
 _PUBLIC = {
+    "errors": ("DataError", "SpecError", "SweepError"),
     "estimators": ("estimator_statistics",),
     "loop": ("train",),
     "population": ("train_population",),
     "replaying": ("replayed_noise", "replayed_sizes"),
-    "spec": ("Graft", "RunSpec", "SpecError", "StepSizes"),
+    "spec": ("Graft", "RunSpec", "StepSizes"),
     "sweep": ("Sweep",),
     "tasks": ("TASKS", "Split", "Task", "load"),
     "workers": ("Workers",),

@@ -23,11 +23,11 @@ from alignlab.store import Segments, StoreError
 from alignlab.store.claims import Claims, claim_file
 from alignlab.training import devices, tasks
 from alignlab.training.arguments import ALONE
-from alignlab.training.errors import SweepError
+from alignlab.training.errors import SpecError, SweepError
 from alignlab.training.loop import Progress, train
 from alignlab.training.naming import cell_name, code_hash
 from alignlab.training.population import alone, train_population
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
     import xarray as xr

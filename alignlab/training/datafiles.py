@@ -19,7 +19,7 @@ from typing import NamedTuple
 from alignlab.training import fetching
 from alignlab.training.catalogue import SETS, DataFile, DataSet
 from alignlab.training.embedded import embedded
-from alignlab.training.errors import DataError
+from alignlab.training.errors import DataError, UnknownDataSetError
 from alignlab.training.verify import checksum, gunzip, read_bytes, read_verified
 
 __all__ = [
@@ -148,7 +148,7 @@ def _dataset(name: str) -> DataSet:
     known = ["mnist_small", *SETS]
     near = difflib.get_close_matches(name, known, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"unknown data set {name!r}: {hint}there are {', '.join(known)}")
+    raise UnknownDataSetError(f"unknown data set {name!r}: {hint}there are {', '.join(known)}")
 
 
 def _places(dataset: DataSet) -> Iterator[Path]:

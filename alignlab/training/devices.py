@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,17 @@
-"""The errors of this floor: data that are missing, corrupt or not to be had, and sweeps in which something failed."""
+"""The errors of this floor: specs that are wrong, data that are missing, corrupt or not to be had, sweeps in which something
+failed."""
 
 from __future__ import annotations
 
-__all__ = ["DataError", "SweepError"]
+__all__ = ["DataError", "SpecError", "SweepError", "UnknownDataSetError"]
+
+
+class SpecError(ValueError):
+    """A spec is wrong; the message names the field, the value and the way out."""
+
+
+class UnknownDataSetError(ValueError):
+    """There is no data set of that name; the message names those that there are."""
 
 
 class DataError(RuntimeError):

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from alignlab.measures.quantities import QUANTITIES
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.tasks import Loss, Task, absolute_error, half_squared_error
 
 if TYPE_CHECKING:

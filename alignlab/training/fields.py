@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from alignlab.training.errors import SpecError
+
 SHOWN = 200  # characters of a wrong value
-
-
-class SpecError(ValueError):
-    """A spec is wrong; the message names the field, the value and the way out."""
 
 
 class SpecModel(BaseModel):

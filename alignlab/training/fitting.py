@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from alignlab.rules.choosing import make_rules
 from alignlab.training import models, tasks
 from alignlab.training.arguments import learning
+from alignlab.training.errors import SpecError
 from alignlab.training.evaluation import loss_of, losses_of_runs, sample_losses, scores
 from alignlab.training.registry import beyond_data
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.tasks import Loss, Split, Task, absolute_error, half_squared_error
 
 AT_ONCE = 256  # samples, as in training

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.training.fields import SpecError
+from alignlab.training.errors import SpecError
 from alignlab.training.referring import installed, is_users_file, known, named_by
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)

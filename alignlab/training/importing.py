@@ -10,8 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from alignlab.training.errors import SweepError
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError, SweepError
 
 _imported: list[str] = []
 

@@ -27,11 +27,12 @@ from alignlab.rules.randomness import random_states_kept
 from alignlab.training import devices, fitting, models
 from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
+from alignlab.training.errors import SpecError
 from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
 from alignlab.training.graft import GradientGraft
 from alignlab.training.naming import version
 from alignlab.training.optimizers import learning_rate, make_optimizer
-from alignlab.training.spec import STREAMS, RunSpec, SpecError
+from alignlab.training.spec import STREAMS, RunSpec
 from alignlab.training.step_sizes import SetSizes
 from alignlab.training.tasks import Split, Task
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from alignlab.rules import LocallyConnected2d
 from alignlab.training.arguments import ALONE
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.tasks import Task
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -19,9 +19,10 @@ import torch
 from alignlab.rules import INITS, RULES, make_rules
 from alignlab.store import StoreError
 from alignlab.training import tasks
+from alignlab.training.errors import SpecError
 from alignlab.training.identity import identity
 from alignlab.training.registry import beyond_data
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # the floors whose code decides what a run's numbers are

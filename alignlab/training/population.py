@@ -29,6 +29,7 @@ from alignlab.training import devices, fitting, stacking
 from alignlab.training.apart import Apart
 from alignlab.training.arguments import learning, specs_of, task_of
 from alignlab.training.batches import blocks
+from alignlab.training.errors import SpecError
 from alignlab.training.evaluation import (
     due,
     loss_of,
@@ -48,7 +49,7 @@ from alignlab.training.loop import (
     standard_probes,
 )
 from alignlab.training.optimizers import STACKED, clip_each, learning_rates, make_optimizer
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.step_sizes import SetSizes
 from alignlab.training.tasks import Task
 

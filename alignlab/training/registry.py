@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from alignlab.training.fields import SpecError
+from alignlab.training.errors import SpecError
 from alignlab.training.identity import identity
 
 Content = Any  # a Task, or a function of seed_data that returns one

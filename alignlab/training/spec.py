@@ -20,7 +20,8 @@ from pydantic import Field, field_validator, model_validator
 
 from alignlab.rules.choosing import make_rules
 from alignlab.training import tasks
-from alignlab.training.fields import DUMPER, SpecError, SpecModel, checked, read_yaml
+from alignlab.training.errors import SpecError
+from alignlab.training.fields import DUMPER, SpecModel, checked, read_yaml
 from alignlab.training.interventions import Graft, StepSizes
 
 __all__ = [

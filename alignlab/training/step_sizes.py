@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from alignlab.rules import feedback_layers
 from alignlab.rules.runs import beside
+from alignlab.training.errors import SpecError
 from alignlab.training.graft import length_of, ratio
 from alignlab.training.optimizers import learning_rates
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 
 
 class SetSizes:

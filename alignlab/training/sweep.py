@@ -21,10 +21,10 @@ from alignlab.store import Segments
 from alignlab.store.claims import Claims
 from alignlab.training import devices, fitting
 from alignlab.training.cells import Job, Outcome, run_job, stored
-from alignlab.training.errors import SweepError
+from alignlab.training.errors import SpecError, SweepError
 from alignlab.training.naming import cell_name, code_hash, short
 from alignlab.training.planner import Question, best_size, packs
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.workers import Lost, Workers, opened
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from torch.nn.functional import cross_entropy
 from alignlab.rules.randomness import random_states_kept
 from alignlab.training import cifar, datafiles, idx
 from alignlab.training.embedded import IDX_NAMES, read_subset
-from alignlab.training.errors import DataError
-from alignlab.training.fields import SpecError
+from alignlab.training.errors import DataError, SpecError
 from alignlab.training.registry import Registry
 
 __all__ = ["NAMES", "TASKS", "Split", "Task", "absolute_error", "half_squared_error", "load"]

@@ -13,7 +13,7 @@ from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.running import _caveats
 from alignlab.audit.statistics import paired
 from alignlab.audit.studies import Searches
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 
 def peak(optimum, top):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import alignlab as al
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 FIELDS = {
     "statement": "fa beats bp",

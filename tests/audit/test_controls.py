@@ -12,7 +12,8 @@ from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.gathering import gather
 from alignlab.audit.statistics import paired
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 
 def noise(spec):

@@ -8,7 +8,7 @@ from known_bench import CLAIM, KnownBench
 import alignlab as al
 from alignlab.audit.controls import ALL, FeedbackScale
 from alignlab.audit.controls.feedback_scale import manipulation_check
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
 NORMS = {"weight": np.array([[2.0, 3.0], [2.5, 3.5], [2.6, 4.0]]), "rule": np.full((3, 2), 20.0)}

@@ -10,7 +10,8 @@ from alignlab.audit.controls import FrozenHidden
 from alignlab.audit.controls.frozen_hidden import frozen_hidden
 from alignlab.rules.registry import RULES
 from alignlab.training import models, tasks, train
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 HIDDEN = ("1.*", "3.*")
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})

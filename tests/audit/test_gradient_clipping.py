@@ -14,7 +14,7 @@ from alignlab.audit.gathering import gather
 from alignlab.audit.search import FIRST_TUNING_SEED
 from alignlab.audit.verdict import decide
 from alignlab.figures.style import level_text
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
 GRID = GradientClipping((0.1, 1.0, 10.0))

@@ -10,7 +10,7 @@ from alignlab.audit.controls import InitScale
 from alignlab.audit.gathering import gather
 from alignlab.audit.search import FIRST_TUNING_SEED
 from alignlab.audit.verdict import decide
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
 

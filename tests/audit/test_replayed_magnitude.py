@@ -6,7 +6,7 @@ from known_bench import CLAIM, RecordingBench
 
 import alignlab as al
 from alignlab.audit.controls import ReplayedMagnitude, WeightNorm
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 CONTROLS = (ReplayedMagnitude(), WeightNorm())
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})

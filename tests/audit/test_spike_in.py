@@ -7,7 +7,7 @@ from known_bench import CLAIM, KnownBench
 import alignlab as al
 from alignlab.audit.bench import Bench
 from alignlab.audit.controls import Magnitude, SpikeIn
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 SPIKE = SpikeIn(gain=7)  # the gain that the runs of a KnownBench record
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})

@@ -18,7 +18,7 @@ from alignlab.audit.search import FIRST_TUNING_SEED
 from alignlab.audit.statistics import paired, seeds_needed
 from alignlab.audit.studies import Searches
 from alignlab.audit.verdict import decide
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 STUDIES = CLAIM.model_copy(update={"seeds": (5, 3, 8, 1, 9, 2), "tuning_studies": 3})
 TURNED = STUDIES.model_copy(update={"treatment": STUDIES.baseline, "baseline": STUDIES.treatment})

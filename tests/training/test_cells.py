@@ -18,10 +18,9 @@ from alignlab.store import Segments, StoreError, atomic
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, train
 from alignlab.training.cells import Job, Outcome, run_cell, run_job
-from alignlab.training.errors import SweepError
+from alignlab.training.errors import SpecError, SweepError
 from alignlab.training.naming import cell_name, code_hash
 from alignlab.training.population import train_population
-from alignlab.training.spec import SpecError
 from alignlab.training.sweep import Sweep
 
 BASE = RunSpec(task="xor", hidden=(3,), rule="fa", batch_size=2, steps=2, evaluations=2, record_every=0)

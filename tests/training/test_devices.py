@@ -14,9 +14,8 @@ import xarray as xr
 from alignlab.rules.randomness import random_states_kept
 from alignlab.store import open_runs
 from alignlab.training import RunSpec, Sweep, cells, devices, train
-from alignlab.training.errors import SweepError
+from alignlab.training.errors import SpecError, SweepError
 from alignlab.training.population import train_population
-from alignlab.training.spec import SpecError
 from alignlab.training.workers import Workers
 
 SPEC = RunSpec(task="xor", rule="fa", hidden=(4,), steps=6, record_every=2)

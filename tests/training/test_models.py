@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.training import models, tasks
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 from alignlab.training.tasks import Split, Task
 
 RULES = ("bp", "fa", "dfa", "sign_sync")

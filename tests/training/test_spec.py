@@ -12,7 +12,8 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from alignlab.training.spec import STREAMS, Graft, RunSpec, SpecError, parse
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import STREAMS, Graft, RunSpec, parse
 
 GRAFT = {"direction": "bp", "magnitude": "rule"}
 FULL: dict[str, Any] = {  # every field away from its default

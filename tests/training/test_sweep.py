@@ -20,11 +20,10 @@ from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, naming, train
 from alignlab.training import sweep as sweeping
 from alignlab.training.cells import run_cell
-from alignlab.training.errors import SweepError
+from alignlab.training.errors import SpecError, SweepError
 from alignlab.training.naming import cell_name
 from alignlab.training.planner import best_size
 from alignlab.training.population import train_population
-from alignlab.training.spec import SpecError
 from alignlab.training.workers import Lost, Workers
 
 BASE = RunSpec(

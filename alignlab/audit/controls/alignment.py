@@ -18,8 +18,9 @@ from alignlab.audit.controls.control import WITHOUT, Contrast, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, rule_arm, unrecorded
 from alignlab.audit.controls.magnitude import Magnitude, manipulation_check
 from alignlab.audit.evidence import Check
+from alignlab.training.errors import SpecError
 from alignlab.training.replaying import replayed_noise
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -14,7 +14,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 
 def effects(tt: Any, bb: Any, tb: Any, bt: Any, labels: tuple[str, str, str]) -> list[Contrast]:

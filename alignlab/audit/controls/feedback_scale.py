@@ -18,7 +18,8 @@ from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
 from alignlab.audit.evidence import Check
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -18,7 +18,8 @@ from alignlab.audit.search import Grid, Search, check_seeds
 from alignlab.audit.statistics import paired
 from alignlab.rules.choosing import make_rules
 from alignlab.training import models, tasks
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 READOUT = "readout alone"
 TUNED = f"{READOUT}, at its best rate"

@@ -19,7 +19,8 @@ from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
 from alignlab.audit.evidence import Check
 from alignlab.audit.search import Grid, Value, several
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TOLERANCE = 1e-3  # relative: recorded norms are float32

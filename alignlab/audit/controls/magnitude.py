@@ -15,7 +15,8 @@ from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
 from alignlab.audit.evidence import Check
-from alignlab.training.spec import Graft, RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import Graft, RunSpec
 
 if TYPE_CHECKING:
     import xarray as xr

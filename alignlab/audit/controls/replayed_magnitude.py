@@ -16,8 +16,9 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import effects, unrecorded
 from alignlab.audit.evidence import Check
+from alignlab.training.errors import SpecError
 from alignlab.training.replaying import replayed_sizes
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
     import xarray as xr

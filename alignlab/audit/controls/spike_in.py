@@ -20,7 +20,8 @@ from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude
 from alignlab.audit.evidence import Check
 from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.verdict import decide
-from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.errors import SpecError
+from alignlab.training.spec import RunSpec
 
 
 class SpikeIn(Control):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls.replayed_magnitude import ReplayedMagnitude
-from alignlab.training.spec import SpecError
+from alignlab.training.errors import SpecError
 
 
 class WeightNorm(ReplayedMagnitude):
