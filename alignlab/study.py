@@ -7,7 +7,6 @@ Its runs are cells of a sweep: named by what determines them, computed once, res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.store import Segments, open_segments
 from alignlab.store.shaping import as_runs
+from alignlab.store.shelf import Phase, silent
 from alignlab.training.arguments import spec_of
 from alignlab.training.errors import SpecError
 from alignlab.training.naming import check_stored
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Arms = Mapping[str, Sequence[RunSpec]]
 Rows = Sequence[Mapping[str, Any]]
-Phase = Callable[[str, int], Any]  # (what, how much) → a context manager that yields notify(n)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Study:
         arms = labelled(self.arms(full), seed)
         specs = [spec for own in arms.values() for spec in own]
         sweep = Sweep(specs, store, lockstep=self.lockstep)
-        with (phase or _silent)("runs", len(sweep.missing())) as notify:
+        with (phase or silent)("runs", len(sweep.missing())) as notify:
             computed = sweep.run(workers, notify=notify)
         label = {sweep.names[spec]: arm for arm, own in arms.items() for spec in own}
         return StudyResult(self, _read(sweep, label), len(specs), computed)
@@ -177,7 +176,3 @@ def _check(sweep: Sweep, runs: xr.Dataset) -> None:
     found = dict(zip(runs["run_id"].values.tolist(), hashes, strict=True))
     for spec, name in sweep.names.items():
         check_stored(spec, found.get(name), Segments(sweep.store).file(name))
-
-
-def _silent(what: str, total: int) -> Any:
-    return nullcontext(lambda n: None)

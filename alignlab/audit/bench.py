@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -12,6 +12,7 @@ import numpy as np
 from alignlab.audit.claim import Arm, Claim
 from alignlab.measures.quantities import sense
 from alignlab.store import Segments
+from alignlab.store.shelf import Phase, silent
 from alignlab.training.errors import SpecError
 from alignlab.training.naming import check_stored, short
 from alignlab.training.spec import RunSpec
@@ -40,9 +41,6 @@ class Group(NamedTuple):
     kind: Kind = "compared"
 
 
-Phase = Callable[[str, int], Any]  # (what, how many runs) → a context manager that yields notify(n)
-
-
 class Bench:
     """Runs of one claim in one store. Outcomes are final values, oriented so that higher is better. A context manager
     that ends the ``workers`` that it started (see :class:`alignlab.training.workers.Workers`)."""
@@ -60,7 +58,7 @@ class Bench:
         self.workers = self._open.enter_context(opened(workers))
         self.computed = 0
         self.groups: dict[str, Group] = {}
-        self._phase = phase or _silent
+        self._phase = phase or silent
         self._final: dict[RunSpec, dict[str, float]] = {}
         self._names: dict[RunSpec, str] = {}
 
@@ -172,8 +170,3 @@ def _final_values(run: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
             )  # as written: 0.91, not float32's 0.91000003
             found[name] = first if diverged or not np.isfinite(last) else last
     return found
-
-
-@contextmanager
-def _silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda n: None

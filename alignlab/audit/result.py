@@ -57,7 +57,7 @@ class AuditResult:
         Below it, at which level each interval stands, and p with it; then the checks.
         """
         rows = self.evidence.rows()
-        names = [contrast_name(self.claim, row["name"], row["contrast"]) for row in rows]
+        names = [contrast_name(row["name"], row["contrast"]) for row in rows]
         width = max(33, *map(len, names)) + 1
         head = f"{'contrast':<{width}}{'estimate':>10}  {'interval':<22}{'p (adj.)':>9}{'n':>4}  reading"
         lines = [head, "-" * len(head)]
@@ -69,8 +69,7 @@ class AuditResult:
     def contrast_dataset(self) -> xr.Dataset:
         """All contrasts with their intervals, on the dim ``contrast``: what the forest plot draws."""
         rows: list[tuple[str, str, Any]] = [
-            (contrast_name(self.claim, r["name"], r["contrast"]), _group(r), _drawn(r))
-            for r in self.evidence.rows()
+            (contrast_name(r["name"], r["contrast"]), _group(r), _drawn(r)) for r in self.evidence.rows()
         ]
         rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
@@ -175,7 +174,7 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def contrast_name(claim: Claim, name: str, contrast: str) -> str:
+def contrast_name(name: str, contrast: str) -> str:
     """What to call a row of the evidence."""
     return {
         "total": "as claimed",

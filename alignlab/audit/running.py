@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from alignlab.audit.bench import Bench, Phase
+from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls import ALL, Control
 from alignlab.audit.gathering import gather
@@ -16,6 +16,7 @@ from alignlab.audit.result import AuditResult
 from alignlab.audit.shares import unseen_share
 from alignlab.audit.verdict import decide
 from alignlab.probes.metadata import alignlab_version
+from alignlab.store.shelf import Phase
 from alignlab.training import tasks
 from alignlab.training.errors import SpecError
 from alignlab.training.naming import code_hash

@@ -93,13 +93,9 @@ class LayerObservation:
         return self.landed is None and all(use.delta_rule is use.delta_bp for use in self.sharing)
 
     @cached_property
-    def products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``(‖G_rule‖², ⟨G_rule, G_bp⟩, ‖G_bp‖²)``, float64."""
-        return measures.products_from_tied(self.tied_products)
-
-    @cached_property
     def tied_products(self) -> Tensor:
-        """What ``products`` are put together from, (…, 4): to be kept, where the formulas are for later."""
+        """What ``measures.products_from_tied`` makes ``(‖G_rule‖², ⟨G_rule, G_bp⟩, ‖G_bp‖²)`` of, (…, 4): to be kept, where the
+        formulas are for later."""
         if self.landed is None and self.is_linear:
             h, rule, bp = self.batch
             return measures.tied_gradient_products(rule, rule if self.same else bp, h)

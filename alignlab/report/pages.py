@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from alignlab.audit import AuditResult
-    from alignlab.audit.claim import Arm, Claim
+    from alignlab.audit.claim import Arm
 
 CAPTIONS = {
     "forest": "Every contrast with its interval. Inside the grey band nothing matters.",
@@ -43,7 +43,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         source=claim.source,
         verdict=verdict,
         asked=_claimed(result),
-        contrasts=[_contrast(claim, row) for row in rows],
+        contrasts=[_contrast(row) for row in rows],
         levels=f"Differences in {claim.outcome}, seed by seed; > 0 means that {claim.treatment.label} is better. "
         f"Intervals at: {levels(rows)}.",
         checks=[(MARKS[check.passed], check) for check in result.evidence.checks],
@@ -146,11 +146,11 @@ def _arm(arm: Arm) -> str:
     return f"{label} ({', '.join(given)})" if given else label
 
 
-def _contrast(claim: Claim, row: Mapping[str, Any]) -> dict[str, Any]:
+def _contrast(row: Mapping[str, Any]) -> dict[str, Any]:
     from alignlab.audit.result import contrast_name
 
     return {
-        "label": contrast_name(claim, row["name"], row["contrast"]),
+        "label": contrast_name(row["name"], row["contrast"]),
         "estimate": f"{row['estimate']:+.3g}",
         "interval": f"[{row['low']:+.3g}, {row['high']:+.3g}]",
         "p": f"{row['p_adjusted']:.2g}",

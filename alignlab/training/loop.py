@@ -75,7 +75,7 @@ def train(
 
 
 class Run:
-    """One run: what its spec names, built; trained by :meth:`go`, or in step with others by a population."""
+    """One run: what its spec names, built, and trained by :meth:`go`."""
 
     def __init__(self, spec: RunSpec, task: Task, device: torch.device, probes: list[Probe]) -> None:
         self.spec, self.task, self.device = spec, task, device
