@@ -47,7 +47,7 @@ class Segments:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the caller may go elsewhere between two appends
         self._last_stamp = 0
         self._swept: float | None = None
         self._latest: dict[str, int] = {}  # the number of each run's last segment, of those appended here

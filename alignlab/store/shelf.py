@@ -127,8 +127,11 @@ def _unchanged(path: Path, name: str, note: Mapping[str, Any]) -> bool:
 
 
 def stamp(path: Path, name: str) -> list[int]:
-    """Size and modification time (ns) of a segment's file."""
-    status = os.stat(f"{path}/{name}{SUFFIX}")  # many thousand times; a Path takes longer than the disk
+    """Size and modification time (ns) of a segment's file; nothing where it is gone, which its reader tells."""
+    try:
+        status = os.stat(f"{path}/{name}{SUFFIX}")  # many thousand times; a Path takes longer than the disk
+    except FileNotFoundError:
+        return []
     return [status.st_size, status.st_mtime_ns]
 
 
@@ -210,7 +213,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def check_store(path: Path) -> None:
     """Raise StoreError where there is no store at `path`, or nothing in it."""
-    if not path.exists():
+    if not os.path.exists(path):  # a Path raises where a name is too long
         raise StoreError(
             f"no store at {path}: there is no such folder; check the path, or record a run there first"
         )

@@ -179,6 +179,23 @@ def test_segments_that_went_missing_are_an_error(compacted):
             attempt(compacted)
 
 
+def test_a_segment_that_is_gone_when_it_is_compacted_is_named(store):
+    (store / "zz.nc").symlink_to(store / "gone.nc")
+    for read in (compact, open_runs):
+        with pytest.raises(StoreError, match="no segment 'zz'"):
+            read(store)
+
+
+def test_a_compaction_may_be_a_link(compacted, make_run, tmp_path):
+    (compacted / "compact.zarr").rename(tmp_path / "elsewhere")
+    (compacted / "compact.zarr").symlink_to(tmp_path / "elsewhere")
+    assert open_runs(compacted)["loss"].chunks is not None
+    Segments(compacted).append(make_run("f", seed=6))
+    compact(compacted)
+    assert [file.name for file in compacted.iterdir() if file.name.startswith(".")] == []
+    assert open_runs(compacted).load().sizes["run"] == 6
+
+
 def test_a_compaction_alone_is_a_store(store):
     before = open_runs(store)
     compact(store)
@@ -229,6 +246,8 @@ def test_nothing_to_compact_is_an_error(tmp_path):
         compact(tmp_path / "missing")
     with pytest.raises(StoreError, match="no segments"):
         compact(tmp_path)
+    with pytest.raises(StoreError, match="no such folder"):
+        compact(tmp_path / ("a" * 300))
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"file: it is a file; give the folder"):
         compact(tmp_path / "file")

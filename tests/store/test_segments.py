@@ -49,6 +49,16 @@ def test_any_run_id_makes_a_file_name(make_run, tmp_path, run_id):
     assert segments.latest_status(run_id) == "finished"
 
 
+def test_a_run_stays_in_one_folder_wherever_its_writer_goes(make_run, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    segments = Segments("store")
+    segments.append(make_run(steps=[0], status="running"))
+    monkeypatch.chdir("elsewhere")
+    segments.append(make_run(steps=[1]))
+    assert Segments(tmp_path / "store").names() == ["run-000000", "run-000001"]
+
+
 def test_a_name_is_never_overwritten(make_run, tmp_path):
     segments = Segments(tmp_path)
     path = segments.append(make_run(seed=0), "cell")
