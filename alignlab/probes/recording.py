@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Recording:
         self._tape, self._parts = Tape(layers), list["xr.Dataset"]()
         self._segments = None if path is None else Segments(path).prepare(str(run_id))
         self._number = 0  # of the next segment
+        self._tokens = [uuid.uuid4().hex[:12]]  # of those who recorded the run, this recording's last
         self._goes_on = False
 
     @property
@@ -71,7 +73,8 @@ class Recording:
         """What :meth:`go_on` needs, after a flush; in memory everything, else how much there is in the store."""
         parts = [] if self.is_stored else [resuming.encoded(part) for part in self._parts]
         measured = sum(part.sizes["step"] for part in self._parts)
-        return {"run_id": str(self.run_id), "measured": measured, "segments": self._number, "parts": parts}
+        told = {"measured": measured, "segments": self._number, "tokens": [*self._tokens], "parts": parts}
+        return {"run_id": str(self.run_id), **told}
 
     def go_on(self, state: Mapping[str, Any], steps: int) -> None:
         """Take the run up again where it was at a ``state``, after ``steps`` optimizer steps. Writes nothing yet."""
@@ -79,7 +82,8 @@ class Recording:
         if self._segments is None:
             self._parts = [resuming.decoded(part) for part in state["parts"]]
         else:
-            self._parts, self._number = resuming.stored_parts(self._segments, state, steps)
+            self._parts, self._number, tokens = resuming.stored_parts(self._segments, state, steps)
+            self._tokens = tokens + self._tokens
 
     def add(
         self,
@@ -128,7 +132,7 @@ class Recording:
 
     def _append(self, segment: xr.Dataset) -> None:
         assert self._segments is not None
-        self._segments.append(segment, number=self._number)
+        self._segments.append(segment, number=self._number, tokens=self._tokens)
         self._number += 1
 
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:

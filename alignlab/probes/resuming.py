@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,13 +171,16 @@ def go_on(recorder: Recorder, state: State) -> None:
         probe.load_state_dict(own)
 
 
-def stored_parts(segments: Segments, state: State, steps: int) -> tuple[list[xr.Dataset], int]:
-    """What a store has of a run up to a state, which is after ``steps`` steps, and the number of the run's next segment.
+def stored_parts(segments: Segments, state: State, steps: int) -> tuple[list[xr.Dataset], int, list[str]]:
+    """What a store has of a run up to a state, which is after ``steps`` steps; the number of the run's next segment, and the
+    tokens of those who recorded it.
 
-    Raises :class:`StoreError` where it has not all of it, or where the run was taken up again from an earlier step.
+    Raises :class:`StoreError` where it has not all of it, or another recording, or where the run was taken up again from an
+    earlier step.
     """
     run_id, known = state["run_id"], state["segments"]
     told = segments.pieces(run_id)
+    tokens = _tokens(told, state, segments)
     for piece in told:
         if _number(piece) >= known and piece.last_step < steps - 1:
             raise StoreError(
@@ -192,7 +195,19 @@ def stored_parts(segments: Segments, state: State, steps: int) -> tuple[list[xr.
             f"{state['measured']}: pass the path that it was recorded in, and put back segments that were moved"
         )
     parts = [_bare(piece) for piece in held if piece.record.fields["step"].data.size]
-    return parts, max(map(_number, told), default=-1) + 1
+    return parts, max(map(_number, told), default=-1) + 1, tokens
+
+
+def _tokens(told: Sequence[Piece], state: State, segments: Segments) -> list[str]:
+    """Of all who recorded the run, as far as store and state know them."""
+    stored = next((piece.tokens for piece in reversed(told) if piece.tokens), [])
+    known = list(state.get("tokens", []))  # not of a state of older versions
+    if any(a != b for a, b in zip(stored, known, strict=False)):
+        raise StoreError(
+            f"run {state['run_id']!r} in {segments.path} is not the recording that this state is of, but another under the "
+            "same run_id, or went on elsewhere from one of its checkpoints: pass the path that it was recorded in"
+        )
+    return max(stored, known, key=len)
 
 
 def _number(piece: Piece) -> int:

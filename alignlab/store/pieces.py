@@ -3,6 +3,12 @@
 Segments of one run follow each other in the order in which they were written. Where they overlap, the later one speaks for
 its variables at its steps. Where a later one tells an earlier last step, the run was taken up again from there, as from a
 checkpoint: what lay beyond is of an attempt that came to nothing, and does not count.
+
+A recorder notes in its segments the tokens of all who recorded the run so far, its own last. It takes up those of the store's
+last segment, so that in one recording the tokens of each segment begin with those of the one before, however often it was
+taken up. Where they do not, files of two recordings lie among each other, or of two that went on from one checkpoint in
+two copies of a store. Segments without tokens (a sweep's, which are whole runs, a user's own, those of older versions) go
+with any.
 """
 
 from __future__ import annotations
@@ -42,6 +48,11 @@ class Piece:
     @property
     def last_step(self) -> int:
         return int(self.record.fields["last_step"].data)
+
+    @property
+    def tokens(self) -> list[str]:
+        """Of those who recorded the run up to here, the first one's first; none where nothing was noted."""
+        return list(self.record.notes.get("tokens", ()))
 
     def until(self, last_step: int) -> Piece:
         """The piece without steps after `last_step`."""
@@ -93,7 +104,7 @@ def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
     """The pieces of each run in the order in which they were written; runs sorted by their id.
 
     Raises:
-        StoreError: where pieces of one run_id are of different runs, or one segment is there twice.
+        StoreError: where pieces of one run_id are of different runs or recordings, or one segment is there twice.
     """
     runs: dict[str, list[Piece]] = {}
     for piece in pieces:
@@ -104,6 +115,7 @@ def by_run(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
         told.sort(key=lambda piece: piece.record.notes.get(key) or 0)
         _check_copies(told)
         _check_identity(told)
+        _check_recording(told)
     return dict(sorted(runs.items()))
 
 
@@ -134,6 +146,17 @@ def _check_identity(told: Sequence[Piece]) -> None:
                     f"run {piece.run_id!r} is two runs: {name} is {a.data} in {first.source} and {b.data} in "
                     f"{piece.source}; give each run its own run_id, or keep them in separate folders"
                 )
+
+
+def _check_recording(told: Sequence[Piece]) -> None:
+    """Files of two recordings among each other would be one run whose steps are of both."""
+    for before, piece in pairwise([piece for piece in told if piece.tokens]):
+        if piece.tokens[: len(before.tokens)] != before.tokens:
+            raise StoreError(
+                f"run {piece.run_id!r} is two recordings, as of stores copied over each other: {piece.source} does not go on "
+                f"with what {before.source} tells. Copy each recording again, to a folder of its own, or move the files of "
+                "one out of this folder; then record under no run_id, or under one of each run's own"
+            )
 
 
 def equal(a: Array, b: Array) -> Array:

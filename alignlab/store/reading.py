@@ -51,8 +51,8 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
 
     Raises:
         StoreError: where there is no store, nothing in it, a damaged or newer file, a segment that is a copy of another, or
-            one run_id for two runs; when it is computed, where a lazy chunk is damaged, or the store was compacted anew since
-            it was opened.
+            one run_id for two runs or recordings; when it is computed, where a lazy chunk is damaged, or the store was
+            compacted anew since it was opened.
     """
     runs = open_all(path)
     _warn_of_versions(runs)

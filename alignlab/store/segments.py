@@ -20,7 +20,7 @@ from alignlab.store.errors import StoreError
 from alignlab.store.record import Damaged, NewerSchema, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     import xarray as xr
 
@@ -77,6 +77,7 @@ class Segments:
         exist_ok: bool = False,
         writer: str | None = None,
         number: int | None = None,
+        tokens: Sequence[str] = (),
     ) -> Path:
         """Write one segment; when this returns, it is on disk.
 
@@ -88,6 +89,7 @@ class Segments:
             writer: who writes it, to be asked for by `writer`.
             number: of the segment among those of its run, for a writer that must be the run's only one: where another wrote
                 a segment of this number, an error.
+            tokens: of those who recorded the run so far, the writer's own last (`alignlab.store.pieces`).
 
         Raises:
             ContractError: where the dataset breaks the contract.
@@ -104,6 +106,8 @@ class Segments:
         record.notes = {"sequence": sequence, "written": self._stamp()}
         if writer is not None:
             record.notes["writer"] = writer
+        if tokens:
+            record.notes["tokens"] = list(tokens)
         path = self.file(name)
         self._sweep()
         try:

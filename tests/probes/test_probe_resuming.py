@@ -6,6 +6,7 @@ import enum
 import io
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,6 +387,72 @@ def test_a_state_of_another_recorder_is_refused(name: str, other: Any, told: str
     probes = arguments.pop("probes", own)
     with pytest.raises(ValueError, match=told):
         Recorder(*case.model()[:2], probes, **arguments).load_state_dict(state)
+
+
+def recorded(case: Case, path: Path, stop: int) -> tuple[bytes, Recorder]:
+    made = case.model()
+    with case.recorder(*made[:2], path, run_id="mine") as recorder:
+        train(made, 0, stop)
+    return checkpoint(made, recorder), recorder
+
+
+def test_two_recordings_of_one_run_id_that_are_copied_together_do_not_mix(tmp_path: Path) -> None:
+    case = Case(schedule="all", flush_every=2)
+    for name, stop in (("here", 9), ("there", 4)):
+        recorded(case, tmp_path / name, stop)
+        assert open_runs(tmp_path / name).sizes["step"] == stop
+    shutil.copytree(tmp_path / "there", tmp_path / "here", dirs_exist_ok=True)
+    with pytest.raises(StoreError, match=r"run 'mine' is two recordings.*mine-000003.nc does not go on"):
+        open_runs(tmp_path / "here")
+
+
+def test_a_run_that_went_on_in_a_copy_of_its_store_comes_back_by_copying(tmp_path: Path) -> None:
+    case, here, there = Case(schedule="all", flush_every=1), tmp_path / "here", tmp_path / "there"
+    saved, _ = stopped(case, here)
+    shutil.copytree(here, there)
+    made, recorder = resumed(case, there, saved)
+    with recorder:
+        train(made, case.saved, TOTAL)
+    shutil.copytree(there, here, dirs_exist_ok=True)
+    assert_same_run(open_runs(here), whole(case))
+
+
+def test_a_run_that_went_on_in_two_copies_of_its_store_does_not_mix(tmp_path: Path) -> None:
+    case, here, there = Case(schedule="all", flush_every=1), tmp_path / "here", tmp_path / "there"
+    saved, _ = stopped(case, here)
+    shutil.copytree(here, there)
+    for store, stop in ((here, 12), (there, 10)):
+        made, recorder = resumed(case, store, saved)
+        recorder.attach()
+        train(made, case.saved, stop)
+        assert open_runs(store).sizes["step"] == stop
+    shutil.copytree(there, here, dirs_exist_ok=True)
+    with pytest.raises(StoreError, match="is two recordings"):
+        open_runs(here)
+
+
+def test_a_state_goes_on_with_no_other_recording(tmp_path: Path) -> None:
+    case = Case(schedule="all", flush_every=1)
+    saved, _ = recorded(case, tmp_path / "here", 5)
+    recorded(case, tmp_path / "there", 5)
+    before = open_runs(tmp_path / "there")
+    _, recorder = resumed(case, tmp_path / "there", saved)
+    with pytest.raises(StoreError, match=r"'mine' in .*there is not the recording that this state is of"):
+        recorder.attach()
+    xr.testing.assert_identical(open_runs(tmp_path / "there"), before)
+
+
+def test_a_state_without_tokens_goes_on(tmp_path: Path) -> None:
+    case = Case(schedule="all", flush_every=1)
+    saved, _ = stopped(case, tmp_path)
+    made, *states, state = case.model(), *torch.load(io.BytesIO(saved), weights_only=True)
+    del state["recording"]["tokens"]  # as of older versions
+    recorder = case.recorder(*made[:2], tmp_path)
+    for part, own in zip((*made, recorder), (*states, state), strict=True):
+        part.load_state_dict(own)
+    with recorder:
+        train(made, case.saved, TOTAL)
+    assert_same_run(open_runs(tmp_path), whole(case))
 
 
 def test_a_state_comes_before_the_recorder_attaches_and_of_one_that_has(tmp_path: Path) -> None:

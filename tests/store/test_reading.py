@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import time
 
 import numpy as np
@@ -119,6 +120,58 @@ def test_what_was_told_before_a_run_was_taken_up_again_does_not_come_back(make_r
     expected = open_runs(append_all(tmp_path / "plain", first, last))
     xr.testing.assert_identical(open_runs(runs), expected)
     xr.testing.assert_identical(open_runs(compact(runs)).load(), expected)
+
+
+def recorded(path, make_run, *tokens, steps=(0, 1, 2)):
+    """A segment a step, each with the tokens that were told last."""
+    segments = Segments(path)
+    for step, own in zip(steps, (tokens + (tokens[-1],) * len(steps))[: len(steps)], strict=True):
+        segments.append(make_run(steps=[step], status="running"), tokens=own.split())
+    return path
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 2), (3, 1)])
+def test_two_recordings_whose_files_are_mixed_are_told_with_the_files(make_run, tmp_path, first, second):
+    here = recorded(tmp_path / "here", make_run, "one", steps=range(first))
+    there = recorded(tmp_path / "there", make_run, "two", steps=range(second))
+    expected = open_runs(there)
+    compact(here)
+    shutil.copytree(there, here, dirs_exist_ok=True)
+    told = (
+        f"run 'run' is two recordings.*: .*here/run-{second:06d}.nc does not go on with what .*here/run-{second - 1:06d}.nc "
+        "tells. Copy each"
+    )
+    for read in (open_runs, compact, lambda path: Segments(path).latest_status("run")):
+        with pytest.raises(StoreError, match=told):
+            read(here)
+    shutil.rmtree(here / "compact.zarr")
+    for number in range(second, first):
+        (here / f"run-{number:06d}.nc").unlink()
+    xr.testing.assert_identical(open_runs(here), expected)
+
+
+def test_a_recording_that_was_taken_up_again_is_one(make_run, tmp_path):
+    whole = open_runs(recorded(tmp_path / "plain", make_run, "", steps=range(5)))
+    path = recorded(tmp_path / "store", make_run, "a", "a", "a b", "a b", "a b c", steps=range(5))
+    xr.testing.assert_identical(open_runs(path), whole)
+    xr.testing.assert_identical(open_runs(compact(path)).load(), whole)
+
+
+def test_a_recording_that_went_on_in_two_copies_of_its_store_is_two(make_run, tmp_path):
+    here = recorded(tmp_path / "here", make_run, "a", "a", "a b")
+    there = recorded(tmp_path / "there", make_run, "a", "a", "a c", steps=range(4))
+    shutil.copy(there / "run-000003.nc", here)
+    with pytest.raises(StoreError, match=r"run-000003.nc does not go on with what .*run-000002.nc tells"):
+        open_runs(here)
+    shutil.copy(there / "run-000002.nc", here)
+    xr.testing.assert_identical(open_runs(here), open_runs(there))
+
+
+def test_segments_without_tokens_go_with_any(make_run, tmp_path):
+    path = recorded(tmp_path, make_run, "", "a", "", "a b", steps=range(4))
+    assert open_runs(path).step.values.tolist() == [0, 1, 2, 3]
+    Segments(path).append(make_run(steps=[0, 3])[["loss"]].rename(loss="test_loss"))
+    assert open_runs(path)["test_loss"].notnull().values.tolist() == [True, False, False, True]
 
 
 def test_a_later_segment_may_add_variables_at_the_same_steps(make_run, tmp_path):
