@@ -152,7 +152,7 @@ class Recorder:
         key = uuid.uuid4().hex
         for probe in self.probes:
             user = _at_work.get(probe.user)
-            if user is not None and user.status == "running":
+            if user is not None and user.status == "running" and user._counter is not None:
                 raise ValueError(
                     f"{type(probe).__name__} is at work in another recorder: give each one probes of its own"
                 )

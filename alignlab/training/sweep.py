@@ -19,6 +19,7 @@ import torch
 
 from alignlab.store import Segments
 from alignlab.store.claims import Claims
+from alignlab.store.netcdf import is_whole
 from alignlab.training import devices, fitting
 from alignlab.training.cells import Job, Outcome, run_job, stored
 from alignlab.training.errors import SpecError, SweepError
@@ -69,14 +70,16 @@ class Sweep:
         :class:`Workers` keeps its processes from call to call, and says on which device they train: a GPU, say.
         ``notify(n)`` is called as ``n`` more of the missing runs are done.
 
-        Raises :class:`SweepError` after all others are done if some failed, or at once where the workers are not fit for it;
-        and :class:`SpecError`, before anything runs, for a spec that changed after it was named, or that does not fit its task
-        where this is one of your own.
+        Raises :class:`SweepError` after all others are done if some failed, or were copied by halves, or at once where the
+        workers are not fit for it; and :class:`SpecError`, before anything runs, for a spec that changed after it was named, or
+        that does not fit its task where this is one of your own.
         """
         with opened(executor) as workers:
             missing = self.missing()
             self._check(missing)
-            return self._run(missing, workers, _Progress(notify or (lambda n: None))) if missing else 0
+            computed = self._run(missing, workers, _Progress(notify or (lambda n: None))) if missing else 0
+        self._check_files()
+        return computed
 
     def _run(self, missing: Sequence[RunSpec], workers: Workers, progress: _Progress) -> int:
         Segments(self.store).prepare()
@@ -94,6 +97,16 @@ class Sweep:
                 f"{_listed(progress.failures)}"
             )
         return progress.computed
+
+    def _check_files(self) -> None:
+        """Another may copy into the store."""
+        files = map(Segments(self.store).file, self.names.values())
+        halved = [str(file) for file in files if file.exists() and not is_whole(file)]
+        if halved:
+            raise SweepError(
+                f"{len(halved)} of {len(self.names)} runs lie in files that were copied by halves: "
+                f"{_few(halved)}; copy these again, or remove them and let the same call compute them"
+            )
 
     def _check(self, specs: Sequence[RunSpec]) -> None:
         changed = [spec for spec in specs if self.names.get(spec) != cell_name(spec)]

@@ -442,6 +442,19 @@ def test_a_state_goes_on_with_no_other_recording(tmp_path: Path) -> None:
     xr.testing.assert_identical(open_runs(tmp_path / "there"), before)
 
 
+def test_probes_of_a_recorder_that_could_not_go_on_are_free(tmp_path: Path) -> None:
+    case = Case(schedule="all", flush_every=1, left="exception")
+    saved, _ = stopped(case, tmp_path / "store")
+    _, elsewhere = resumed(case, tmp_path / "empty", saved)
+    with pytest.raises(StoreError, match="0 measured steps"):
+        elsewhere.attach()
+    made, other = resumed(case, tmp_path / "store", saved)
+    other.probes = elsewhere.probes
+    with other:
+        train(made, case.saved, TOTAL)
+    assert_same_run(open_runs(tmp_path / "store"), whole(case))
+
+
 def test_a_state_without_tokens_goes_on(tmp_path: Path) -> None:
     case = Case(schedule="all", flush_every=1)
     saved, _ = stopped(case, tmp_path)

@@ -117,6 +117,23 @@ def test_a_file_cut_short_is_never_read(make_run, tmp_path):
             segments.read("run-000000")
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest", "ours"])
+def test_a_file_cut_short_is_known_by_its_head(make_run, tmp_path, libver):
+    path = tmp_path / "file.nc"
+    if libver == "ours":
+        Segments(tmp_path).append(make_run(), "file")
+    else:
+        with h5py.File(path, "w", libver=libver) as file:
+            file["x"] = np.arange(1000)
+    content = path.read_bytes()
+    assert netcdf.is_whole(path)
+    for end in (0, 1, 20, 47, 48, 51, 52, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:end])
+        assert not netcdf.is_whole(path), end
+    path.write_bytes(bytes(len(content)))
+    assert not netcdf.is_whole(path)
+
+
 def test_a_flipped_bit_is_found_or_harmless(make_run, tmp_path):
     segments = Segments(tmp_path)
     path = segments.append(make_run())

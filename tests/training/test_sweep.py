@@ -15,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, atomic, compact, open_runs
+from alignlab.store import Segments, StoreError, atomic, compact, open_runs, open_segments
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, naming, train
 from alignlab.training import sweep as sweeping
@@ -238,9 +238,15 @@ def test_a_run_that_was_copied_by_halves_is_named_and_computed_again_once_remove
     for look in (open_runs, compact):
         with pytest.raises(StoreError, match=rf"{path.name}: damaged.*; restore it from a copy, or move it"):
             look(tmp_path)
+    told = rf"1 of 4 runs lie in files .* by halves: {path}; copy these again, or remove them and let"
+    for end in (len(whole) // 2, 0, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(SweepError, match=told):
+            Sweep([*CELLS, BASE.changed(seed=9)], tmp_path).run()
+    assert open_segments(tmp_path, [cell_name(BASE.changed(seed=9))]).status == "finished"
     path.unlink()
     assert Sweep(CELLS, tmp_path).run() == 1
-    assert open_runs(tmp_path).sizes["run"] == 3
+    assert open_runs(tmp_path).sizes["run"] == 4
 
 
 # Several sweeps at once -----------------------------------------------------------------------------------------------
