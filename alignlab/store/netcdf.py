@@ -102,10 +102,16 @@ def from_file(
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is as long as it says that it is; a look at its head, which takes a hundredth of reading it."""
-    with Path(path).open("rb") as file:
-        head = file.read(52)
-        size = os.fstat(file.fileno()).st_size
+    """Whether a file is as long as it says that it is; a look at its head, which takes a hundredth of reading it.
+
+    One that cannot be read counts as whole: why it cannot is for its reader to tell.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(52)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return True
     if len(head) < 52 or head[:8] != SIGNATURE:
         return False
     start = END_AT.get(head[8], 52)  # of a version to come nothing is known

@@ -7,8 +7,10 @@ file system) refuses it instead, for its results would be lost or wrong.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,6 +182,8 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
 
 
 def _written(dataset: xr.Dataset, job: Job, name: str) -> Outcome:
+    with contextlib.suppress(OSError):  # where there are no locks, what is old is swept as left behind
+        os.utime(claim_file(job.store, job.sweep))
     try:
         _store(dataset, job.store, name, job.sweep)
     except Exception as error:  # a full disk

@@ -132,6 +132,7 @@ def test_a_file_cut_short_is_known_by_its_head(make_run, tmp_path, libver):
         assert not netcdf.is_whole(path), end
     path.write_bytes(bytes(len(content)))
     assert not netcdf.is_whole(path)
+    assert netcdf.is_whole(tmp_path)  # no file that could be read
 
 
 def test_a_flipped_bit_is_found_or_harmless(make_run, tmp_path):

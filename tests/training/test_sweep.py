@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -247,6 +249,22 @@ def test_a_run_that_was_copied_by_halves_is_named_and_computed_again_once_remove
     path.unlink()
     assert Sweep(CELLS, tmp_path).run() == 1
     assert open_runs(tmp_path).sizes["run"] == 4
+
+
+def test_a_sweep_of_days_goes_on_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    def a_day_later(*args: Any, **kwargs: Any) -> xr.Dataset:
+        for file in tmp_path.glob(f".*{atomic.SUFFIX}"):
+            os.utime(file, (time.time() - 2 * atomic.ABANDONED,) * 2)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr(cells, "train", a_day_later)
+    assert Sweep(CELLS, tmp_path).run() == 3
 
 
 # Several sweeps at once -----------------------------------------------------------------------------------------------
