@@ -263,10 +263,12 @@ class Recorder:
             if self.schedule(self.step):
                 self._arm()
             return
-        if self._before is not None:
-            self._measure(self.step - 1, self._before, updated=True)
-            self._before = None
-        self._plan()
+        before, self._before = self._before, None
+        try:
+            if before is not None:
+                self._measure(self.step - 1, before, updated=True)
+        finally:  # a loop may go on after a full disk
+            self._plan()
 
     def _measure(self, step: int, weights: dict[str, Tensor], updated: bool) -> None:
         self._replaced.check(self._capture.hears)

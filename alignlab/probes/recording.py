@@ -36,6 +36,7 @@ class Recording:
         self._flush_every = flush_every
         self._tape, self._parts = Tape(layers), list["xr.Dataset"]()
         self._segments = None if path is None else Segments(path).prepare(str(run_id))
+        self._unwritten = list["xr.Dataset"]()  # what a full disk did not take
         self._number = 0  # of the next segment
         self._tokens = [uuid.uuid4().hex[:12]]  # of those who recorded the run, this recording's last
         self._goes_on = False
@@ -116,11 +117,8 @@ class Recording:
 
     def to_dataset(self) -> xr.Dataset:
         """Everything up to now."""
-        import xarray as xr
-
         self.flush()
-        parts = self._parts or [self._tape.flush()]
-        return self._labelled(xr.concat(parts, "step", data_vars="minimal", coords="minimal", join="outer"))
+        return self._labelled(_joined(self._parts or [self._tape.flush()]))
 
     def _write(self) -> None:
         self.self_test.check()
@@ -128,7 +126,10 @@ class Recording:
         if part.sizes["step"]:
             self._parts.append(part)
         if self._segments is not None:
-            self._append(self._labelled(part))
+            self._unwritten.append(part)
+            parts = [p for p in self._unwritten if p.sizes["step"]] or [part]
+            self._append(self._labelled(_joined(parts) if len(parts) > 1 else parts[0]))
+            self._unwritten.clear()
 
     def _append(self, segment: xr.Dataset) -> None:
         assert self._segments is not None
@@ -138,3 +139,9 @@ class Recording:
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:
         own = {"run_id": self.run_id, "status": self.status, "last_step": self.last_step}
         return dataset.assign_coords(self.facts | own).assign_attrs(self.attrs)
+
+
+def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    import xarray as xr
+
+    return xr.concat(parts, "step", data_vars="minimal", coords="minimal", join="outer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import io
 import math
 import os
@@ -35,7 +36,7 @@ from alignlab.probes import (
     log_spaced,
     roots,
 )
-from alignlab.store import StoreError, compact, open_runs
+from alignlab.store import StoreError, atomic, compact, open_runs
 
 WORLD = WORLDS["mlp"]
 TOTAL = 14
@@ -465,6 +466,30 @@ def test_a_state_without_tokens_goes_on(tmp_path: Path) -> None:
         part.load_state_dict(own)
     with recorder:
         train(made, case.saved, TOTAL)
+    assert_same_run(open_runs(tmp_path), whole(case))
+
+
+@pytest.mark.parametrize("flush_every", [1, 3])
+def test_what_a_full_disk_did_not_take_is_written_when_it_does(
+    flush_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, write, tries = Case(schedule="all", flush_every=flush_every), atomic.write_new, []
+
+    def often_full(path: Path, content: bytes) -> None:
+        tries.append(path)
+        if len(tries) in (1, 3, 4):
+            raise OSError(errno.ENOSPC, "no space left")
+        write(path, content)
+
+    monkeypatch.setattr(atomic, "write_new", often_full)
+    made = case.model()
+    with case.recorder(*made[:2], tmp_path):
+        for step in range(TOTAL):
+            try:
+                train(made, step, step + 1)
+            except StoreError:
+                made[-1].step()  # which the error left out
+    assert len(tries) > 4
     assert_same_run(open_runs(tmp_path), whole(case))
 
 
