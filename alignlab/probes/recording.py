@@ -101,7 +101,7 @@ class Recording:
 
     def flush(self) -> None:
         """Move what was measured to the host, and to disk."""
-        if len(self._tape):
+        if len(self._tape) or self._unwritten:
             self._write()
 
     def narrow(self, rows: Tensor) -> None:

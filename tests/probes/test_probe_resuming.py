@@ -493,6 +493,29 @@ def test_what_a_full_disk_did_not_take_is_written_when_it_does(
     assert_same_run(open_runs(tmp_path), whole(case))
 
 
+def test_a_state_tells_of_nothing_that_a_full_disk_did_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    case = Case(schedule="all")
+    made = case.model()
+    recorder = case.recorder(*made[:2], tmp_path).attach()
+    train(made, 0, 7)
+    with monkeypatch.context() as disk:
+        disk.setattr(atomic, "write_new", full)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="no space left"):
+                recorder.state_dict()
+    saved = checkpoint(made, recorder)
+    train(made, 7, 9)
+    made, recorder = resumed(case, tmp_path, saved)
+    with recorder:
+        train(made, 7, TOTAL)
+    assert_same_run(open_runs(tmp_path), whole(case))
+
+
 def test_a_state_comes_before_the_recorder_attaches_and_of_one_that_has(tmp_path: Path) -> None:
     case = Case()
     recorder = case.recorder(*(made := case.model())[:2], None)
