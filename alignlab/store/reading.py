@@ -47,7 +47,8 @@ def open_runs(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
     ``runs[["loss", "gradient_angle"]].load()``; of 10,000 runs x 200 steps x 4 layers it has 32 MB.
 
     Warns where runs of one spec (`spec_hash`) were computed by several versions of the code (`code_hash`), as by a sweep before
-    and after an upgrade: they are no further replicates, and which to take must be said.
+    and after an upgrade: they are no further replicates, and which to take must be said. And where segments of a run are
+    missing before others.
 
     Raises:
         StoreError: where there is no store, nothing in it, a damaged or newer file, a segment that is a copy of another, or

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import time
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -51,6 +53,7 @@ class Shelf:
             name: note | {"stamp": stamps.get(name, note["stamp"])} for name, note in notes.items()
         }
         self.notes |= {name: _note(pieces, stamps.get(name)) for name, pieces in told.items()}
+        _warn_of_gaps(path, self.notes)
         going_on = {piece.run_id for pieces in told.values() for piece in pieces}
         for name, note in notes.items():
             if going_on & set(note["runs"]):
@@ -165,8 +168,30 @@ def _shared(pieces: list[Piece], common: dict[Any, Field]) -> list[Piece]:
 
 def _note(pieces: Sequence[Piece], stamp: list[int] | None) -> dict[str, Any]:
     """What a compaction keeps of a segment, to know it again."""
-    written = pieces[0].record.notes["written"]
-    return {"runs": [piece.run_id for piece in pieces], "written": written, "stamp": stamp}
+    own = pieces[0].record.notes
+    told = {"written": own["written"], "stamp": stamp, "sequence": own.get("sequence")}
+    return {"runs": [piece.run_id for piece in pieces], **told}
+
+
+def _warn_of_gaps(path: Path, notes: Notes) -> None:
+    """Where segments of a run are missing before others, as of a copy that was broken off, its steps have holes."""
+    numbers = defaultdict[str, set[int]](set)
+    for note in notes.values():
+        number = note.get("sequence", -1)  # not of a compaction of older versions
+        if number is not None:
+            numbers[note["runs"][0]].add(number)
+    for run_id, known in numbers.items():
+        missing = sorted(set(range(max(known))) - known) if -1 not in known else []
+        if missing:
+            warnings.warn(
+                f"run {run_id!r} in {path} lacks {len(missing)} of its segments, {_counted(missing)}: what was measured in "
+                "them is missing. Copy them there too, unless you moved them out",
+                stacklevel=6,
+            )
+
+
+def _counted(numbers: Sequence[int]) -> str:
+    return ", ".join(f"{n:06d}" for n in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
 
 
 def read_compaction(path: Path) -> Zarr:

@@ -4,6 +4,7 @@ import itertools
 import re
 import shutil
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -128,6 +129,22 @@ def recorded(path, make_run, *tokens, steps=(0, 1, 2)):
     for step, own in zip(steps, (tokens + (tokens[-1],) * len(steps))[: len(steps)], strict=True):
         segments.append(make_run(steps=[step], status="running"), tokens=own.split())
     return path
+
+
+def test_segments_that_are_missing_before_others_are_told(make_run, tmp_path):
+    whole = recorded(tmp_path / "whole", make_run, "a", steps=range(9))
+    Segments(whole).append(make_run("other"))
+    named = make_run("run", steps=[3], last_step=8, status="running")[["loss"]].rename(loss="test_loss")
+    Segments(whole).append(named, "seed-000007")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_runs(whole)
+    path = shutil.copytree(whole, tmp_path / "part", ignore=lambda *_: ["run-000000.nc", "run-000005.nc"])
+    told = "run 'run' in .*part lacks 2 of its segments, 000000, 000005: what was measured in them is missing"
+    for read in (open_runs, compact, open_runs):  # from segments, and from their compaction
+        with pytest.warns(UserWarning, match=told):
+            read(path)
+    assert open_runs(path).step.values.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 10, 20]
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 2), (3, 1)])
