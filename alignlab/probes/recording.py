@@ -133,7 +133,12 @@ class Recording:
 
     def _append(self, segment: xr.Dataset) -> None:
         assert self._segments is not None
-        self._segments.append(segment, number=self._number, tokens=self._tokens)
+        try:
+            self._segments.append(segment, number=self._number, tokens=self._tokens)
+        except BaseException:
+            if self._segments.is_by(self._tokens, self.run_id, self._number):  # interrupted when it was there
+                self._number += 1
+            raise
         self._number += 1
 
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:

@@ -173,6 +173,11 @@ class Segments:
         found: str | None = self.read_record(name, only=()).notes.get("writer")
         return found
 
+    def is_by(self, tokens: Sequence[str], run_id: str, number: int) -> bool:
+        """Whether the segment of this number is there, and of these tokens."""
+        name = _numbered_name(run_id, number)
+        return self.has(name) and self.read_record(name, only=()).notes.get("tokens") == list(tokens)
+
     def latest_status(self, run_id: str) -> str | None:
         """The status that the last segment of a run tells; None where the folder has no segment of it."""
         from alignlab.store.pieces import by_run, split

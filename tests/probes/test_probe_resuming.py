@@ -516,6 +516,34 @@ def test_a_state_tells_of_nothing_that_a_full_disk_did_not_take(
     assert_same_run(open_runs(tmp_path), whole(case))
 
 
+@pytest.mark.parametrize("when", range(1, 6))
+def test_an_interrupted_flush_is_written_once_the_recorder_ends(
+    when: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, calls = Case(schedule="all", flush_every=3, crash=8), []
+
+    def interrupted(call: Any) -> Any:
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            calls.append(call)
+            if len(calls) == when:
+                raise KeyboardInterrupt
+            return call(*args, **kwargs)
+
+        return replacement
+
+    made = case.model()
+    with pytest.raises(KeyboardInterrupt) as caught, case.recorder(*made[:2], tmp_path):  # noqa: PT012
+        train(made, 0, 5)
+        for name in ("write", "fsync", "link", "unlink"):
+            monkeypatch.setattr(os, name, interrupted(getattr(os, name)))
+        train(made, 5, 8)
+        raise KeyboardInterrupt
+    assert not hasattr(caught.value, "__notes__")
+    run = open_runs(tmp_path)
+    assert run.status == "crashed"
+    assert run.step.values.tolist() == [*range(int(run.last_step) + 1)]
+
+
 def test_a_state_comes_before_the_recorder_attaches_and_of_one_that_has(tmp_path: Path) -> None:
     case = Case()
     recorder = case.recorder(*(made := case.model())[:2], None)
