@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,8 +136,10 @@ def fsync(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove temporaries in `folder` whose writers are dead; never fails."""
     with contextlib.suppress(OSError):
-        for path in folder.glob(f".*{SUFFIX}"):
-            if _left_behind(path):
+        found = [*folder.glob(f".*{SUFFIX}")]
+        now = _now(folder) if found else 0.0
+        for path in found:
+            if _left_behind(path, now):
                 _remove(path)
 
 
@@ -154,9 +155,16 @@ def _publish(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _left_behind(path: Path) -> bool:
+def _now(folder: Path) -> float:
+    """The time by the clock that dates files in a folder: a file server's, of which this machine's may be far off."""
+    with temporary_name(folder / "clock") as probe:
+        probe.touch()
+        return probe.stat().st_mtime
+
+
+def _left_behind(path: Path, now: float) -> bool:
     try:
-        age = time.time() - path.stat().st_mtime
+        age = now - path.stat().st_mtime
         if age < FRESH:
             return False
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -345,6 +345,18 @@ def test_a_temporary_just_made_is_left_alone(make_run, tmp_path):
     assert path.exists()
 
 
+@pytest.mark.parametrize("ahead", [-7200, 7200])
+def test_what_is_fresh_goes_by_the_clock_that_dates_files(tmp_path, monkeypatch, ahead):
+    fresh, left = (tmp_path / f".{name}.nc.0123456789ab.tmp" for name in ("fresh", "left"))
+    fresh.touch()
+    left.touch()
+    os.utime(left, (time.time() - 3600,) * 2)
+    here = time.time() + ahead
+    monkeypatch.setattr(time, "time", lambda: here)
+    atomic.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [fresh]
+
+
 def test_a_writer_holds_the_lock_of_its_temporary(make_run, tmp_path, monkeypatch):
     seen, write = [], os.write
 
