@@ -135,6 +135,8 @@ class Recording:
         assert self._segments is not None
         try:
             self._segments.append(segment, number=self._number, tokens=self._tokens)
+        except StoreError:
+            raise
         except BaseException:
             if self._segments.is_by(self._tokens, self.run_id, self._number):  # interrupted when it was there
                 self._number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import errno
 import io
@@ -513,6 +514,21 @@ def test_a_state_tells_of_nothing_that_a_full_disk_did_not_take(
     made, recorder = resumed(case, tmp_path, saved)
     with recorder:
         train(made, 7, TOTAL)
+    assert_same_run(open_runs(tmp_path), whole(case))
+
+
+def test_a_process_forked_while_it_records_leaves_the_run_to_one(tmp_path: Path) -> None:
+    case = Case(schedule="all", flush_every=1)
+    made = case.model()
+    recorder = case.recorder(*made[:2], tmp_path).attach()
+    train(made, 0, 2)
+    child = copy.copy(recorder._recording)  # as after a fork
+    train(made, 2, 3)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="recorded by another process too"):
+            child.end("crashed")
+    train(made, 3, TOTAL)
+    recorder.detach()
     assert_same_run(open_runs(tmp_path), whole(case))
 
 
