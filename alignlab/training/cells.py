@@ -156,7 +156,10 @@ def stored(job: Job, name: str) -> Outcome | None:
     segments = Segments(job.store)
     if not segments.has(name):
         return None
-    return Outcome("computed" if segments.writer(name) == job.sweep else "there")
+    try:
+        return Outcome("computed" if segments.writer(name) == job.sweep else "there")
+    except StoreError:  # another copies it there, or did by halves, which the sweep tells at its end
+        return Outcome("there")
 
 
 def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outcome]:

@@ -64,6 +64,14 @@ def test_a_job_computes_what_is_neither_stored_nor_under_way(store: Path, lockst
     assert run_job(own) == [THERE, DONE, THERE, DONE]
 
 
+def test_a_run_that_is_copied_there_meanwhile_costs_no_other(store: Path, tmp_path: Path) -> None:
+    own = job(store)
+    run_cell(CELLS[1], tmp_path / "elsewhere", own.names[1])
+    whole = Segments(tmp_path / "elsewhere").file(own.names[1]).read_bytes()
+    Segments(store).file(own.names[1]).write_bytes(whole[: len(whole) // 2])
+    assert run_job(own) == [DONE, THERE, DONE, DONE]
+
+
 def test_a_cell_stored_just_before_its_claim_ended_is_not_computed_again(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
