@@ -67,6 +67,7 @@ class Segments:
         except OSError as error:
             at_fault = first if error.errno == errno.ENAMETOOLONG else self.path
             raise atomic.cannot_write(at_fault, error) from error
+        self.path = self.path.resolve()  # a link such as "latest" may lead elsewhere by the next append
         return self
 
     def append(

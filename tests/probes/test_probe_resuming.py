@@ -517,6 +517,25 @@ def test_a_state_tells_of_nothing_that_a_full_disk_did_not_take(
     assert_same_run(open_runs(tmp_path), whole(case))
 
 
+def test_a_run_stays_in_its_folder_where_a_link_or_the_script_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, latest = Case(schedule="all", flush_every=2), tmp_path / "latest"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    latest.symlink_to("first")
+    monkeypatch.chdir(tmp_path)
+    made = case.model()
+    with case.recorder(*made[:2], Path("latest")):
+        train(made, 0, 5)
+        latest.unlink()
+        latest.symlink_to("second")
+        monkeypatch.chdir("second")
+        train(made, 5, TOTAL)
+    assert [*(tmp_path / "second").iterdir()] == []
+    assert_same_run(open_runs(tmp_path / "first"), whole(case))
+
+
 def test_a_process_forked_while_it_records_leaves_the_run_to_one(tmp_path: Path) -> None:
     case = Case(schedule="all", flush_every=1)
     made = case.model()
