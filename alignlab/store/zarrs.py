@@ -143,10 +143,11 @@ def write(path: Path, record: Record, blocks: Iterable[Mapping[str, Array]]) -> 
     shapes = _shapes(record)
     grid = _grid(record, shapes)
     checksums: dict[str, list[int]] = {name: [] for name in shapes}
-    every_chunk = zarr.config.set(
-        {"array.write_empty_chunks": True}
-    )  # or a copy over another keeps the other's
-    with atomic.temporary_name(path) as temporary, atomic.locked_folder(temporary), every_chunk:
+    with (
+        atomic.temporary_name(path) as temporary,
+        atomic.locked_folder(temporary),
+        zarr.config.set({"array.write_empty_chunks": True}),  # or a copy over another keeps the other's
+    ):
         _write_frame(temporary, record, shapes, grid)
         group = zarr.open_group(temporary, mode="r+", use_consolidated=False)
         arrays = {name: group[name] for name in shapes}

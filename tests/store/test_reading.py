@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, check, compact, open_runs, record
+from alignlab.store import Segments, StoreError, check, compact, open_runs, record, shelf
 
 
 def cells(dataset):
@@ -145,6 +145,19 @@ def test_segments_that_are_missing_before_others_are_told(make_run, tmp_path):
         with pytest.warns(UserWarning, match=told):
             read(path)
     assert open_runs(path).step.values.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 10, 20]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_compaction_of_an_older_version_tells_nothing_of_gaps(make_run, tmp_path, monkeypatch):
+    def noted(pieces, stamp, note=shelf._note):
+        return {key: value for key, value in note(pieces, stamp).items() if key != "sequence"}
+
+    monkeypatch.setattr(shelf, "_note", noted)
+    compact(recorded(tmp_path, make_run, "a"))
+    monkeypatch.undo()
+    recorded(tmp_path, make_run, "a", steps=[3])
+    for read in (open_runs, compact, open_runs):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 2), (3, 1)])
