@@ -5,6 +5,7 @@ One evaluation of an untrained network on every split that a run takes; alignlab
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from alignlab.rules.choosing import make_rules
+from alignlab.rules.randomness import random_states_kept
 from alignlab.training import models, tasks
 from alignlab.training.arguments import learning
 from alignlab.training.errors import SpecError
@@ -25,6 +27,7 @@ from alignlab.training.tasks import Loss, Split, Task, absolute_error, half_squa
 
 AT_ONCE = 256  # samples, as in training
 PROBED, TOGETHER = 512, 8  # samples, and how many of them in a batch, on which a loss is held to be a mean
+MEANS = (half_squared_error, absolute_error, cross_entropy)
 SHAPING = ("task", "model", "hidden", "activation", "bias", "loss", "splits", "frozen")
 
 
@@ -44,6 +47,16 @@ def check(specs: Iterable[RunSpec]) -> None:
                 f"task {task.name}: its loss changes itself as it is called, so that a run would hang on those before it: "
                 "let it compute from its two arguments alone"
             )
+
+
+def check_numbers(spec: RunSpec, task: Task, loss: Loss, by_samples: bool) -> None:
+    """Raise :class:`SpecError` where a run would end with wrong numbers and nothing would tell: a loss that is a sum, targets
+    that are no class; ``by_samples``, for a rule that compares forward passes: a loss that is no mean of single ones."""
+    for name in dict.fromkeys(("train", *spec.splits)):
+        _check_classes(task, loss, name, getattr(task, name).targets)
+    _check_mean(task, loss)
+    if by_samples:
+        check_samples(task, loss)
 
 
 def _held(task: Task) -> str:
@@ -85,12 +98,14 @@ def _fits(spec: RunSpec, task: Task) -> None:
         _check_type(task, name)
     with learning(task):
         model = models.build(spec, task)
-        _check_gradient(task, loss, model(task.train.inputs[:2]), task.train.targets[:2], _by_samples(spec))
+        _check_gradient(task, loss, model(task.train.inputs[:2]), task.train.targets[:2])
         with torch.no_grad():
             for name in dict.fromkeys(("train", *spec.splits)):
                 split = getattr(task, name)
                 output = torch.cat([model(x) for x in torch.split(split.inputs, AT_ONCE)])
-                _scored(task, loss, name, output, split.targets)
+                found = _scored(task, loss, name, output, split.targets)
+                _check_targets(task, name, split.targets, found[f"{name}_loss"])
+        check_numbers(spec, task, loss, _by_samples(spec))
 
 
 def _check_numbers(task: Task, name: str, split: Split) -> None:
@@ -109,6 +124,47 @@ def _check_numbers(task: Task, name: str, split: Split) -> None:
         )
 
 
+def _check_targets(task: Task, name: str, targets: Tensor, found: Tensor) -> None:
+    if targets.is_floating_point() and not (targets.isfinite().all() or found.isfinite()):
+        raise SpecError(
+            f"task {task.name}: {name} targets are not all finite, and the loss of them is {found.item()}: leave these "
+            "samples out, or let the loss do so"
+        )
+
+
+def _check_classes(task: Task, loss: Loss, name: str, targets: Tensor) -> None:
+    """Cross-entropy leaves samples of class -100 out of its mean; an accuracy, or a mean of single losses, does not."""
+    if targets.is_floating_point() or not (
+        loss is cross_entropy or (task.has_accuracy and task.threshold is None)
+    ):
+        return
+    strange = targets[(targets < 0) | (targets >= task.n_out)]
+    if len(strange):
+        raise SpecError(
+            f"task {task.name}: {len(strange)} {name} targets are no class ({strange[0].item()}), and classes are 0 to "
+            f"{task.n_out - 1}: leave these samples out"
+        )
+
+
+def _check_mean(task: Task, loss: Loss) -> None:
+    """A sum would be larger the larger a split is, and with it the steps the larger a batch."""
+    if loss in MEANS:
+        return
+    targets = task.train.targets[:TOGETHER].cpu()
+    output = torch.randn(len(targets), task.n_out, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), random_states_kept():
+        try:
+            once, twice = loss(output, targets), loss(output.repeat(2, 1), torch.cat([targets, targets]))
+            grows = 0 < abs(float(once)) < math.inf and torch.allclose(twice, 2 * once, rtol=1e-4)
+        except Exception:  # it takes no such outputs: what a network gives is tried as well
+            return
+    if grows:
+        raise SpecError(
+            f"task {task.name}: its loss of {len(targets)} samples is {once:.4g}, and of each of them twice {twice:.4g}, as of "
+            "a sum: expected the mean over samples (reduction='mean'; .mean() for .sum(); no division by a fixed number)"
+        )
+
+
 def _check_type(task: Task, name: str) -> None:
     own, found = task.train.inputs.dtype, getattr(task, name).inputs.dtype
     if found != own:
@@ -117,21 +173,19 @@ def _check_type(task: Task, name: str) -> None:
         )
 
 
-def _check_gradient(task: Task, loss: Loss, output: Tensor, targets: Tensor, by_samples: bool) -> None:
+def _check_gradient(task: Task, loss: Loss, output: Tensor, targets: Tensor) -> None:
     found = _scored(task, loss, "train", output, targets)["train_loss"]
     if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
         raise SpecError(
             f"task {task.name}: its loss gives {_told(found)}, expected the mean over samples: a tensor without dimensions "
             "that has a gradient, made from the output by operations on tensors"
         )
-    if by_samples:
-        check_samples(task, loss)
 
 
 def check_samples(task: Task, loss: Loss) -> None:
     """Raise :class:`SpecError` unless the loss of a batch is the mean of its samples' losses: rules that compare forward passes
     would make another one fall than the others do."""
-    if loss in (half_squared_error, absolute_error, cross_entropy):
+    if loss in MEANS:
         return
     train = task.train
     rows = torch.linspace(0, len(train) - 1, min(PROBED, len(train))).long()  # of all, whatever their order

@@ -83,8 +83,7 @@ class Run:
         self.train, self.splits = splits_of(spec, task, device)
         self.model = built(spec, task).to(device)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
-        if self.needs_closure:
-            fitting.check_samples(task, self.loss)
+        fitting.check_numbers(spec, task, self.loss, self.needs_closure)
         self.optimizer = make_optimizer(spec, list(self.model.parameters()))
         self.recorder = Recorder(
             self.model,

@@ -113,8 +113,7 @@ class Population:
         self.about = [_described(spec, task, model) for spec, model in zip(self.specs, members, strict=True)]
         self.model = stacking.stacked_model(members)
         self.needs_closure = any(m.rule.closure for m in rules.feedback_layers(self.model).values())
-        if self.needs_closure:
-            fitting.check_samples(task, self.loss)
+        fitting.check_numbers(self.spec, task, self.loss, self.needs_closure)
         self.parameters = list(self.model.parameters())
         self.optimizer = STACKED[self.spec.optimizer](self.parameters, self.specs)
         self.train, self.splits = splits_of(self.spec, task, device)

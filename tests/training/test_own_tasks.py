@@ -507,9 +507,7 @@ def among(output: Tensor, target: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rule", ["node_perturbation", "weight_perturbation", "soap"])
-@pytest.mark.parametrize(
-    "content", [weighted(), table(nn.MSELoss(reduction="sum")), table(among)], ids=["weights", "sum", "among"]
-)
+@pytest.mark.parametrize("content", [weighted(), table(among)], ids=["weights", "among"])
 def test_a_rule_that_compares_passes_takes_no_loss_that_is_not_the_mean_of_single_ones(
     rule: str, content: Task, tmp_path: Path
 ) -> None:
@@ -531,6 +529,101 @@ def test_a_rule_that_compares_passes_takes_no_loss_that_is_not_the_mean_of_singl
 def test_a_rule_that_compares_passes_takes_a_loss_that_is_the_mean_of_single_ones(loss: Any) -> None:
     TASKS["own"] = table(loss)
     assert train(spec(rule="node_perturbation"))["status"] == "finished"
+
+
+def total(output: Tensor, target: Tensor) -> Tensor:
+    """Of batches of 10."""
+    return squared(output, target) * len(output) / 10
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(reduction="sum"), total], ids=["sum", "by a fixed number"])
+@pytest.mark.parametrize("rule", ["bp", "dfa", "node_perturbation"])
+def test_a_loss_that_is_a_sum_over_samples_is_refused_by_every_rule(
+    rule: str, loss: Any, tmp_path: Path
+) -> None:
+    """Its train_loss of 40 samples and its test_loss of 12 are no two measures of one thing."""
+    TASKS["own"] = table(loss)
+    runs = [spec(rule=rule, seed=seed) for seed in range(2)]
+    told = (
+        r"task own: its loss of 8 samples is .*, and of each of them twice .*, as of a sum: expected the mean"
+    )
+    for refused in (Sweep(runs, tmp_path).run, lambda: train(runs[0]), lambda: train_population(runs)):
+        with pytest.raises(SpecError, match=told):
+            refused()
+    with pytest.raises(SpecError, match="as of a sum"):
+        train(spec(task="xor", rule=rule), task=table(loss))
+    assert list(tmp_path.iterdir()) == []
+
+
+def contrastive(output: Tensor, target: Tensor) -> Tensor:
+    """InfoNCE: each sample against all others of the batch."""
+    return cross_entropy(output @ output.T, torch.arange(len(output)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        weighted(),
+        table(among),
+        table(contrastive),
+        table(lambda o, t: squared(o, t).sqrt()),
+        table(lambda o, t: torch.zeros(()) * o.sum()),
+    ],
+    ids=["weights", "among", "contrastive", "root", "nothing"],
+)
+def test_a_loss_that_is_neither_a_mean_of_single_ones_nor_a_sum_is_learned_by_rules_that_send_errors(
+    content: Task, tmp_path: Path
+) -> None:
+    TASKS["own"] = content
+    assert Sweep([spec(rule=rule) for rule in ("bp", "fa", "dfa")], tmp_path).run() == 3
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_a_sample_of_no_class_is_refused_where_it_would_count_as_wrong_or_as_right(where: str) -> None:
+    """Populations took cross-entropy's mean over the ignored samples too, and accuracies counted them as wrong."""
+    classes = labelled(2, 0, 1)
+    targets = classes.train.targets.clone()
+    targets[7] = -100  # cross_entropy's ignore_index
+    split = {where: Split(classes.train.inputs, targets)}
+    wrong = replace(classes, **split), replace(classes, **split, has_accuracy=False)
+    for task in (*wrong, replace(classes, **split, loss=nn.CrossEntropyLoss())):
+        for refused in (lambda t: train(spec(), task=t), lambda t: train_population([spec()], task=t)):
+            TASKS["own"] = task
+            with pytest.raises(
+                SpecError, match=rf"1 {where} targets are no class \(-100\), and classes are 0 to 1"
+            ):
+                refused(task)
+            with pytest.raises(SpecError, match="are no class"):
+                Sweep([spec()]).run()
+            del TASKS["own"]
+
+
+def test_samples_that_a_loss_leaves_out_of_its_mean_are_left_out_by_populations_too() -> None:
+    classes = labelled(2, 0, 1)
+    targets = classes.train.targets.clone()
+    targets[7] = -100
+    ignoring = replace(classes, train=Split(classes.train.inputs, targets), has_accuracy=False)
+    TASKS["own"] = replace(ignoring, loss=nn.CrossEntropyLoss())
+    specs = [spec(seed=seed) for seed in range(2)]
+    for one, run in zip(specs, train_population(specs), strict=True):
+        np.testing.assert_allclose(run["train_loss"], train(one)["train_loss"], rtol=1e-5)
+
+
+def test_a_hole_in_the_targets_is_told_where_the_loss_does_not_leave_it_out(tmp_path: Path) -> None:
+    """It was a run that diverged."""
+    whole = splits()[0]
+    targets = whole.targets.clone()
+    targets[3] = torch.nan
+
+    def filled(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().nanmean()
+
+    TASKS["own"] = table(train=Split(whole.inputs, targets))
+    with pytest.raises(SpecError, match="train targets are not all finite, and the loss of them is nan"):
+        Sweep([spec()], tmp_path).run()
+    del TASKS["own"]
+    TASKS["own"] = table(filled, train=Split(whole.inputs, targets))
+    assert Sweep([spec()], tmp_path).run() == 1
 
 
 def test_a_task_that_seeds_leaves_the_callers_random_state() -> None:
