@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import psutil
 import torch
 
 from alignlab.training.errors import SpecError
+from alignlab.training import memory
 
 CPU = torch.device("cpu")
 
@@ -63,6 +63,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on it; the machine's, where the device has none of its own or does not tell."""
+    """Bytes that are free on it; those that this process may still take of the machine's, where the device has none of its own
+    or does not tell."""
     tell = getattr(torch.get_device_module(device), "mem_get_info", None) if device.type != "cpu" else None
-    return int(tell(device)[0]) if tell else int(psutil.virtual_memory().available)
+    return int(tell(device)[0]) if tell else memory.available()
