@@ -85,9 +85,9 @@ def convert(
     of several patterns of layer names, ``{"features.*": "bp", "classifier.*": {"rule": "fa", "init": "nokland"}}``: the first
     that matches a layer counts, and layers that none matches learn by backprop.
     ``init``: the distribution of B, a name of :data:`INITS` or a callable ``(like, generator) -> tensor``.
-    ``generator``: where B comes from; without one, from torch's global seed. Processes that train one model together have to
-    convert it from one seed: DistributedDataParallel sends round what is drawn when it wraps the model, not what direct
-    rules draw at the first pass and ``brsf``, ``rerandomised`` and ``weight_mirror`` at each step.
+    ``generator``: where B comes from; without one, from torch's global seed. Processes that train one model together by
+    DistributedDataParallel have one B, the first process's, whatever each has converted from (:mod:`alignlab.rules.ranks`); a
+    loop that averages gradients itself has to convert from one seed.
 
     Raises ``ValueError`` for an unknown rule or argument, a model that is converted already or has nothing to convert,
     and ``TypeError`` that lists every module that cannot be converted, or names what is no model or generator. In either case

@@ -28,6 +28,7 @@ from alignlab.rules.compiling import feedback_in_graph, remember, uncompiled
 from alignlab.rules.credit import Chain, Credit
 from alignlab.rules.functions import Gate
 from alignlab.rules.initialisation import Init, draw, draw_magnitude
+from alignlab.rules.ranks import agree
 from alignlab.rules.rule import Rule
 
 _PENDING = -1  # a version no tensor has: the weights changed since the last forward pass
@@ -134,6 +135,7 @@ class FeedbackLayer(nn.Module):
         """
         if torch.compiler.is_compiling():
             return  # the graph asks for B where it needs it
+        agree()
         weight = self._parameters.get("weight")
         if weight is None:
             if not self.rule.has_clock:

@@ -1,0 +1,45 @@
+"""One B in all processes that train a model together (``nn.parallel.DistributedDataParallel``).
+
+DistributedDataParallel sends round what a model holds when it is wrapped. What layers draw later (direct rules at the first
+pass, ``brsf``, ``rerandomised`` and ``weight_mirror`` at each step) they draw from seeds of their own, and where each process
+has converted from another seed, the gradient would be the mean of those of several feedbacks: no rule's. So the first
+process's seeds go round as well, before anything is drawn by them: in the first pass through the wrapped model, in which all
+processes take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from alignlab.rules.layers import FeedbackLayer
+
+_wrapper: Any = nn.parallel.DistributedDataParallel
+_done: WeakSet[nn.Module] = WeakSet()  # wrapped models whose processes agree
+
+
+def agree() -> None:
+    """Within a pass through a wrapped model, the first: give its layers the first process's seeds, and what they drew."""
+    wrapped = _wrapper._active_ddp_module
+    if wrapped is None or wrapped in _done:
+        return
+    _done.add(wrapped)
+    layers = [m for m in wrapped.modules() if hasattr(m, "feedback_seed") and m.rule.uses_feedback]
+    _share(wrapped.process_group, layers)
+
+
+@torch.no_grad()
+def _share(group: Any, layers: Iterable[FeedbackLayer]) -> None:
+    first = torch.distributed.get_global_rank(group, 0)
+    for layer in layers:
+        seed = torch.tensor(layer.feedback_seed, device=layer.weight.device)
+        drawn = (layer.feedback, layer.feedback_magnitude, layer.feedback_unscaled)
+        for value in (seed, *drawn):  # of a model that was converted after it was wrapped
+            if value is not None:
+                torch.distributed.broadcast(value, first, group=group)
+        layer.feedback_seed = int(seed)
