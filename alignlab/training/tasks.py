@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -113,16 +113,28 @@ class Task:
         if self.classes and len(self.classes) != self.n_out:
             raise ValueError(f"task {self.name}: {len(self.classes)} classes for n_out = {self.n_out}")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 over the splits: names, dtypes, shapes and raw bytes. Equal fingerprints mean equal data."""
+        """sha256 over the splits: names, dtypes, shapes and raw bytes. Equal fingerprints mean equal data.
+
+        Taken once, and anew where the tensors that were handed over have been changed in place since.
+        """
+        versions = [tensor._version for _, tensor in self._tensors()]
+        if self.__dict__.get("_versions") != versions:
+            self.__dict__.update(_versions=versions, _fingerprint=self._hashed())
+        found: str = self.__dict__["_fingerprint"]
+        return found
+
+    def _hashed(self) -> str:
         digest = hashlib.sha256()
-        for name, split in self._splits().items():
-            for tensor in (split.inputs, split.targets):
-                raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-                digest.update(raw.numpy().data)
+        for name, tensor in self._tensors():
+            raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            digest.update(raw.numpy().data)
         return digest.hexdigest()
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(name, x) for name, split in self._splits().items() for x in (split.inputs, split.targets)]
 
     def _splits(self) -> dict[str, Split]:
         return {"train": self.train, "validation": self.validation, "test": self.test}

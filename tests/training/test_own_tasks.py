@@ -212,6 +212,23 @@ def test_a_loss_that_is_changed_in_place_is_another() -> None:
         sweep.run()
 
 
+def test_data_that_are_changed_in_place_are_others(tmp_path: Path) -> None:
+    given = splits()
+    inputs = given[0].inputs.clone()
+    TASKS["own"] = table(train=Split(inputs, given[0].targets))
+    assert Sweep([spec()], tmp_path).run() == 1
+    inputs /= inputs.std(0)
+    sweep = Sweep([spec()], tmp_path)
+    assert sweep.run() == 1
+    stored = Segments(tmp_path).read(sweep.names[spec()])
+    np.testing.assert_allclose(stored["train_loss"], train(spec())["train_loss"], rtol=1e-5)
+    assert stored.attrs["data_hash"] == table(train=Split(inputs, given[0].targets)).fingerprint
+    late = Sweep([spec(seed=1)], tmp_path)
+    inputs *= 2
+    with pytest.raises(SpecError, match="changed after the sweep named it"):
+        late.run()
+
+
 def test_an_edited_loss_or_task_is_never_served_runs_of_the_one_before(tmp_path: Path) -> None:
     def sweep(number: int, task: str = TASK, losses: str = LOSSES) -> tuple[int, str, float]:
         with registered(tmp_path / str(number), task, losses):
