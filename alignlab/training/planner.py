@@ -141,8 +141,9 @@ def fitting(spec: RunSpec, workers: int, device: torch.device = devices.CPU) -> 
     """How many runs of this shape fit the share of the device's free memory that each of the ``workers`` has."""
     free = devices.free_memory(device)
     weights, values = _numbers(stacking.shared(spec))
-    batch = min(spec.batch_size, len(tasks.load(spec.task).train))
-    return max(1, int(SHARE * free / workers / (4 * (COPIES * weights + 3 * batch * values))))
+    inputs = tasks.load(spec.task).train.inputs
+    batch, size = min(spec.batch_size, len(inputs)), inputs.element_size()
+    return max(1, int(SHARE * free / workers / (size * (COPIES * weights + 3 * batch * values))))
 
 
 @functools.cache

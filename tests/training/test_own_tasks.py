@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from alignlab.store import Segments, open_runs
 from alignlab.store.claims import Claims
-from alignlab.training import TASKS, RunSpec, SpecError, Split, Sweep, Task, tasks, train
+from alignlab.training import TASKS, RunSpec, SpecError, Split, Sweep, Task, planner, tasks, train
 from alignlab.training.cells import Job, run_job
 from alignlab.training.errors import DataError, SweepError
 from alignlab.training.naming import cell_name, code_hash
@@ -325,6 +325,12 @@ def test_a_population_on_a_task_of_ones_own_is_its_runs_one_by_one(rules: tuple[
         for name in ("train_loss", "test_loss", "gradient_angle", "update_norm"):
             np.testing.assert_allclose(run[name], single[name], rtol=2e-4, atol=1e-6)
         assert "test_accuracy" not in run
+
+
+def test_runs_on_double_data_take_twice_the_memory(monkeypatch: Any) -> None:
+    TASKS["own"], TASKS["twice"] = table(), table(of=[double(split) for split in splits()])
+    monkeypatch.setattr(planner.devices, "free_memory", lambda device: 2**30)
+    assert planner.fitting(spec(), 1) in (2 * planner.fitting(spec(task="twice"), 1) + k for k in (0, 1))
 
 
 def test_a_loss_that_many_runs_cannot_share_is_trained_run_by_run(tmp_path: Path) -> None:
