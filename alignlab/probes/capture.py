@@ -45,6 +45,7 @@ from alignlab.probes.signals import BESIDE, Signals
 from alignlab.probes.truth import Placed, asking, errors_at, some_lie_deeper, somebody_asks
 from alignlab.probes.uses import Use, parameter_of, used_feedback
 from alignlab.rules.layers import FeedbackLayer
+from alignlab.rules.ranks import are_several
 
 
 class Capture:
@@ -220,6 +221,7 @@ class Capture:
         use = Use(
             layer, x.detach(), used_feedback(layer), x.requires_grad, output.shape, self._count, x._version
         )
+        use.in_part = are_several()
         self._count += 1
         self._signals.listen(name, use, edge)
         if self._follows:

@@ -51,6 +51,11 @@ class LayerObservation:
             delattr(self, name)
 
     @property
+    def in_part(self) -> bool:
+        """Whether ΔW is of other processes' samples too, so that G_bp, of this one's, has nothing to say of it."""
+        return any(use.in_part for use in self.sharing)
+
+    @property
     def direct(self) -> bool:
         """Whether the error reaches this layer directly, not through the layer above."""
         return isinstance(self.layer, FeedbackLayer) and self.layer.rule.direct

@@ -19,6 +19,9 @@ class EffectiveLR(Probe):
     rule), ``gradient_norm_bp``. From what the optimizer did to W: ``projected_lr`` = −⟨ΔW, G_bp⟩/‖G_bp‖², ``update_angle``
     = ∠(−ΔW, G_bp), ``applied_gain`` = ‖ΔW‖/(lr ‖G_bp‖), ``relative_update`` = ‖ΔW‖/‖W‖, ``angular_update`` = ∠(W, W + ΔW),
     ``update_norm``, ``weight_norm``. Defined for any optimizer, momentum and clipping included.
+
+    Where several processes train one model (DistributedDataParallel), ΔW is of the samples of all and G_bp of this one's: the
+    three that compare them are left out.
     """
 
     quantities = (
@@ -43,7 +46,8 @@ class EffectiveLR(Probe):
         else:
             weight, update = (flat(layer.layer, x) for x in (layer.weight, layer.update))
             kept["weights"] = measures.tied_weight_products(weight, update)
-            kept["along"] = layer.update_product
+            if not layer.in_part:
+                kept["along"] = layer.update_product
         return kept
 
     def finish(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,12 +66,16 @@ class EffectiveLR(Probe):
     @staticmethod
     def _steps(kept: Mapping[str, Tensor], bp: Tensor) -> dict[str, Tensor]:
         weight, across, step = measures.products_from_tied(kept["weights"])
-        return {
-            "projected_lr": measures.projected_lr_from_products(kept["along"], bp),
-            "update_angle": measures.update_angle_from_products(step, kept["along"], bp),
-            "applied_gain": measures.gain_from_products(step, kept["lr"].to(bp.dtype).square() * bp),
+        found = {
             "relative_update": measures.gain_from_products(step, weight),
             "angular_update": measures.angular_update_from_products(weight, across, step),
             "update_norm": step.sqrt(),
             "weight_norm": weight.sqrt(),
+        }
+        if "along" not in kept:
+            return found
+        return found | {
+            "projected_lr": measures.projected_lr_from_products(kept["along"], bp),
+            "update_angle": measures.update_angle_from_products(step, kept["along"], bp),
+            "applied_gain": measures.gain_from_products(step, kept["lr"].to(bp.dtype).square() * bp),
         }

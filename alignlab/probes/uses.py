@@ -51,6 +51,7 @@ class Use:
     below: list[Use] = field(
         default_factory=list
     )  # the uses that its input depends on in the same way; for direct rules
+    in_part: bool = False  # whether other processes' samples have a part in the step too
     signals: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
 

@@ -33,6 +33,12 @@ def agree() -> None:
     _share(wrapped.process_group, layers)
 
 
+def are_several() -> bool:
+    """Whether this is a pass through a wrapped model that more than one process trains."""
+    wrapped = _wrapper._active_ddp_module
+    return wrapped is not None and wrapped.process_group.size() > 1
+
+
 @torch.no_grad()
 def _share(group: Any, layers: Iterable[FeedbackLayer]) -> None:
     first = torch.distributed.get_global_rank(group, 0)
