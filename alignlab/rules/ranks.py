@@ -24,12 +24,22 @@ _done: WeakSet[nn.Module] = WeakSet()  # wrapped models whose processes agree
 
 
 def agree() -> None:
-    """Within a pass through a wrapped model, the first: give its layers the first process's seeds, and what they drew."""
+    """Within a pass through a wrapped model, the first: give its layers the first process's seeds, and what they drew.
+
+    Raises ``RuntimeError`` where a B that learns would take each process's own steps.
+    """
     wrapped = _wrapper._active_ddp_module
     if wrapped is None or wrapped in _done:
         return
-    _done.add(wrapped)
     layers = [m for m in wrapped.modules() if hasattr(m, "feedback_seed") and m.rule.uses_feedback]
+    averaged = {id(p) for p in wrapped._module_parameters}
+    for layer in layers:
+        if layer.rule.learns_feedback and id(layer.feedback) not in averaged:
+            raise RuntimeError(
+                f"{layer.rule.name}: the model was converted after DistributedDataParallel had wrapped it, which does not "
+                "average the gradients of a B that it does not know: convert first, and then wrap"
+            )
+    _done.add(wrapped)
     _share(wrapped.process_group, layers)
 
 

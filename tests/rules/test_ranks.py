@@ -24,6 +24,7 @@ class Drawing(Rule):
         layer.feedback = layer.drawn(self.init, layer.feedback_seed + layer.clock)
 
 RULES = {
+    "kolen_pollack": {},
     "fa": {}, "dfa": {}, "ifa": {}, "drtp": {}, "brsf": {}, "frsf": {}, "rerandomised": {}, "weight_mirror": {"samples": 64},
     "rescaled": {"of": "brsf"}, "own": {},
 }
@@ -46,12 +47,24 @@ def trained(rule, seed, rows, wrapped=None, used=False):
     return {name: x for name, x in inner.state_dict().items() if isinstance(x, torch.Tensor)}
 
 torch.set_num_threads(1)
+
+def refused(seed):
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)))
+    convert(model.module, "kolen_pollack", generator=torch.Generator().manual_seed(seed))
+    try:
+        model(torch.randn(4, 6))
+    except RuntimeError as error:
+        return str(error)
+
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 rows = {"after": slice(4 * rank, 4 * rank + 4), "before": slice(4 * rank, 4 * rank + 4), None: slice(None)}
 cases = [("after", False), ("before", False), ("before", True), (None, False), (None, True)]
-found = {(rule, when, used): trained(rule, rank, rows[when], when, used) for rule in RULES for when, used in cases}
-torch.save(found, out)
+found = {
+    (rule, when, used): trained(rule, rank, rows[when], when, used)
+    for rule in RULES for when, used in cases if (rule, when) != ("kolen_pollack", "before")
+}
+torch.save(found | {"refused": refused(rank)}, out)
 torch.distributed.destroy_process_group()
 """
 
@@ -87,3 +100,14 @@ def test_processes_that_converted_from_unequal_seeds_learn_as_one_on_the_whole_b
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-12)
         assert torch.equal(first[name], second[name])
     assert not torch.allclose(other["0.weight"], alone["0.weight"], rtol=0, atol=1e-6), "the seeds do matter"
+
+
+def test_a_learned_b_that_each_process_would_step_alone_is_told(ranks: list[Any]) -> None:
+    for found in ranks:
+        assert found["refused"].startswith(
+            "kolen_pollack: the model was converted after DistributedDataParallel"
+        )
+    for name, value in ranks[0]["kolen_pollack", None, False].items():
+        first, second = (found["kolen_pollack", "after", False][name] for found in ranks)
+        torch.testing.assert_close(first, value, rtol=0, atol=1e-12)
+        assert torch.equal(first, second)
