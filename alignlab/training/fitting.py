@@ -51,8 +51,10 @@ def check(specs: Iterable[RunSpec]) -> None:
 
 def check_numbers(spec: RunSpec, task: Task, loss: Loss, by_samples: bool) -> None:
     """Raise :class:`SpecError` where a run would end with wrong numbers and nothing would tell: a loss that is a sum, targets
-    that are no class; ``by_samples``, for a rule that compares forward passes: a loss that is no mean of single ones."""
+    that are no class or have no dimension of outputs; ``by_samples``, for a rule that compares forward passes: a loss that is
+    no mean of single ones."""
     for name in dict.fromkeys(("train", *spec.splits)):
+        _check_shape(task, name, getattr(task, name).targets)
         _check_classes(task, loss, name, getattr(task, name).targets)
     _check_mean(task, loss)
     if by_samples:
@@ -94,7 +96,8 @@ def _takes_runs(task: Task) -> bool:
 def _fits(spec: RunSpec, task: Task) -> None:
     loss = loss_of(spec, task)
     for name in dict.fromkeys(("train", *spec.splits)):
-        _check_numbers(task, name, getattr(task, name))
+        _check_inputs(task, name, getattr(task, name))
+        _check_shape(task, name, getattr(task, name).targets)
         _check_type(task, name)
     with learning(task):
         model = models.build(spec, task)
@@ -108,7 +111,7 @@ def _fits(spec: RunSpec, task: Task) -> None:
         check_numbers(spec, task, loss, _by_samples(spec))
 
 
-def _check_numbers(task: Task, name: str, split: Split) -> None:
+def _check_inputs(task: Task, name: str, split: Split) -> None:
     if not split.inputs.is_floating_point():
         raise SpecError(
             f"task {task.name}: {name} inputs are {split.inputs.dtype}, expected floats: inputs.float()"
@@ -117,10 +120,13 @@ def _check_numbers(task: Task, name: str, split: Split) -> None:
         raise SpecError(
             f"task {task.name}: {name} inputs are not all finite: fill them in, or leave these samples out"
         )
-    if split.targets.is_floating_point() and split.targets.dim() == 1:
+
+
+def _check_shape(task: Task, name: str, targets: Tensor) -> None:
+    if targets.is_floating_point() and targets.dim() == 1:
         raise SpecError(
-            f"task {task.name}: {name} targets have shape {tuple(split.targets.shape)}, and (N, 1) outputs minus (N,) targets "
-            "are N × N numbers: give values as (N, 1), targets[:, None], and classes as int64"
+            f"task {task.name}: {name} targets have shape {tuple(targets.shape)}, and (N, 1) outputs minus (N,) targets are "
+            "N × N numbers: give values as (N, 1), targets[:, None], and classes as int64"
         )
 
 

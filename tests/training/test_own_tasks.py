@@ -554,6 +554,18 @@ def test_a_rule_that_compares_passes_takes_a_loss_that_is_the_mean_of_single_one
     assert train(spec(rule="node_perturbation"))["status"] == "finished"
 
 
+def test_values_without_a_dimension_of_outputs_are_refused_where_a_task_is_handed_over_too() -> None:
+    """(N, 1) outputs minus (N,) targets were N × N errors, whose least mean is the targets' variance."""
+    for train_it in (
+        lambda: train(spec(task="xor"), task=flat()),
+        lambda: train_population([spec()], task=flat()),
+    ):
+        TASKS["own"] = table()
+        with pytest.raises(SpecError, match=r"train targets have shape \(40,\), and \(N, 1\) outputs minus"):
+            train_it()
+        del TASKS["own"]
+
+
 def total(output: Tensor, target: Tensor) -> Tensor:
     """Of batches of 10."""
     return squared(output, target) * len(output) / 10
