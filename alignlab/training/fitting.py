@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -193,8 +194,7 @@ def check_samples(task: Task, loss: Loss) -> None:
     would make another one fall than the others do."""
     if loss in MEANS:
         return
-    train = task.train
-    rows = torch.linspace(0, len(train) - 1, min(PROBED, len(train))).long()  # of all, whatever their order
+    train, rows = task.train, _probed(task.train)
     batches = max(1, len(rows) // TOGETHER)
     generator = torch.Generator().manual_seed(0)
     for some in (rows[k::batches] for k in range(batches)):
@@ -206,6 +206,16 @@ def check_samples(task: Task, loss: Loss) -> None:
                 f"task {task.name}: its loss of {len(some)} samples is {whole:.4g}, and the mean of their single losses "
                 f"{mean:.4g}: this rule needs them equal (no class weights, no sum, nothing between samples)"
             )
+
+
+def _probed(split: Split) -> Tensor:
+    """Samples from all over the split, whatever its order; each class among them, for a rare one may weigh most."""
+    n, targets = len(split), split.targets
+    rows = torch.linspace(0, n - 1, min(PROBED, n)).long()
+    if targets.is_floating_point() or targets.dim() > 1:
+        return rows
+    _, first = np.unique(targets.cpu().numpy(), return_index=True)
+    return torch.from_numpy(np.union1d(rows.numpy(), first))
 
 
 def _told(found: Any) -> str:

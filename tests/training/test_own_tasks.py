@@ -544,6 +544,18 @@ def test_a_rule_that_compares_passes_takes_no_loss_that_is_not_the_mean_of_singl
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_weight_of_a_rare_class_is_found_wherever_it_stands() -> None:
+    """One sample in 4000: it was not among those that were looked at, and the mean without weights was made to fall."""
+    inputs = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4000) % 2
+    labels[5] = 2
+    split = Split(inputs, labels)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1.0, 100.0]))
+    rare = table(loss, of=[split] * 3, n_out=3, has_accuracy=True)
+    with pytest.raises(SpecError, match="this rule needs them equal"):
+        train(spec(task="xor", rule="node_perturbation"), task=rare)
+
+
 @pytest.mark.parametrize(
     "loss",
     [squared, nn.HuberLoss(), lambda o, t: (o.double() - t).abs().mean()],
