@@ -16,6 +16,8 @@ from alignlab.measures.quantities import QUANTITIES
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
 from alignlab.training.tasks import Loss, Task, absolute_error, half_squared_error
+from alignlab.training.spec import RunSpec, SpecError
+from alignlab.training.tasks import Loss, Task, Threshold, absolute_error, half_squared_error
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -114,13 +116,15 @@ def scores(task: Task, loss: Loss, split: str, output: Tensor, targets: Tensor) 
     return found
 
 
-def accuracy(output: Tensor, targets: Tensor, threshold: float | None = None) -> Tensor:
+def accuracy(output: Tensor, targets: Tensor, threshold: Threshold = None) -> Tensor:
     """The share of samples whose largest of outputs (N, C) is at the target's class (N,).
 
-    With a ``threshold``: whose outputs (N, C) are all on the same side of it as the targets (N, C); none is right on it.
+    With a ``threshold``: whose outputs (N, C) are all on the same side of it as the targets (N, C); none is right on it. Of
+    two, the first is the outputs'.
     """
     if threshold is not None and targets.shape == output.shape:
-        return ((output - threshold) * (targets - threshold) > 0).all(-1).double().mean()
+        of_outputs, of_targets = threshold if isinstance(threshold, tuple) else (threshold, threshold)
+        return ((output - of_outputs) * (targets - of_targets) > 0).all(-1).double().mean()
     if targets.is_floating_point() or targets.shape != output.shape[:-1]:
         raise ValueError(
             f"accuracy needs a class for each sample, not targets {tuple(targets.shape)} of {targets.dtype} for outputs "

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from alignlab.rules.choosing import make_rules
 from alignlab.rules.randomness import random_states_kept
@@ -52,11 +52,12 @@ def check(specs: Iterable[RunSpec]) -> None:
 
 def check_numbers(spec: RunSpec, task: Task, loss: Loss, by_samples: bool) -> None:
     """Raise :class:`SpecError` where a run would end with wrong numbers and nothing would tell: a loss that is a sum, targets
-    that are no class or have no dimension of outputs; ``by_samples``, for a rule that compares forward passes: a loss that is
-    no mean of single ones."""
+    that are no class or have no dimension of outputs, one threshold for logits and bits; ``by_samples``, for a rule that
+    compares forward passes: a loss that is no mean of single ones."""
     for name in dict.fromkeys(("train", *spec.splits)):
         _check_shape(task, name, getattr(task, name).targets)
         _check_classes(task, loss, name, getattr(task, name).targets)
+    _check_threshold(task, loss)
     _check_mean(task, loss)
     if by_samples:
         check_samples(task, loss)
@@ -150,6 +151,15 @@ def _check_classes(task: Task, loss: Loss, name: str, targets: Tensor) -> None:
         raise SpecError(
             f"task {task.name}: {len(strange)} {name} targets are no class ({strange[0].item()}), and classes are 0 to "
             f"{task.n_out - 1}: leave these samples out"
+        )
+
+
+def _check_threshold(task: Task, loss: Loss) -> None:
+    on_logits = loss is binary_cross_entropy_with_logits or isinstance(loss, nn.BCEWithLogitsLoss)
+    if on_logits and task.has_accuracy and not isinstance(task.threshold, tuple):
+        raise SpecError(
+            f"task {task.name}: threshold is {task.threshold}, for outputs and targets alike, but to its loss outputs are "
+            "logits, 0 where both bits are as likely: threshold=(0.0, 0.5), the outputs' and the targets'"
         )
 
 

@@ -31,6 +31,7 @@ from alignlab.training.registry import Registry
 __all__ = ["NAMES", "TASKS", "Split", "Task", "absolute_error", "half_squared_error", "load"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Threshold = float | tuple[float, float] | None
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (
@@ -84,7 +85,8 @@ class Task:
 
     `loss(output, target)` is the mean over samples. `n_in` is an input's shape without the batch, `n_out` the
     number of outputs, `has_accuracy` says whether targets are classes, and `classes` names them. With a
-    `threshold` targets are values, and a sample is right if all its outputs are on their targets' side of it.
+    `threshold` targets are values, and a sample is right if all its outputs are on their targets' side of it; of two, the
+    first is the outputs', `(0.0, 0.5)` where these are logits and targets 0 or 1.
     """
 
     name: str
@@ -96,7 +98,7 @@ class Task:
     n_out: int
     has_accuracy: bool
     classes: tuple[str, ...] = ()
-    threshold: float | None = None
+    threshold: Threshold = None
 
     def __post_init__(self) -> None:
         for name, split in self._splits().items():

@@ -17,13 +17,15 @@ import pytest
 import torch
 from own_task import LOSSES, TASK, registered, written
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from training_runs import trained
 
 from alignlab.store import Segments, open_runs
 from alignlab.store.claims import Claims
 from alignlab.training import TASKS, RunSpec, SpecError, Split, Sweep, Task, planner, tasks, train
 from alignlab.training.cells import Job, run_job
 from alignlab.training.errors import DataError, SweepError
+from alignlab.training.evaluation import accuracy
 from alignlab.training.naming import cell_name, code_hash
 from alignlab.training.planner import packs
 from alignlab.training.population import alone, train_population
@@ -575,6 +577,22 @@ def test_values_without_a_dimension_of_outputs_are_refused_where_a_task_is_hande
         TASKS["own"] = table()
         with pytest.raises(SpecError, match=r"train targets have shape \(40,\), and \(N, 1\) outputs minus"):
             train_it()
+        del TASKS["own"]
+
+
+def test_logits_and_the_bits_that_are_their_targets_have_a_threshold_each() -> None:
+    """Of one for both, 0.5, logits between 0 and 0.5 counted as a 0."""
+    bits = [Split(split.inputs, (split.inputs[:, :2] > 0).float()) for split in splits()]
+    for loss in (binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss()):
+        wrong = table(loss, of=bits, n_out=2, has_accuracy=True, threshold=0.5)
+        with pytest.raises(SpecError, match=r"threshold=\(0.0, 0.5\), the outputs' and the targets'"):
+            train(spec(task="xor"), task=wrong)
+        TASKS["own"] = right = replace(wrong, threshold=(0.0, 0.5))
+        output = trained(spec(task="xor", steps=40, lr=1.0), right)(right.train.inputs)
+        share = ((torch.sigmoid(output) > 0.5) == (right.train.targets > 0.5)).all(1).float().mean()
+        for run in (train(spec(steps=40, lr=1.0)), *train_population([spec(steps=40, lr=1.0)])):
+            assert run["train_accuracy"][-1] == share
+        assert accuracy(output, right.train.targets, 0.5) < share
         del TASKS["own"]
 
 
