@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Processes to run on; by default one a core, of a GPU one.",
+        help="Processes to run on; by default one a core that may be used, of a GPU one.",
         show_default=False,
     ),
 ]
@@ -60,7 +59,14 @@ def where_to(workers: int | None, scheduler: str | None, device: str) -> int | s
     if scheduler is not None and not scheduler.strip():
         raise typer.BadParameter("--scheduler is empty: give an address, tcp://host:8786, or leave it out")
     alone = not device.startswith("cpu")  # a GPU is kept busy by one process
-    return scheduler or workers or (1 if alone else os.cpu_count() or 1)
+    return scheduler or workers or (1 if alone else _cores())
+
+
+def _cores() -> int:
+    """How many this process may use: in a container or a job often fewer than the machine has."""
+    from dask.system import cpu_count
+
+    return max(1, int(cpu_count()))
 
 
 def imported(modules: list[str] | None) -> None:

@@ -18,6 +18,7 @@ from own_task import written
 
 import alignlab
 from alignlab import cli, output
+from alignlab.options import where_to
 from alignlab.rules import RULES
 from alignlab.store import Segments, StoreError
 from alignlab.testing.synthetic import synthetic_run
@@ -201,6 +202,20 @@ def test_compact_makes_one_zarr_that_figures_draws(spec, tmp_path, monkeypatch, 
     for drawn in (store, tmp_path / "else.zarr"):
         assert run(["figures", drawn, "--out", tmp_path / "drawn"], monkeypatch) == 0
         assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are given to processes on Linux")
+def test_an_audit_takes_as_many_processes_as_it_may_use_cores(monkeypatch):
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})  # as a batch system does to a job
+    try:
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        assert where_to(None, None, "cpu") == 1
+        assert where_to(5, None, "cpu") == 5
+    finally:
+        os.sched_setaffinity(0, allowed)
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 3)
+    assert (where_to(None, None, "cpu"), where_to(None, None, "cuda")) == (3, 1)
 
 
 def test_modules_that_add_tasks_and_rules_are_imported_first_by_workers_too(tmp_path, monkeypatch, capsys):
