@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from alignlab.training.errors import SpecError
 from alignlab.training import memory
+from alignlab.training.errors import SpecError
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,6 @@ from torch.nn.functional import cross_entropy
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
-from alignlab.training.tasks import Loss, Task, absolute_error, half_squared_error
-from alignlab.training.spec import RunSpec, SpecError
 from alignlab.training.tasks import Loss, Task, Threshold, absolute_error, half_squared_error
 
 if TYPE_CHECKING:
