@@ -38,6 +38,9 @@ class Arrivals:
         self._uses: dict[str, dict[Use, None]] = {}
         self._landed: dict[str, set[int]] = {}
         self._added: dict[int, set[int]] = {}  # by the weight's id, what went into .grad
+        self._left: dict[
+            int, tuple[int, bool | Tensor]
+        ] = {}  # what was in it then: its version, whether it was not zero
         self._heard: dict[Use, None] = {}  # every use that was reached, thrown away or not
         self.derives = False  # whether a pass of this run was itself to be differentiated (create_graph)
         self.clear()
@@ -99,6 +102,8 @@ class Arrivals:
         """The pass that runs has added to a weight's ``.grad``; what ``autograd.grad`` returns goes elsewhere."""
         if not self.closed:
             self._added.setdefault(id(weight), set()).add(torch._C._current_graph_task_id())
+            if (gradient := weight.grad) is not None:
+                self._left[id(weight)] = gradient._version, _some(gradient)
 
     def forget_cleared(self) -> None:
         """Passes count no longer for the weights whose gradients were cleared since."""
@@ -157,12 +162,18 @@ class Arrivals:
     def _cleared(self) -> Iterator[nn.Parameter]:
         weights = {w: None for layer in self.layers.values() for w in weights_behind(layer)}
         left = [(weight, _some(weight.grad)) for weight in weights if id(weight) in self._added]
-        return (weight for weight, some in left if not some)  # read after all is asked: a GPU waits once
+        # read after all is asked: a GPU waits once
+        return (weight for weight, some in left if not some and not self._brought_zeros(weight))
+
+    def _brought_zeros(self, weight: nn.Parameter) -> bool:
+        """Whether ``.grad`` is zero since the passes brought nothing else, as of units that are all dead."""
+        version, some = self._left.get(id(weight), (-1, True))
+        return weight.grad is not None and weight.grad._version == version and not some
 
     def _restart(self) -> None:
         for use in self._heard:
             use.signals = {}  # it may be reached again, by another pass on the same graph
-        self._uses, self._landed, self._added = {}, {}, {}
+        self._uses, self._landed, self._added, self._left = {}, {}, {}, {}
 
 
 def learns(layer: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,42 @@ def test_micro_batches_are_measured_as_the_batch_that_they_make(rule: str | None
     run = record(in_parts, rule)
     assert_same(run, record(plain, rule))
     assert run.samples_seen.values.tolist() == [9, 18, 27]
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", None])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_micro_batch_that_brings_a_weight_zeros_has_its_part_in_the_step(
+    rule: str | None, set_to_none: bool
+) -> None:
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = WORLD.batch(step)
+        return torch.cat([torch.zeros_like(x[:3]), x[3:]]), y
+
+    def in_parts(parts: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(3):
+            optimizer.zero_grad(set_to_none)
+            for x, y in zip(*(part.chunk(parts) for part in batch(step)), strict=True):
+                (loss_of(model, x, y) / parts).backward()
+            optimizer.step()
+
+    run = record(partial(in_parts, 3), rule)
+    assert_same(run, record(partial(in_parts, 1), rule))
+    assert (run.zero_fraction == 0).all()  # the first layer's samples of zeros have errors all the same
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_micro_batch_that_brings_all_weights_zeros_has_its_part_in_the_loss(set_to_none: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model[0].bias.fill_(-1)  # dead, but for large inputs
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Recorder(model, optimizer, [Loss(), GradientAngle()]) as recorder:
+        optimizer.zero_grad(set_to_none)
+        losses = [(model(torch.full((2, 2), size)) - 1).square().mean() for size in (0.0, 30.0)]
+        for loss in losses:
+            loss.backward()
+        optimizer.step()
+    assert recorder.to_dataset().loss.item() == pytest.approx(sum(losses).item())
 
 
 def test_several_losses_on_one_forward_pass_make_one_gradient() -> None:
