@@ -77,8 +77,10 @@ class GradientGraft:
         )  # one layer after the other, whose gradients need not be held together
         whole = None
         if self._any_whole:
-            found = [m for m in found if m.learns]
-            whole = _whole([m.rule for m in found]), _whole([m.bp for m in found])
+            found = list(found)
+            counted = [m for m in found if m.learns]
+            if counted:  # else biases alone learn, each layer's by its own factor
+                whole = _whole([m.rule for m in counted]), _whole([m.bp for m in counted])
         for measured in found:
             self._graft(measured, whole)
 

@@ -143,14 +143,17 @@ def test_layers_of_every_kind_can_be_given_backprops_gradient() -> None:
             torch.testing.assert_close(parameter.grad, expected[name].grad)
 
 
+@pytest.mark.parametrize("frozen, learn", [("3.*", 4), ("3.weight", 5)])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair.values()))
-def test_a_global_graft_gives_every_layer_the_one_factor(pair: dict[str, Any]) -> None:
-    run = spec(frozen=("3.*",), graft={**pair, "scope": "global"})
+def test_a_global_graft_gives_every_layer_the_one_factor(
+    pair: dict[str, Any], frozen: str, learn: int
+) -> None:
+    run = spec(frozen=(frozen,), graft={**pair, "scope": "global"})
     after = trained(run, TINY)
     feedback = {name: layer.carrier().detach() for name, layer in feedback_layers(after).items()}
     found = {"rule": by_hand(run, feedback), "bp": by_hand(run, None)}
     learning = [name for name, p in after.named_parameters() if p.requires_grad]
-    assert len(learning) == 4
+    assert len(learning) == learn
     size, length = (
         torch.stack([found[pair[part]][name].norm() for name in learning if name.endswith("weight")]).norm()
         for part in ("magnitude", "direction")
@@ -159,6 +162,15 @@ def test_a_global_graft_gives_every_layer_the_one_factor(pair: dict[str, Any]) -
         expected = found[pair["direction"]][name] * (size / length)
         torch.testing.assert_close(after.get_parameter(name).grad, expected, rtol=1e-4, atol=1e-6)
     assert pair["direction"] == pair["magnitude"] or abs(float(size / length) - 1) > 0.1
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_biases_that_learn_alone_are_grafted_too(scope: str) -> None:
+    run = spec(frozen=("*.weight",), **LOUD, graft={"direction": "bp", "magnitude": "bp", "scope": scope})
+    grads = {name: p.grad for name, p in trained(run, TINY).named_parameters() if p.grad is not None}
+    assert set(grads) == {"1.bias", "3.bias", "5.bias"}
+    for name, expected in by_hand(run, None).items():
+        torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=1e-6)
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
