@@ -143,7 +143,7 @@ def test_layers_of_every_kind_can_be_given_backprops_gradient() -> None:
             torch.testing.assert_close(parameter.grad, expected[name].grad)
 
 
-@pytest.mark.parametrize("frozen, learn", [("3.*", 4), ("3.weight", 5)])
+@pytest.mark.parametrize(("frozen", "learn"), [("3.*", 4), ("3.weight", 5)])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair.values()))
 def test_a_global_graft_gives_every_layer_the_one_factor(
     pair: dict[str, Any], frozen: str, learn: int
