@@ -2,8 +2,9 @@
 behind in memory. Calls and memory are most of what layers of usual sizes are charged for.
 
 A number is given out where it is as exact as what the careful way (``_numerics``) makes; where squares may have under- or
-overflowed, that way is gone. Of two vectors near to parallel, or whose samples cancel, the residual is taken, as there. Every
-run, and every row, is judged by itself. Shapes: (..., n, m), ``...`` being R runs together; sums are (R,), in float64.
+overflowed, or are what is left of samples that cancel, that way is gone. Of two vectors near to parallel the residual is
+taken, as there. Every run, and every row, is judged by itself. Shapes: (..., n, m), ``...`` being R runs together; sums are
+(R,), in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Lift = Callable[[Tensor], Tensor]
 LONGEST = 4096  # entries of a row: sums of longer ones have more digits in torch
 SAFE = 1e20  # squares between it and its inverse have lost nothing
 PARALLEL = 0.9  # the squared cosine from which on products are too coarse for an angle
-# The share of their bound below which squares under a metric are mostly what rounding left of them.
+# The share of their bound below which squares under a metric have lost two of their digits and more.
 CANCELLED = 1e-2
 
 
@@ -62,15 +63,15 @@ def tied(a: Tensor, b: Tensor, lift: Lift = lambda x: x, size: Array | None = No
         return np.array([found]), np.array([True])
     lifted = lift(a)
     n11 = _sums(lifted, a)
+    whole = n11 > 0 if size is None else n11 > CANCELLED * size * _sums(a, a)
     if a is b:
         one = np.ones_like(n11)
-        return np.array((n11, n11, one, 0 * one)).T, _safe(n11, n11 if size is None else size)
+        return np.array((n11, n11, one, 0 * one)).T, _safe(n11, n11 if size is None else size) & whole
     n12, n22, c = _sums(lifted, b), _sums(lift(b), b), np.zeros_like(n11)
-    safe = _safe(n11, n22, n11 if size is None else size)
-    coarse = _coarse(n11, n12, n22)
     if size is not None:
-        coarse |= (n11 < CANCELLED * size * _sums(a, a)) | (n22 < CANCELLED * size * _sums(b, b))
-    coarse &= safe
+        whole &= n22 > CANCELLED * size * _sums(b, b)
+    safe = _safe(n11, n22, n11 if size is None else size) & whole
+    coarse = _coarse(n11, n12, n22) & safe
     if coarse.any():
         c, n22 = _by_residual(a, b, lift, np.where(coarse, n12 / n11, 0.0), n22)
     return np.array((n11, n12, c, n22)).T, safe
@@ -84,15 +85,14 @@ def _tied_of_one(
     lifted = lift(a)
     n11 = _sum(lifted, a)
     largest = n11 if size is None else float(size[0])
+    if size is not None and not n11 > CANCELLED * largest * _sum(a, a):
+        return None
     if a is b:
         return (n11, n11, 1.0, 0.0) if _all_safe(n11, largest) else None
     n12, n22 = _sum(lifted, b), _sum(lift(b), b)
-    if not _all_safe(n11, n22, largest):
+    if not _all_safe(n11, n22, largest) or (size is not None and not n22 > CANCELLED * largest * _sum(b, b)):
         return None
-    coarse = n12 * n12 > PARALLEL * n11 * n22
-    if size is not None and not coarse:
-        coarse = n11 < CANCELLED * largest * _sum(a, a) or n22 < CANCELLED * largest * _sum(b, b)
-    if not coarse:
+    if n12 * n12 <= PARALLEL * n11 * n22:
         return n11, n12, 0.0, n22
     c = float(a.numpy().dtype.type(n12 / n11))  # as it is applied
     residual = torch.add(b, a, alpha=-c)

@@ -61,9 +61,9 @@ def gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> tuple[Tens
     two products with it, N²(in + 2·out) multiplications; the explicit G₁ and G₂ take 2·N·in·out. The cheaper
     is chosen. Args: ``delta_1``, ``delta_2`` (..., N, out), ``h`` (..., N, in).
 
-    The float32 matrix products leave each number a relative error of about 1e-7 (more where the samples'
-    gradients nearly cancel in G), but the three are tied together so that ``angle_from_products`` resolves
-    1e-5 degrees for inputs in float32.
+    The float32 matrix products leave each number a relative error of about 1e-7; where the samples' gradients nearly cancel
+    in G, as in a network that has not left its plateau, hhᵀ is taken in float64, and an explicit G loses the digits that
+    ``.grad`` does. The three are tied together so that ``angle_from_products`` resolves 1e-5 degrees for inputs in float32.
 
     Raises:
         ValueError: the numbers of samples differ, there are none, or the errors differ in width.
@@ -108,6 +108,10 @@ def _gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tensor:
     (a, scale_1), (h, scale_h) = balance(delta_1), balance(h)
     b, scale_2 = (a, scale_1) if delta_1 is delta_2 else balance(delta_2)
     if _gram_is_cheaper(a, h):
+        # its squares cancel as much again as G does: where G keeps 1e-4 of its samples', float32 would keep nothing
+        wide, same = wide_dtype(h), a is b
+        a, h = a.to(wide), h.to(wide)
+        b = a if same else b.to(wide)
         gram = matmul(h, h.mT)
         tied = inner_products(a, b, lambda delta: matmul(gram, delta))
     else:

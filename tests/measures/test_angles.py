@@ -411,6 +411,27 @@ def test_gradients_whose_samples_cancel_have_no_angle_of_rounding(seed):
     assert measures.gradient_angle(rule, bp, h).item() == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize("left", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("way", ["alone", "among others", "careful"])
+def test_what_is_left_of_samples_that_cancel_has_its_own_angle_and_size(monkeypatch, way, left):
+    rule, bp, h = signals()
+    h = 1 + left * h  # inputs that are nearly alike, as on the plateau that small weights begin on
+    rule, bp = (delta - delta.mean(0) for delta in (rule, bp + rule))
+    given = [torch.stack([other, x]) for other, x in zip(signals(seed=1), (rule, bp, h), strict=True)]
+    if way != "among others":
+        given = [x[1] for x in given]
+    if way == "careful":
+        monkeypatch.setattr(_host, "takes", lambda *matrices: False)
+    exact = [x.double() for x in (rule, bp, h)]
+    found = measures.gradient_angle(*given).flatten()[-1].item()
+    assert found == pytest.approx(naive.gradient_angle(*exact), abs=1e-2)
+    for delta, delta_64 in zip(given, exact[:2], strict=False):
+        square = measures.gradient_products(delta, delta, given[2])[0].flatten()[-1].item()
+        assert square**0.5 == pytest.approx(naive.frobenius(naive.gradient(delta_64, exact[2])), rel=1e-4)
+    gain = measures.feedback_gain(*given).flatten()[-1].item()
+    assert gain == pytest.approx(naive.feedback_gain(*exact), rel=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (2, 9000), (2, 4, 7)])
 @pytest.mark.parametrize("size", [1e-30, 1.0])
 def test_a_matrix_is_at_exactly_zero_to_itself_by_either_way(monkeypatch, shape, size):
