@@ -38,9 +38,8 @@ class Arrivals:
         self._uses: dict[str, dict[Use, None]] = {}
         self._landed: dict[str, set[int]] = {}
         self._added: dict[int, set[int]] = {}  # by the weight's id, what went into .grad
-        self._left: dict[
-            int, tuple[int, bool | Tensor]
-        ] = {}  # what was in it then: its version, whether it was not zero
+        # by the same: the version of .grad then, and whether it was not zero
+        self._left: dict[int, tuple[int, bool | Tensor]] = {}
         self._heard: dict[Use, None] = {}  # every use that was reached, thrown away or not
         self.derives = False  # whether a pass of this run was itself to be differentiated (create_graph)
         self.clear()

@@ -22,6 +22,9 @@ class EffectiveLR(Probe):
 
     Where several processes train one model (DistributedDataParallel), ΔW is of the samples of all and G_bp of this one's: the
     three that compare them are left out.
+
+    In float32 an ``update_angle`` of 0° or 180° is known to 0.2°, and to 1° where G_bp is what is left of samples that cancel,
+    at the extreme to 4°. A step that leaves less than a thousandth of a weight has no ``angular_update``.
     """
 
     quantities = (

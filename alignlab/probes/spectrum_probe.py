@@ -19,7 +19,8 @@ class FeedbackSpectrum(Probe):
     Records ``spectrum_real``, ``spectrum_imag`` (dim ``mode``, by descending modulus), ``spectrum_positive_fraction``,
     ``symmetric_min``, ``symmetric_max``, ``symmetric_error`` (of these two: 0 where exact), ``symmetric_positive_fraction``,
     ``spectrum_trace``; and ``descent_fraction``, the share of the batch's own errors with eᵀ W Bᵀ e > 0 (Lillicrap et al.
-    2016), at every scheduled step.
+    2016), at every scheduled step. Under a direct rule W is the product of the forward weights above the layer and e the error
+    of the output; ``drtp``, which sends no error down, has no ``descent_fraction``.
 
     Eigenvalues are costly and change slowly: they are taken at every ``every``-th scheduled step, the first included.
     A layer of several maps (groups, the positions of an untied convolution) has the union of their spectra.

@@ -27,7 +27,7 @@ class StepSizes(SpecModel):
 
     ``sizes``: one for all layers, or a table {layer name: [sizes at the ``steps``]}, in straight lines between these and
     constant before and after. Layers that a table leaves out step as they do. A layer's other parameters take the factor of
-    its weight, and a zero gradient stays zero.
+    its weight, and a zero gradient stays zero; where the size is 0 as well, that factor is 1: what a run's own sizes leave.
     """
 
     _truths: ClassVar[tuple[str, ...]] = ("relative",)
