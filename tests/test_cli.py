@@ -342,6 +342,13 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     assert capsys.readouterr().out == f"alignlab {alignlab.__version__}\n"
 
 
+def test_the_command_can_be_called_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "alignlab", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"alignlab {alignlab.__version__}\n"
+
+
 def test_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "alignlab.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0

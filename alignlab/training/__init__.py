@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from alignlab.training.replaying import replayed_noise, replayed_sizes
     from alignlab.training.spec import Graft, RunSpec, StepSizes
     from alignlab.training.sweep import Sweep
-    from alignlab.training.tasks import TASKS, Split, Task, load
+    from alignlab.training.task import Split, Task
+    from alignlab.training.tasks import TASKS, load
     from alignlab.training.workers import Workers
 
 __all__ = [
@@ -44,7 +45,8 @@ _PUBLIC = {
     "replaying": ("replayed_noise", "replayed_sizes"),
     "spec": ("Graft", "RunSpec", "StepSizes"),
     "sweep": ("Sweep",),
-    "tasks": ("TASKS", "Split", "Task", "load"),
+    "task": ("Split", "Task"),
+    "tasks": ("TASKS", "load"),
     "workers": ("Workers",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

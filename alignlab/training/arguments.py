@@ -15,7 +15,7 @@ from alignlab.measures.precision import full_precision
 from alignlab.training import tasks
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
-from alignlab.training.tasks import Task
+from alignlab.training.task import Task
 
 # held while what is the process's, torch's random state and its number of threads among it, is a run's
 ALONE = threading.RLock()

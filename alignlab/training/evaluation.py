@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
-from alignlab.training.tasks import Loss, Task, Threshold, absolute_error, half_squared_error
+from alignlab.training.task import Loss, Task, Threshold, absolute_error, half_squared_error
 
 if TYPE_CHECKING:
     import xarray as xr

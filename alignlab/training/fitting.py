@@ -24,7 +24,7 @@ from alignlab.training.errors import SpecError
 from alignlab.training.evaluation import loss_of, losses_of_runs, sample_losses, scores
 from alignlab.training.registry import beyond_data
 from alignlab.training.spec import RunSpec
-from alignlab.training.tasks import Loss, Split, Task, absolute_error, half_squared_error
+from alignlab.training.task import Loss, Split, Task, absolute_error, half_squared_error
 
 AT_ONCE = 256  # samples, as in training
 PROBED, TOGETHER = 512, 8  # samples, and how many of them in a batch, on which a loss is held to be a mean

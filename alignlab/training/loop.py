@@ -34,7 +34,7 @@ from alignlab.training.naming import version
 from alignlab.training.optimizers import learning_rate, make_optimizer
 from alignlab.training.spec import STREAMS, RunSpec
 from alignlab.training.step_sizes import SetSizes
-from alignlab.training.tasks import Split, Task
+from alignlab.training.task import Split, Task
 
 if TYPE_CHECKING:
     import xarray as xr

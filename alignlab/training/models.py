@@ -15,7 +15,7 @@ from alignlab.rules import LocallyConnected2d
 from alignlab.training.arguments import ALONE
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
-from alignlab.training.tasks import Task
+from alignlab.training.task import Task
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

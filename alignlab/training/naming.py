@@ -23,6 +23,7 @@ from alignlab.training.errors import SpecError
 from alignlab.training.identity import identity
 from alignlab.training.registry import beyond_data
 from alignlab.training.spec import RunSpec
+from alignlab.training.task import Task
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # the floors whose code decides what a run's numbers are
@@ -52,7 +53,7 @@ def cell_name(spec: RunSpec) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 
-def version(spec: RunSpec, task: tasks.Task) -> str:
+def version(spec: RunSpec, task: Task) -> str:
     """What a run says of what computed it: :func:`code_hash`, and a hash of what is the user's, where something is: rules,
     draws, or a task with its data. Runs of one spec that differ in it are no replicates."""
     try:
@@ -63,7 +64,7 @@ def version(spec: RunSpec, task: tasks.Task) -> str:
     return f"{code_hash()}+{hashlib.sha256(''.join(own).encode()).hexdigest()[:8]}" if own else code_hash()
 
 
-def _task_code(name: str, task: tasks.Task) -> list[str]:
+def _task_code(name: str, task: Task) -> list[str]:
     """Of a task of the user's own, what its data do not tell; nothing of alignlab's."""
     if not tasks.TASKS.is_own(name):
         return []

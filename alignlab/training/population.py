@@ -51,7 +51,7 @@ from alignlab.training.loop import (
 from alignlab.training.optimizers import STACKED, clip_each, learning_rates, make_optimizer
 from alignlab.training.spec import RunSpec
 from alignlab.training.step_sizes import SetSizes
-from alignlab.training.tasks import Task
+from alignlab.training.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,6 +1,6 @@
 """TASKS: the tasks by name, alignlab's own and those that a user adds.
 
-One of the user's own is a function of ``seed_data`` that returns a :class:`~alignlab.training.tasks.Task`, or a Task. A name
+One of the user's own is a function of ``seed_data`` that returns a :class:`~alignlab.training.task.Task`, or a Task. A name
 has one content for good: neither alignlab's names nor one's own are overwritten, for stored runs and claims go by them.
 """
 

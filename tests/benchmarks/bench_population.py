@@ -22,7 +22,7 @@ from torch import nn
 
 from alignlab.training import RunSpec, Task, tasks
 from alignlab.training.population import Population
-from alignlab.training.tasks import Split
+from alignlab.training.task import Split
 
 XOR: dict[str, Any] = {
     "task": "xor_bits", "hidden": (10, 10), "bias": False, "weight_init": "gaussian", "loss": "absolute", "lr": 0.01,

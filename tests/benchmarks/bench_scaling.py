@@ -32,7 +32,7 @@ from alignlab.training import RunSpec, Task
 from alignlab.training.planner import packs
 from alignlab.training.population import Population
 from alignlab.training.sweep import Sweep
-from alignlab.training.tasks import Split
+from alignlab.training.task import Split
 from alignlab.training.workers import Workers
 
 BASE = {"runs": 64, "inputs": 64, "width": 64, "depth": 2, "batch": 32, "share": 0.0}

@@ -16,6 +16,7 @@ import xarray as xr
 from alignlab.training import RunSpec, SpecError, models, tasks, train
 from alignlab.training.arguments import ALONE
 from alignlab.training.population import train_population
+from alignlab.training.task import Task
 
 FIELDS: dict[str, Any] = {"task": "xor", "hidden": (3,), "steps": 3, "batch_size": 2, "record_every": 0}
 SPEC = RunSpec(**FIELDS)
@@ -134,7 +135,7 @@ def test_runs_in_two_threads_do_not_draw_from_each_others_numbers(monkeypatch: p
     usual, network, other = [train(SPEC.changed(seed=seed)) for seed in (1, 2)], models._network, Event()
     entered: list[int] = []
 
-    def slowly(spec: RunSpec, task: tasks.Task) -> torch.nn.Module:
+    def slowly(spec: RunSpec, task: Task) -> torch.nn.Module:
         entered.append(spec.seed)
         if len(entered) == 2:
             other.set()

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from alignlab.training import SpecError, Task, tasks
 from alignlab.training.evaluation import FEW, losses_of_runs, sample_losses, scores, scores_of_runs, tabulated
-from alignlab.training.tasks import Loss, absolute_error, half_squared_error
+from alignlab.training.task import Loss, absolute_error, half_squared_error
 
 
 def two_thirds(output: Tensor, target: Tensor) -> Tensor:

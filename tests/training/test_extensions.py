@@ -16,7 +16,7 @@ from alignlab.training import RunSpec, SpecError, models, tasks, train
 from alignlab.training.batches import batches
 from alignlab.training.evaluation import accuracy, clip
 from alignlab.training.spec import parse
-from alignlab.training.tasks import absolute_error
+from alignlab.training.task import absolute_error
 
 
 def spec(**fields: Any) -> RunSpec:

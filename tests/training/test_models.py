@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alignlab.training import models, tasks
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
-from alignlab.training.tasks import Split, Task
+from alignlab.training.task import Split, Task
 
 RULES = ("bp", "fa", "dfa", "sign_sync")
 

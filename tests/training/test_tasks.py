@@ -16,7 +16,8 @@ import torch
 
 from alignlab.training import catalogue, datafiles, embedded, idx, tasks
 from alignlab.training.errors import DataError
-from alignlab.training.tasks import Split, Task
+from alignlab.training.images import _balanced_split, _image_task
+from alignlab.training.task import Split, Task, half_squared_error
 
 LOCAL = ("xor", "linear_toy", "mnist_small")  # these need no data set
 
@@ -109,9 +110,9 @@ def test_linear_toy_splits_share_no_input() -> None:
 
 def test_half_squared_error_is_half_the_mean_squared_norm() -> None:
     output, target = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    assert tasks.half_squared_error(output, target).item() == pytest.approx((5 + 25) / 4)
+    assert half_squared_error(output, target).item() == pytest.approx((5 + 25) / 4)
     with pytest.raises(ValueError, match=r"\(2, 2\) and target \(2,\)"):
-        tasks.half_squared_error(output, target[0])
+        half_squared_error(output, target[0])
 
 
 # Images -------------------------------------------------------------------------------------------------------------
@@ -163,11 +164,11 @@ def colour_images(count: int, seed: int) -> tuple[idx.Pixels, idx.Pixels]:
 
 def test_every_channel_is_standardised_by_its_own_train_scale() -> None:
     train, test = colour_images(60, 0), colour_images(20, 1)
-    task = tasks._image_task("toy", (*train, *test), 4, seed_data=0, classes=("a", "b", "c"))
+    task = _image_task("toy", (*train, *test), 4, seed_data=0, classes=("a", "b", "c"))
     inputs = task.train.inputs.double()
     assert inputs.mean((0, 2, 3)).abs().max() < 1e-6
     assert (inputs.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-6
-    kept, held_out = tasks._balanced_split(train[1], 4, 0)
+    kept, held_out = _balanced_split(train[1], 4, 0)
     for split, pixels in (
         (task.train, train[0][kept]),
         (task.validation, train[0][held_out]),
@@ -181,18 +182,18 @@ def test_every_channel_is_standardised_by_its_own_train_scale() -> None:
 
 def test_the_split_is_balanced_disjoint_and_keeps_the_order() -> None:
     labels = colour_images(60, 0)[1]
-    kept, held_out = tasks._balanced_split(labels, 4, seed=3)
+    kept, held_out = _balanced_split(labels, 4, seed=3)
     assert np.bincount(labels[held_out]).tolist() == [4, 4, 4]
     assert sorted([*kept, *held_out]) == list(range(60))
     assert (np.diff(kept) > 0).all()
     assert (np.diff(held_out) > 0).all()
-    assert held_out.tolist() != tasks._balanced_split(labels, 4, seed=4)[1].tolist()
+    assert held_out.tolist() != _balanced_split(labels, 4, seed=4)[1].tolist()
 
 
 def test_images_without_contrast_have_no_scale() -> None:
     blank, labels = np.zeros((6, 1, 2, 2), np.uint8), np.array([0, 1] * 3, np.uint8)
     with pytest.raises(DataError, match="channel 0"):
-        tasks._image_task("blank", (blank, labels, blank, labels), 1, 0, ("a", "b"))
+        _image_task("blank", (blank, labels, blank, labels), 1, 0, ("a", "b"))
 
 
 # Full sets, on stand-ins and on the real files ----------------------------------------------------------------------
