@@ -40,6 +40,7 @@ def test_each_arm_takes_the_sizes_of_the_other_with_the_same_seed(control, claim
     assert effects == pytest.approx([-1.0 * sign, 1.8 * sign, 0.0], abs=1e-6)
     assert [check.passed for check in found.checks] == [True]
     assert "of one step in 25, in straight lines between" in found.caveats[0]
+    assert "record_every: 1 in the setup replays every step" in found.caveats[0]
     tables = {(s.rule, s.seed): s.step_sizes for g in bench.groups.values() for s in g.specs if s.step_sizes}
     assert len(tables) == 10
     assert tables["bp", 3].steps == [0, 4, 8]

@@ -124,5 +124,11 @@ class ReplayedMagnitude(Control):
 
     def _caveat(self, claim: Claim) -> str:
         every = claim.spec(claim.treatment, claim.seeds[0]).record_every
-        between = "" if every == 1 else f", of one step in {every}, in straight lines between"
+        if every == 1:
+            between = ""
+        else:
+            between = (
+                f", of one step in {every}, in straight lines between; what sizes do between these counts as direction "
+                "(record_every: 1 in the setup replays every step)"
+            )
         return f"{self.name} replays the sizes that the other arm's run of the same seed recorded{between}"
