@@ -143,7 +143,7 @@ class Arrivals:
 
         Where a weight takes no gradients, the latter are its own.
         """
-        weights = {name: _learning(layer) for name, layer in self.layers.items()}
+        weights = {name: learning(layer) for name, layer in self.layers.items()}
         own = {name: self._behind(name, found) for name, found in weights.items() if found}
         ours = [name for name in own if trained is None or any(id(w) in trained for w in weights[name])]
         shared = frozenset[int]().union(*(own[name] for name in ours)) if ours else _all_passes(self._uses)
@@ -181,7 +181,8 @@ def learns(layer: nn.Module) -> bool:
     return weight is not None and weight.requires_grad
 
 
-def _learning(layer: nn.Module) -> list[nn.Parameter]:
+def learning(layer: nn.Module) -> list[nn.Parameter]:
+    """The weight, or what it is computed from, as far as it takes gradients."""
     return [weight for weight in weights_behind(layer) if weight.requires_grad]
 
 

@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge
 
 from alignlab.probes import selftest
 from alignlab.probes.above import Above
-from alignlab.probes.arrivals import Arrivals, Taken
+from alignlab.probes.arrivals import Arrivals, Taken, learning
 from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import (
@@ -40,10 +40,10 @@ from alignlab.probes.hooks import (
 from alignlab.probes.landing import Landing
 from alignlab.probes.roots import listen
 from alignlab.probes.ruled import Ruled
-from alignlab.probes.selection import is_stepped
+from alignlab.probes.selection import is_stepped, learning_rates
 from alignlab.probes.signals import BESIDE, Signals
 from alignlab.probes.truth import Placed, asking, errors_at, some_lie_deeper, somebody_asks
-from alignlab.probes.uses import Use, parameter_of, used_feedback
+from alignlab.probes.uses import Use, parameter_of, used_feedback, weight_of
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.ranks import are_several
 
@@ -51,7 +51,8 @@ from alignlab.rules.ranks import are_several
 class Capture:
     """Collects the :class:`Use`\\ s of ``layers`` (by name) between :meth:`arm` and :meth:`take`.
 
-    ``truth``: the true errors too. ``optimizer``: whose weights may take the place of others while it is armed.
+    ``truth``: the true errors too. ``optimizer``: whose weights may take the place of others while it is armed, and are those
+    that nobody else steps.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Capture:
         self._handles: list[Any] = []
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
+        self._optimizer = optimizer
+        self._foreign: set[str] = set()  # the layers that learn by another optimizer
         self._landing = Landing(self.arrivals, self._ruled, partial(is_stepped, optimizer))
         self._signals = Signals(self.arrivals, self._ruled)
         self._above = Above(self)
@@ -89,6 +92,9 @@ class Capture:
         plain = (m for m in self.model.modules() if not isinstance(m, FeedbackLayer))
         # feedback is replaced, never changed in place
         self._buffers = [buffer for m in plain for buffer in m._buffers.values() if buffer is not None]
+        if self._optimizer is not None:
+            ours = learning_rates(self._optimizer, self.layers)
+            self._foreign = {name for name in self.layers if name not in ours}
         for name, layer in self.layers.items():
             hook = Hook(partial(self._on_layer, name))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
@@ -222,6 +228,8 @@ class Capture:
             layer, x.detach(), used_feedback(layer), x.requires_grad, output.shape, self._count, x._version
         )
         use.in_part = are_several()
+        if name in self._foreign and learning(layer):
+            use.weight = weight_of(layer).clone()
         self._count += 1
         self._signals.listen(name, use, edge)
         if self._follows:

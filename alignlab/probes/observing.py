@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from alignlab.probes.arrivals import learns
+from alignlab.probes.arrivals import learning
 from alignlab.probes.geometry import MEASURABLE, leads, rows
 from alignlab.probes.observation import LayerObservation
 from alignlab.probes.selection import learning_rates
@@ -48,7 +48,7 @@ def observe(
         fresh = weight is not None or parametrize.is_parametrized(
             layer, "weight"
         )  # else as the last forward pass made it
-        ours = name in rates or not learns(layer)  # what another optimizer does to it is not known
+        ours = name in rates or not learning(layer)  # what another optimizer does to it is not known
         after = weight_of(layer) if updated and ours and fresh else None
         sharing = [
             u

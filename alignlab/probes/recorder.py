@@ -43,7 +43,8 @@ _at_work: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictiona
 class Recorder:
     """Records what ``probes`` measure during a training run.
 
-    ``model``: the module that the loop calls. ``optimizer``: the one that steps it. ``probes``: what to measure.
+    ``model``: the module that the loop calls. ``optimizer``: the one that steps it; of several, each takes a
+    recorder of its own with the ``layers`` that it steps, for what another does is NaN. ``probes``: what to measure.
     ``schedule``: at which optimizer steps, counted from 0: ``every(n)``, ``log_spaced(total, n)`` or any callable
     step → bool. ``path``: a folder to store the run in (``alignlab.open_runs`` reads it); None keeps it in memory.
     ``layers``: which layers to observe (of the kinds in ``geometry.KINDS``): module names or patterns (``"features.*"``), or a
@@ -283,6 +284,8 @@ class Recorder:
         if scale is not None:
             unscale(taken, scale, self._capture.landed)
         self._recording.self_test.add(step, taken)
+        used = ((name, uses[0].weight) for name, uses in taken.items())
+        weights = weights | {name: weight for name, weight in used if weight is not None}
         rate = rate_of(self.optimizer.param_groups[0])
         due = [probe for probe in self.probes if probe.due(self._count)]
         self._count += 1

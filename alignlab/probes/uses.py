@@ -37,6 +37,7 @@ class Use:
     shape: torch.Size  # of the output
     place: int  # in the order of the uses
     version: int  # of the input's memory when it was used
+    weight: Tensor | None = None  # as it was then, where another optimizer may have stepped it since
     delta_rule: Tensor | None = None
     delta_bp: Tensor | None = None
     handed: Tensor | None = (

@@ -618,6 +618,29 @@ def test_steps_of_another_optimizer_are_not_this_ones() -> None:
     assert (run.update_norm.sel(layer="a") > 0).all()
 
 
+@pytest.mark.parametrize("rule", ["fa", "dfa", None])
+def test_weights_are_those_of_the_pass_though_another_optimizer_stepped_first(rule: str | None) -> None:
+    def run(other_first: bool) -> xr.Dataset:
+        model = make(Hidden, rule)
+        if rule is None:
+            parametrizations.weight_norm(model.b)
+        other = sgd(model.b)
+
+        def step(model: Any, index: int) -> None:
+            if index and not other_first:  # after the recorder's optimizer
+                other.step()
+            other.zero_grad()
+            plain_step(model, index)
+            if other_first:
+                other.step()
+
+        return recorded(model, step, optimizer=sgd(model.a)).drop_vars(["wall_time", "run_id"])
+
+    first, last = run(other_first=True), run(other_first=False)
+    assert np.isfinite(last.weight_norm).all()
+    xr.testing.assert_identical(first, last)
+
+
 def test_one_run_id_is_one_run(tmp_path: Any) -> None:
     first = recorded(make(Hidden), plain_step, path=tmp_path, run_id="mine")
     with pytest.raises(StoreError, match=r"'mine' is in .* already.* checkpoint"):
