@@ -203,6 +203,10 @@ def test_a_caveat_tells_gradients_that_are_still_louder_than_backprops():
             r"'feedback_scale' compares a rule with backprop; .* 'sign_sync' and 'fa'",
         ),
         (
+            {"treatment": al.Arm(rule="bp", name="fast", lr=0.3)},
+            r"'bp' and 'bp'. .* let bp be the rule of one arm and not of the other",
+        ),
+        (
             {"baseline": al.Arm(rule="bp", lr=0.3)},
             r"'feedback_scale' needs one learning rate .* \[0.1, 0.3\]",
         ),

@@ -32,7 +32,7 @@ def rule_arm(claim: Claim, control: str) -> tuple[Arm, bool]:
     if rules.count("bp") != 1:
         raise SpecError(
             f"control {control!r} compares a rule with backprop; the arms are {rules[0]!r} and {rules[1]!r}. "
-            "Leave the control out, or make one arm bp"
+            "Leave the control out, or let bp be the rule of one arm and not of the other"
         )
     return (claim.treatment, True) if rules[1] == "bp" else (claim.baseline, False)
 
