@@ -1,4 +1,8 @@
-"""Audits: a claim about why a method wins, interventions on the rival explanations, and a verdict with its evidence."""
+"""Audits: a claim about why a method wins, interventions on the rival explanations, and a verdict with its evidence.
+
+The package is called as the function in it: ``al.audit(claim, [al.controls.Magnitude()], store="runs", workers=2)``; see
+``help(al.audit.audit)``.
+"""
 
 import sys
 from types import ModuleType
