@@ -15,6 +15,7 @@ need autograd's own graph: they refuse ``torch.func``, and any part compiled by 
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -249,8 +250,9 @@ class FeedbackLayer(nn.Module):
         remember(self)
         vars(self.credit).setdefault("layers", weakref.WeakSet()).add(self)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {
+    def get_extra_state(self) -> Tensor:
+        """Text as bytes in a tensor, for loops that take a checkpoint's values to be tensors (``v.clone()``, ``v.cpu()``)."""
+        state = {
             "rule": self.rule.name,
             "settings": self._plain_settings(),
             "clock": self.clock,
@@ -259,18 +261,22 @@ class FeedbackLayer(nn.Module):
             "stale": int(self._stale),
             "used": int(self._used),
         }
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8, device="cpu")
 
     def _plain_settings(self) -> dict[str, Any]:
         """The rule's settings that a checkpoint can hold and compare: no callables."""
         return _plain(self.rule.settings())
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
+        # of any dtype, where a loop cast all values; a dict: from before it was a tensor
+        text = bytes(state.to(torch.uint8).tolist()) if isinstance(state, Tensor) else json.dumps(state)
+        state = dict[str, Any](json.loads(text))
         if state["rule"] != self.rule.name:
             raise ValueError(
                 f"the checkpoint's layers learn by {state['rule']!r}, this model's by {self.rule!r}: convert the model "
                 f"to {state['rule']!r} before loading"
             )
-        saved, own = state.get("settings", {}), self._plain_settings()
+        saved, own = state.get("settings", {}), json.loads(json.dumps(self._plain_settings()))
         differ = [f"{key}={saved[key]!r}" for key in saved if key in own and saved[key] != own[key]]
         if differ:
             raise ValueError(
