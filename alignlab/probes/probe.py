@@ -17,6 +17,10 @@ TAKEN = ("step", "layer", "mode", "run", "run_id", "kind", "fan_in", "fan_out", 
 class Probe:
     """Measures something at every scheduled step. Subclass it, set ``quantities`` and write :meth:`measure`.
 
+    What it reads: :class:`LayerObservation` and :class:`Observation`. Not the model itself: that has stepped already where any
+    probe of the recorder needs the update (``EffectiveLR``), and has not where none does; a probe that evaluates it says
+    ``needs_update = True``, and so always meets the new weights.
+
     What must be cheap is written in two stages instead: :meth:`keep` takes the few numbers at the step that the formulas
     need, and :meth:`finish` has the formulas, applied later to many steps at once.
 

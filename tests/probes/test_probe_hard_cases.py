@@ -641,6 +641,32 @@ def test_weights_are_those_of_the_pass_though_another_optimizer_stepped_first(ru
     xr.testing.assert_identical(first, last)
 
 
+class Watching(Probe):
+    """A probe that reads the model itself."""
+
+    quantities = ("watched",)
+    needs_update = True
+
+    def attach(self, model: nn.Module) -> None:
+        self.model = model
+
+    def measure_step(self, observation: Any) -> dict[str, Tensor | float]:
+        return {"watched": self.model.a.weight.detach().norm()}  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("others", [[], [GradientAngle()], [EffectiveLR()]], ids=["alone", "angle", "lr"])
+def test_a_probe_that_needs_the_update_meets_the_model_after_it(others: list[Probe]) -> None:
+    model, norms = make(Hidden, "fa"), []
+    probes, optimizer = [Watching(), *others], sgd(model)
+    with Recorder(model, optimizer, probes) as recorder:
+        for i in range(3):
+            optimizer.zero_grad()
+            plain_step(model, i)
+            optimizer.step()
+            norms.append(float(model.a.weight.detach().norm()))
+    np.testing.assert_allclose(recorder.to_dataset().watched, norms, rtol=1e-6)
+
+
 def test_one_run_id_is_one_run(tmp_path: Any) -> None:
     first = recorded(make(Hidden), plain_step, path=tmp_path, run_id="mine")
     with pytest.raises(StoreError, match=r"'mine' is in .* already.* checkpoint"):
