@@ -16,6 +16,7 @@ from alignlab.store.shaping import as_runs
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 COLUMNS = ("feedback_gain", "effective_lr")
 
@@ -28,7 +29,8 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         hue: `"layer"` or a coordinate of the runs, told apart by colour.
         col: another of these; each of its levels is a row of the two panels.
 
-    The right panels mark the nominal learning rates, where backprop's effective rates lie.
+    The right panels mark the nominal learning rates, where backprop's effective rates lie; where an optimizer has one for each
+    of several groups of layers, all of these.
 
     Raises:
         ValueError: if a variable was not recorded, and for an unknown hue or col.
@@ -38,7 +40,8 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
     panels = groups.panels(data, hue, col, layered=True)
     with style.styled():
         figure, axes = style.grid(len(panels), 2, 3.4, 2.7 if len(panels) == 1 else 2.2, sharey="col")
-        rates = np.unique(data["lr"].values) if "lr" in data.coords else np.array([])
+        several = _several_rates(data)
+        rates = _nominal(data, several)
         drawn = []
         for column, name, references in zip(axes.T, COLUMNS, (np.ones(1), rates), strict=True):
             curves = lines.draw_panels(column, panels, name, hue, layered=True, log=True)
@@ -47,16 +50,37 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
             drawn += curves
         for (left, right), panel in zip(axes, panels, strict=True):
             left.axhline(1, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_unit gain")
-            for rate in np.unique(panel.data["lr"].values) if len(rates) else ():
+            for rate in _nominal(panel.data, several):
                 right.axhline(
                     rate, color=style.REFERENCE, linewidth=1, linestyle=":", zorder=0.6, label="_nominal"
                 )
         entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | lines.reference_entry(
             "gain 1: as loud as backprop"
         )
-        if "lr" in data.coords:
+        if len(rates):
             entries |= lines.reference_entry("nominal learning rate", ":")
         silent = int((data["feedback_gain"].values <= 0).sum())
         unseen = f"{silent} values are 0 and not on these log axes." if silent else ""
         note = f"{lines.note(drawn, True)} {unseen}".strip()
-        return style.finish(figure, groups.context(data, hue, col), entries, hue, note)
+        context = groups.context(data, hue, col, *(["lr"] if several else []))
+        return style.finish(figure, context, entries, hue, note)
+
+
+def _several_rates(data: xr.Dataset) -> bool:
+    """Whether layers of a run have different learning rates, of which the coordinate ``lr`` is one group's."""
+    rates = _own(data)
+    return bool((rates.max("layer") > 1.001 * rates.min("layer")).any())
+
+
+def _nominal(data: xr.Dataset, several: bool) -> NDArray[np.float64]:
+    """The learning rates of the runs; or of their layers, the largest over training."""
+    if several:
+        rates = _own(data).max("step").values
+        return np.unique([float(f"{rate:.4g}") for rate in rates[np.isfinite(rates)]])
+    return np.unique(data["lr"].values) if "lr" in data.coords else np.array([])
+
+
+def _own(data: xr.Dataset) -> xr.DataArray:
+    """Each layer's learning rate at each step."""
+    gain = data["feedback_gain"]
+    return data["effective_lr"] / gain.where(gain > 1e-30)  # less has few digits left

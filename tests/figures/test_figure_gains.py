@@ -35,6 +35,16 @@ def test_gain_one_and_the_nominal_rate_are_marked_and_within_the_frame(run):
     assert legend(figure) == ["fc1", "fc2", "fc3", "gain 1: as loud as backprop", "nominal learning rate"]
 
 
+def test_layers_with_rates_of_their_own_have_their_own_nominal_rates(run):
+    rates = run["lr"].item() * (1 + 2 * (run.layer == "fc1"))  # a parameter group for each, say
+    figure = figures.gains(run.assign(effective_lr=run["feedback_gain"] * rates))
+    right = panels(figure)[1]
+    assert [mark.get_ydata()[0] for mark in marks(right, "_nominal")] == pytest.approx([0.05, 0.15], rel=1e-6)
+    assert "lr 0.05" not in " ".join(text.get_text() for text in figure.texts)
+    by_rule = panels(figures.gains(run.assign(effective_lr=run["feedback_gain"] * rates), hue="rule"))
+    assert [mark.get_ydata()[0] for mark in marks(by_rule[1], "_nominal")] == pytest.approx([0.15], rel=1e-6)
+
+
 def test_means_over_seeds_are_geometric(runs):
     axes = panels(figures.gains(runs, hue="rule", col="layer"))[0]
     table = runs["feedback_gain"].sel(layer="fc1").isel(run=runs.rule.values == "sign_sync").dropna("step")
