@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from alignlab.probes.selection import rate_of
+from alignlab.probes.selection import main_rate
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.store import SCHEMA_VERSION
 
 
-def run_coords(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The coordinates that can be told from the objects alone: ``rule`` (``none`` for an unconverted model) and ``lr``."""
+def rule_name(model: nn.Module) -> str:
+    """The coordinate ``rule``: ``none`` for an unconverted model."""
     names = {m.rule.name for m in model.modules() if isinstance(m, FeedbackLayer)}
-    rule = "+".join(sorted(names)) if names else "none"
-    rate = rate_of(optimizer.param_groups[0])  # of several runs each has its own
-    return {"rule": rule, "lr": rate if isinstance(rate, float) else np.nan}
+    return "+".join(sorted(names)) if names else "none"
+
+
+def run_coords(
+    model: nn.Module, optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]
+) -> dict[str, Any]:
+    """The coordinates that can be told from the objects alone: ``rule`` and ``lr``."""
+    rate = main_rate(optimizer, layers)  # of several runs each has its own
+    return {"rule": rule_name(model), "lr": rate if isinstance(rate, float) else np.nan}
 
 
 def run_attrs(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from alignlab.probes.observing import observe, observes_all, unscale, weights_of
 from alignlab.probes.probe import Probe, checked
 from alignlab.probes.recording import Recording
 from alignlab.probes.schedule import NEVER, Schedule, consult, every, log_spaced
-from alignlab.probes.selection import Replaced, Wanted, learning_rates, rate_of, select_layers
+from alignlab.probes.selection import Replaced, Wanted, learning_rates, main_rate, select_layers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -132,7 +132,7 @@ class Recorder:
         if self._counter is not None:
             raise RuntimeError("this recorder has been used: make a new one for another run")
         self._claim_probes()
-        facts = run_coords(self.model, self.optimizer) | self._coords
+        facts = run_coords(self.model, self.optimizer, self.layers) | self._coords
         attrs = run_attrs(self.model, self.optimizer) | self._attrs
         if self._resumed is not None:
             facts, attrs = resuming.labels(self._resumed, facts, attrs)
@@ -286,7 +286,7 @@ class Recorder:
         self._recording.self_test.add(step, taken)
         used = ((name, uses[0].weight) for name, uses in taken.items())
         weights = weights | {name: weight for name, weight in used if weight is not None}
-        rate = rate_of(self.optimizer.param_groups[0])
+        rate = main_rate(self.optimizer, self.layers)
         due = [probe for probe in self.probes if probe.due(self._count)]
         self._count += 1
         device = next(iter(weights.values())).device.type

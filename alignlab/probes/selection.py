@@ -83,6 +83,13 @@ def rate_of(group: Mapping[str, Any]) -> float | Tensor:
     return rate.detach() if isinstance(rate, Tensor) and rate.dim() else float(rate)
 
 
+def main_rate(optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]) -> float | Tensor:
+    """The learning rate of the first parameter group with a weight of the layers; before it there may be one of biases."""
+    weights = {id(weight) for layer in layers.values() for weight in weights_behind(layer)}
+    groups = optimizer.param_groups
+    return rate_of(next((g for g in groups if any(id(p) in weights for p in g["params"])), groups[0]))
+
+
 def learning_rates(
     optimizer: torch.optim.Optimizer, layers: Mapping[str, nn.Module]
 ) -> dict[str, float | Tensor]:

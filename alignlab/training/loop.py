@@ -21,7 +21,7 @@ from alignlab.probes import (
     every,
     log_spaced,
 )
-from alignlab.probes.metadata import run_coords
+from alignlab.probes.metadata import rule_name
 from alignlab.probes.schedule import Schedule, Together
 from alignlab.rules.randomness import random_states_kept
 from alignlab.training import devices, fitting, models
@@ -91,7 +91,7 @@ class Run:
             probes,
             looks(spec),
             attrs=attrs_of(spec, task),
-            coords=coords_of(spec, task, run_coords(self.model, self.optimizer)["rule"]),
+            coords=coords_of(spec, task, rule_name(self.model)),
             run_id=spec.digest(),
         )
         self.due = due(spec)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from alignlab import rules
 from alignlab.probes import Recorder
-from alignlab.probes.metadata import run_attrs, run_coords
+from alignlab.probes.metadata import rule_name, run_attrs
 from alignlab.rules.randomness import random_states_kept
 from alignlab.training import devices, fitting, stacking
 from alignlab.training.apart import Apart
@@ -258,5 +258,5 @@ def _described(
 ) -> tuple[dict[str, object], dict[str, object]]:
     """The coordinates and attributes of a member, as a recorder of it alone would note them."""
     optimizer = make_optimizer(spec, model.parameters())
-    coords = coords_of(spec, task, run_coords(model, optimizer)["rule"]) | {"run_id": spec.digest()}
+    coords = coords_of(spec, task, rule_name(model)) | {"run_id": spec.digest()}
     return coords, run_attrs(model, optimizer) | attrs_of(spec, task)

@@ -526,6 +526,19 @@ def test_a_weight_that_begins_to_learn_while_recording_is_measured_from_then_on(
     assert float(run.gradient_norm.sel(layer="enter", step=1)) > 0
 
 
+def test_a_group_of_biases_does_not_give_the_run_its_learning_rate() -> None:
+    def biases_first(model: nn.Module) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim == d], "lr": 0.5 / d**3} for d in (1, 2)
+        ]
+        return torch.optim.SGD(groups, lr=0.1)
+
+    run = record(plain, optimizer_of=biases_first)
+    assert float(run.lr) == 0.0625
+    assert run.learning_rate.values == pytest.approx([0.0625] * 3)
+    np.testing.assert_allclose(run.effective_lr, 0.0625 * run.feedback_gain, rtol=1e-6)
+
+
 def test_a_step_without_a_backward_pass_is_an_error() -> None:
     with pytest.raises(
         ProbeError, match=r"step 0: no error signal passed .*enter, .*backward\(\) called before"
