@@ -54,9 +54,8 @@ def best_size(question: Question) -> int:
     try:
         room = min(room, fitting(spec, workers, device))
         return min(room, _best_size(spec, number, room, device))
-    except Exception:
-        # no such network, no memory to try, a rule that raises: the runs themselves will say so
-        return room
+    except Exception:  # no such task, no such network: the runs themselves will say so
+        return min(room, SIZES[0])
 
 
 def _answers(questions: Sequence[Question]) -> list[int]:
@@ -108,11 +107,14 @@ def _best_size(spec: RunSpec, number: int, largest: int, device: torch.device = 
     prices: dict[int, float] = {}
     sizes = SIZES if dense else (1, *SIZES)  # convolutions may cost a run no less beside others
     for size in (*(size for size in sizes if size < largest), largest):
-        now = price_of(shape.changed(**rule), size, device)
+        try:
+            now = price_of(shape.changed(**rule), size, device)
+        except Exception:  # no memory for so many, a rule that raises: the runs themselves will say so
+            break
         if now > GAIN * min(prices.values(), default=math.inf):
             break
         prices[size] = now
-    return _brief(prices, shape.steps)
+    return _brief(prices, shape.steps) if prices else min(SIZES[0], largest)
 
 
 def _brief(prices: Mapping[int, float], steps: int) -> int:

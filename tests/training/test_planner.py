@@ -72,15 +72,30 @@ def test_every_worker_gets_as_many_packs(n: int, workers: int, sizes: set[int], 
     assert len(found) % workers == 0 or len(found) == n
 
 
-@pytest.mark.parametrize("room", [100, 3])
-def test_what_fails_to_be_measured_takes_the_room_that_there_is(room: int, monkeypatch: Any) -> None:
-    def fails(shape: RunSpec, size: int, device: torch.device) -> float:
-        raise RuntimeError("can't allocate memory")
+@pytest.mark.parametrize(("room", "held", "size"), [(100, 0, 4), (3, 0, 3), (100, 16, 16), (100, 999, 50)])
+def test_no_more_stand_together_than_could_be_measured(
+    room: int, held: int, size: int, monkeypatch: Any
+) -> None:
+    """A size for which there was no memory was followed by the largest of all, though smaller ones had been measured."""
+
+    def price(shape: RunSpec, size: int, device: torch.device) -> float:
+        if size > held:
+            raise RuntimeError("can't allocate memory")
+        return 1 / size
 
     monkeypatch.setattr(planner, "fitting", lambda spec, workers, device: room)
-    monkeypatch.setattr(planner, "price_of", fails)
+    monkeypatch.setattr(planner, "price_of", price)
     monkeypatch.setattr(planner, "WORTH", 0)
-    assert planner.best_size(planner.Question(specs(1)[0], 20, 2)) == min(room, 10)
+    assert planner.best_size(planner.Question(specs(1)[0], 100, 2)) == size
+
+
+def test_what_cannot_be_asked_stands_in_small_packs(monkeypatch: Any) -> None:
+    def fails(spec: RunSpec, workers: int, device: torch.device) -> int:
+        raise ValueError("no such task")
+
+    monkeypatch.setattr(planner, "fitting", fails)
+    assert planner.best_size(planner.Question(specs(1)[0], 100, 2)) == 4
+    assert planner.best_size(planner.Question(specs(1)[0], 5, 2)) == 3
 
 
 def test_whoever_is_asked_decides_how_many_train_together() -> None:
