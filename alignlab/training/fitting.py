@@ -171,8 +171,9 @@ def _check_mean(task: Task, loss: Loss) -> None:
     output = torch.randn(len(targets), task.n_out, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), random_states_kept():
         try:
-            once, twice = loss(output, targets), loss(output.repeat(2, 1), torch.cat([targets, targets]))
-            grows = 0 < abs(float(once)) < math.inf and torch.allclose(twice, 2 * once, rtol=1e-4)
+            once = float(loss(output, targets))
+            twice = float(loss(output.repeat(2, 1), torch.cat([targets, targets])))
+            grows = 0 < abs(once) < math.inf and math.isclose(twice, 2 * once, rel_tol=1e-4)
         except Exception:  # it takes no such outputs: what a network gives is tried as well
             return
     if grows:

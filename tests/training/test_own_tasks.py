@@ -633,8 +633,9 @@ def contrastive(output: Tensor, target: Tensor) -> Tensor:
         table(contrastive),
         table(lambda o, t: squared(o, t).sqrt()),
         table(lambda o, t: torch.zeros(()) * o.sum()),
+        table(lambda o, t: 1e-10 * squared(o, t)),
     ],
-    ids=["weights", "among", "contrastive", "root", "nothing"],
+    ids=["weights", "among", "contrastive", "root", "nothing", "tiny"],
 )
 def test_a_loss_that_is_neither_a_mean_of_single_ones_nor_a_sum_is_learned_by_rules_that_send_errors(
     content: Task, tmp_path: Path
