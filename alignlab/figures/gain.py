@@ -69,6 +69,8 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
 def _several_rates(data: xr.Dataset) -> bool:
     """Whether layers of a run have different learning rates, of which the coordinate ``lr`` is one group's."""
     rates = _own(data)
+    if "layer" not in rates.dims:
+        return False
     return bool((rates.max("layer") > 1.001 * rates.min("layer")).any())
 
 

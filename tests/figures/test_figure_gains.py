@@ -45,6 +45,13 @@ def test_layers_with_rates_of_their_own_have_their_own_nominal_rates(run):
     assert [mark.get_ydata()[0] for mark in marks(by_rule[1], "_nominal")] == pytest.approx([0.15], rel=1e-6)
 
 
+def test_one_layer_of_a_run_is_drawn(run):
+    for axes, name in zip(
+        panels(figures.gains(run.sel(layer="fc1"))), ("feedback_gain", "effective_lr"), strict=True
+    ):
+        assert same(line(axes, "fc1").get_ydata(), run[name].sel(layer="fc1").dropna("step"))
+
+
 def test_means_over_seeds_are_geometric(runs):
     axes = panels(figures.gains(runs, hue="rule", col="layer"))[0]
     table = runs["feedback_gain"].sel(layer="fc1").isel(run=runs.rule.values == "sign_sync").dropna("step")
