@@ -67,18 +67,19 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
 
 
 def _several_rates(data: xr.Dataset) -> bool:
-    """Whether layers of a run have different learning rates, of which the coordinate ``lr`` is one group's."""
-    rates = _own(data)
-    if "layer" not in rates.dims:
+    """Whether a layer's learning rate is another than the run's, which is that of one group of an optimizer's."""
+    if "learning_rate" not in data:
         return False
-    return bool((rates.max("layer") > 1.001 * rates.min("layer")).any())
+    return bool((abs(_own(data) - data["learning_rate"]) > 1e-3 * data["learning_rate"]).any())
 
 
 def _nominal(data: xr.Dataset, several: bool) -> NDArray[np.float64]:
     """The learning rates of the runs; or of their layers, the largest over training."""
     if several:
         rates = _own(data).max("step").values
-        return np.unique([float(f"{rate:.4g}") for rate in rates[np.isfinite(rates)]])
+        return np.unique(
+            [float(f"{rate:.4g}") for rate in rates[rates > 0]]
+        )  # layers at rest have no place on a log axis
     return np.unique(data["lr"].values) if "lr" in data.coords else np.array([])
 
 

@@ -45,6 +45,22 @@ def test_layers_with_rates_of_their_own_have_their_own_nominal_rates(run):
     assert [mark.get_ydata()[0] for mark in marks(by_rule[1], "_nominal")] == pytest.approx([0.15], rel=1e-6)
 
 
+@pytest.mark.parametrize(("layer", "marked"), [("fc1", [0.15]), ("fc2", [0.05]), (["fc1"], [0.15])])
+def test_a_layer_alone_has_its_own_nominal_rate(run, layer, marked):
+    rates = run["lr"].item() * (1 + 2 * (run.layer == "fc1"))
+    figure = figures.gains(run.assign(effective_lr=run["feedback_gain"] * rates).sel(layer=layer))
+    right = panels(figure)[1]
+    assert [mark.get_ydata()[0] for mark in marks(right, "_nominal")] == pytest.approx(marked, rel=1e-6)
+    assert ("lr 0.05" in " ".join(text.get_text() for text in figure.texts)) == (marked == [0.05])
+
+
+def test_layers_at_rest_mark_no_rate_and_those_that_learn_mark_theirs(run):
+    rates = 0.3 * (run.layer != "fc1")
+    data = run.assign(effective_lr=run["feedback_gain"] * rates, learning_rate=0 * run["learning_rate"])
+    right = panels(figures.gains(data.assign_coords(lr=0.0)))[1]
+    assert [mark.get_ydata()[0] for mark in marks(right, "_nominal")] == pytest.approx([0.3], rel=1e-6)
+
+
 def test_one_layer_of_a_run_is_drawn(run):
     for axes, name in zip(
         panels(figures.gains(run.sel(layer="fc1"))), ("feedback_gain", "effective_lr"), strict=True
