@@ -31,6 +31,7 @@ from alignlab.rules.functions import Gate
 from alignlab.rules.initialisation import Init, draw, draw_magnitude
 from alignlab.rules.ranks import agree
 from alignlab.rules.rule import Rule
+from alignlab.rules.runs import Seeds
 
 _PENDING = -1  # a version no tensor has: the weights changed since the last forward pass
 
@@ -283,7 +284,8 @@ class FeedbackLayer(nn.Module):
                 f"the checkpoint's layers learn with {', '.join(differ)}, this model's by {self.rule!r}: convert the "
                 "model with the checkpoint's settings before loading"
             )
-        self.clock, self.feedback_seed = state["clock"], state["seed"]
+        seed = state["seed"]
+        self.clock, self.feedback_seed = state["clock"], Seeds(seed) if isinstance(seed, list) else seed
         self._seen, self._stale = _PENDING if state["pending"] else None, bool(state.get("stale", 0))
         self._used = bool(state.get("used", 0))
 

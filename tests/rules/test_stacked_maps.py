@@ -27,6 +27,23 @@ def layers(rule: str, make: Any) -> list[FeedbackLayer]:
     return [next(iter(feedback_layers(model).values())) for model in models]
 
 
+@pytest.mark.parametrize("rule", ["brsf", "weight_mirror"])
+def test_a_stack_goes_on_from_a_checkpoint(rule: str) -> None:
+    """Each run from its own seed, which a clock is added to."""
+    torch.manual_seed(0)
+    members = layers(rule, lambda: nn.Conv2d(2, 4, 3))
+    begun, resumed = stack_layers(members, Credit()), stack_layers(members[::-1], Credit())
+    resumed.load_state_dict(begun.state_dict())
+    x = torch.randn(3, 5, 2, 7, 8, dtype=torch.float32, requires_grad=True)
+    for stack in (begun, resumed):
+        with torch.no_grad():
+            stack.weight += 1
+        stack(x)
+    assert begun.feedback is not None
+    assert resumed.feedback is not None
+    assert torch.equal(begun.feedback, resumed.feedback)
+
+
 @pytest.mark.parametrize("rule", ["fa", "frsf", "weight_mirror"])
 @pytest.mark.parametrize("fields", [*MAPS, {"kernel_size": 3, "stride": 2, "untied": True}], ids=str)
 def test_a_stack_is_its_members(fields: dict[str, Any], rule: str) -> None:
