@@ -170,6 +170,8 @@ class FeedbackLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
+            if self.training and not torch.compiler.is_compiling():
+                agree()  # a checkpoint with use_reentrant=True, which draws B after the pass
             x, weight, bias, _ = self._autocast(x, self.weight)
             return self.transform(x, weight, bias, None, chain=True)
         if self.rule.direct:

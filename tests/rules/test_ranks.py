@@ -15,6 +15,7 @@ import sys
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from alignlab.rules import Rule, convert
 
 class Drawing(Rule):
@@ -56,6 +57,18 @@ def refused(seed):
     except RuntimeError as error:
         return str(error)
 
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x.requires_grad_(), use_reentrant=True)
+
+def computed_again(rule, seed):
+    torch.manual_seed(0)
+    inner = Checkpointed(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    convert(inner, rule, generator=torch.Generator().manual_seed(seed), **RULES[rule])
+    model = nn.parallel.DistributedDataParallel(inner)
+    model(torch.randn(4, 6)).sum().backward()
+    return {name: x for name, x in inner.state_dict().items()}
+
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 rows = {"after": slice(4 * rank, 4 * rank + 4), "before": slice(4 * rank, 4 * rank + 4), None: slice(None)}
@@ -64,6 +77,7 @@ found = {
     (rule, when, used): trained(rule, rank, rows[when], when, used)
     for rule in RULES for when, used in cases if (rule, when) != ("kolen_pollack", "before")
 }
+found |= {rule: computed_again(rule, rank) for rule in ("brsf", "weight_mirror", "rescaled")}
 torch.save(found | {"refused": refused(rank)}, out)
 torch.distributed.destroy_process_group()
 """
@@ -111,3 +125,10 @@ def test_a_learned_b_that_each_process_would_step_alone_is_told(ranks: list[Any]
         first, second = (found["kolen_pollack", "after", False][name] for found in ranks)
         torch.testing.assert_close(first, value, rtol=0, atol=1e-12)
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("rule", ["brsf", "weight_mirror", "rescaled"])
+def test_processes_whose_layers_are_all_computed_again_have_one_b(rule: str, ranks: list[Any]) -> None:
+    """Under ``checkpoint(use_reentrant=True)`` B is drawn in the backward pass, outside of the wrapper's."""
+    first, second = (found[rule] for found in ranks)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
