@@ -68,6 +68,7 @@ class Capture:
         self._fresh: Placed = []  # the uses of the forward pass that runs
         self._asked: list[Placed] = []  # those of the passes whose true errors were asked for
         self._count = 0
+        self._in_part = False  # whether other processes take part in the step
         self._handles: list[Any] = []
         self._buffers: list[Tensor] = []
         self._ruled = Ruled(self.model)
@@ -174,6 +175,7 @@ class Capture:
         for placed in self._asked:
             placed.clear()
         self._fresh, self._asked, self._count, self._root = [], [], 0, None
+        self._in_part = False
 
     def _complete(self, name: str, use: Use) -> None:
         if use.h._version != use.version:
@@ -214,6 +216,8 @@ class Capture:
         self._above.inside = True
 
     def _on_layer(self, name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # a checkpoint with use_reentrant=True shows the call itself after the pass
+        self._in_part = self._in_part or are_several()
         if self.arrivals.closed or not isinstance(output, Tensor) or not output.requires_grad:
             return
         if not self._ruled.is_backprop and torch._C._current_graph_task_id() != -1:
@@ -227,7 +231,7 @@ class Capture:
         use = Use(
             layer, x.detach(), used_feedback(layer), x.requires_grad, output.shape, self._count, x._version
         )
-        use.in_part = are_several()
+        use.in_part = self._in_part
         if name in self._foreign and learning(layer):
             use.weight = weight_of(layer).clone()
         self._count += 1
