@@ -286,8 +286,8 @@ class FeedbackLayer(nn.Module):
                 f"the checkpoint's layers learn with {', '.join(differ)}, this model's by {self.rule!r}: convert the "
                 "model with the checkpoint's settings before loading"
             )
-        seed = state["seed"]
-        self.clock, self.feedback_seed = state["clock"], Seeds(seed) if isinstance(seed, list) else seed
+        seed: Any = Seeds(state["seed"]) if isinstance(state["seed"], list) else state["seed"]
+        self.clock, self.feedback_seed = state["clock"], seed
         self._seen, self._stale = _PENDING if state["pending"] else None, bool(state.get("stale", 0))
         self._used = bool(state.get("used", 0))
 
