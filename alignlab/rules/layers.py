@@ -29,7 +29,7 @@ from alignlab.rules.compiling import feedback_in_graph, remember, uncompiled
 from alignlab.rules.credit import Chain, Credit
 from alignlab.rules.functions import Gate
 from alignlab.rules.initialisation import Init, draw, draw_magnitude
-from alignlab.rules.ranks import agree
+from alignlab.rules.ranks import agree, forget
 from alignlab.rules.rule import Rule
 from alignlab.rules.runs import Seeds
 
@@ -67,6 +67,7 @@ class FeedbackLayer(nn.Module):
         self.rule, self.credit, self.feedback_seed = rule, credit, seed
         credit.layers.add(self)
         remember(self)
+        forget(self)
         self.clock, self._seen, self._stale, self._used = 0, None, False, False
         register = self.register_parameter if rule.learns_feedback else self.register_buffer
         register("feedback", None)
@@ -137,7 +138,7 @@ class FeedbackLayer(nn.Module):
         """
         if torch.compiler.is_compiling():
             return  # the graph asks for B where it needs it
-        agree()
+        agree(self)
         weight = self._parameters.get("weight")
         if weight is None:
             if not self.rule.has_clock:
@@ -171,7 +172,7 @@ class FeedbackLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             if self.training and not torch.compiler.is_compiling():
-                agree()  # a checkpoint with use_reentrant=True, which draws B after the pass
+                agree(self)  # a checkpoint with use_reentrant=True, which draws B after the pass
             x, weight, bias, _ = self._autocast(x, self.weight)
             return self.transform(x, weight, bias, None, chain=True)
         if self.rule.direct:

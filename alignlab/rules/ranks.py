@@ -20,26 +20,32 @@ if TYPE_CHECKING:
     from alignlab.rules.layers import FeedbackLayer
 
 _wrapper: Any = nn.parallel.DistributedDataParallel
-_done: WeakSet[nn.Module] = WeakSet()  # wrapped models whose processes agree
+_done: WeakSet[nn.Module] = WeakSet()  # layers whose processes agree
 
 
-def agree() -> None:
-    """Within a pass through a wrapped model, the first: give its layers the first process's seeds, and what they drew.
+def forget(layer: nn.Module) -> None:
+    """``layer`` gets another rule, and another seed."""
+    _done.discard(layer)
+
+
+def agree(layer: nn.Module) -> None:
+    """Within a pass through a wrapped model, ``layer``'s first: give the model's the first process's seeds, and what they drew.
 
     Raises ``RuntimeError`` where a B that learns would take each process's own steps.
     """
     wrapped = _wrapper._active_ddp_module
-    if wrapped is None or wrapped in _done:
+    if wrapped is None or layer in _done:
         return
-    layers = [m for m in wrapped.modules() if hasattr(m, "feedback_seed") and m.rule.uses_feedback]
+    every = [m for m in wrapped.modules() if hasattr(m, "feedback_seed")]
+    layers = [m for m in every if m.rule.uses_feedback]
     averaged = {id(p) for p in wrapped._module_parameters}
-    for layer in layers:
-        if layer.rule.learns_feedback and id(layer.feedback) not in averaged:
+    for own in layers:
+        if own.rule.learns_feedback and id(own.feedback) not in averaged:
             raise RuntimeError(
-                f"{layer.rule.name}: the model was converted after DistributedDataParallel had wrapped it, which does not "
+                f"{own.rule.name}: the model was converted after DistributedDataParallel had wrapped it, which does not "
                 "average the gradients of a B that it does not know: convert first, and then wrap"
             )
-    _done.add(wrapped)
+    _done.update([layer, *every])
     _share(wrapped.process_group, layers)
 
 

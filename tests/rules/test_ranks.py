@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from alignlab.rules import Rule, convert
+from alignlab.rules import Rule, convert, revert
 
 class Drawing(Rule):
     name = "drawing"
@@ -69,6 +69,16 @@ def computed_again(rule, seed):
     model(torch.randn(4, 6)).sum().backward()
     return {name: x for name, x in inner.state_dict().items()}
 
+def converted_again(rule, seed):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    convert(inner, "fa", generator=torch.Generator().manual_seed(seed))
+    model = nn.parallel.DistributedDataParallel(inner)
+    model(torch.randn(4, 6)).sum().backward()
+    convert(revert(inner), rule, generator=torch.Generator().manual_seed(seed), **RULES[rule])
+    model(torch.randn(4, 6)).sum().backward()
+    return {name: x for name, x in inner.state_dict().items()}
+
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 rows = {"after": slice(4 * rank, 4 * rank + 4), "before": slice(4 * rank, 4 * rank + 4), None: slice(None)}
@@ -78,6 +88,7 @@ found = {
     for rule in RULES for when, used in cases if (rule, when) != ("kolen_pollack", "before")
 }
 found |= {rule: computed_again(rule, rank) for rule in ("brsf", "weight_mirror", "rescaled")}
+found |= {(rule, "again"): converted_again(rule, rank) for rule in ("brsf", "weight_mirror")}
 torch.save(found | {"refused": refused(rank)}, out)
 torch.distributed.destroy_process_group()
 """
@@ -131,4 +142,10 @@ def test_a_learned_b_that_each_process_would_step_alone_is_told(ranks: list[Any]
 def test_processes_whose_layers_are_all_computed_again_have_one_b(rule: str, ranks: list[Any]) -> None:
     """Under ``checkpoint(use_reentrant=True)`` B is drawn in the backward pass, outside of the wrapper's."""
     first, second = (found[rule] for found in ranks)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("rule", ["brsf", "weight_mirror"])
+def test_processes_that_convert_a_wrapped_model_anew_have_one_b(rule: str, ranks: list[Any]) -> None:
+    first, second = (found[rule, "again"] for found in ranks)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
