@@ -48,7 +48,7 @@ class NodePerturbation(Perturbation):
         return objective.detach()
 
     def _check(self, passes: Passes, loss: Tensor) -> None:
-        self.check_resolution({site.dtype for site in passes.sites})
+        self.check_resolution({loss.dtype, *(site.dtype for site in passes.sites)})
         perturbed = {id(p) for site in passes.sites for p in site.module.parameters(recurse=False)}
         missed = [name for name, p in passes.learners(*passes.outputs).items() if id(p) not in perturbed]
         if missed:

@@ -56,7 +56,7 @@ class Perturbation(Rule):
         return change / 2 if self.antithetic else change
 
     def check_resolution(self, dtypes: Iterable[torch.dtype]) -> None:
-        """Raise ``ValueError`` where σ would be lost in the rounding of what it is added to."""
+        """Raise ``ValueError`` where σ would be lost in the rounding of what it is added to, or of the loss that it changes."""
         for dtype in dtypes:
             if self.sigma < torch.finfo(dtype).eps:
                 raise ValueError(

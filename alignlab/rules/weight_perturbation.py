@@ -32,7 +32,7 @@ class WeightPerturbation(Perturbation):
         loss = passes.first()
         objective = passes.objective(loss)
         learners = list(passes.learners(loss).values())
-        self.check_resolution({p.dtype for p in learners})
+        self.check_resolution({loss.dtype, *(p.dtype for p in learners)})
         noise = passes.noise
         totals = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in learners]
         for _ in range(self.samples):
