@@ -282,7 +282,3 @@ def main() -> None:
         gc.freeze
     )  # Python looks for garbage as it ends, a second long, in what is thrown away whole
     sys.exit(ended(partial(app, standalone_mode=False)))
-
-
-if __name__ == "__main__":
-    main()

@@ -349,12 +349,6 @@ def test_the_command_can_be_called_as_a_module():
     assert done.stdout == f"alignlab {alignlab.__version__}\n"
 
 
-def test_module_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "alignlab.cli", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "audit" in done.stdout
-
-
 def test_run_trains_on_one_thread_like_every_cell_of_its_name(spec, tmp_path, monkeypatch, capsys):
     """Or an audit on this store would take numbers for its own that depend on how many cores were free."""
     seen, train = [], cells.train
@@ -398,7 +392,7 @@ def test_a_full_disk_names_the_figure_and_the_way_out(spec, tmp_path, monkeypatc
 @pytest.mark.parametrize("stdout", ["utf-8", "cp1252"])
 def test_a_table_is_told_whatever_the_console_can_show(claim, tmp_path, stdout):
     plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": stdout}
-    command = [sys.executable, "-m", "alignlab.cli", "audit", str(claim), "--workers", "1"]
+    command = [sys.executable, "-m", "alignlab", "audit", str(claim), "--workers", "1"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **plain}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert "placebo" in done.stdout.decode(stdout)
@@ -438,7 +432,7 @@ def test_an_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
     claim = {**CLAIM, "controls": ["placebo"], "setup": {**CLAIM["setup"], "steps": 800}}
     path, out = tmp_path / "claim.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(claim))
-    command = [sys.executable, "-m", "alignlab.cli", "audit", str(path), "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "alignlab", "audit", str(path), "--out", str(out), "--workers", "2"]
     # a job in a shell's background ignores interrupts, and so would what it starts
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True,

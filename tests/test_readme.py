@@ -64,7 +64,7 @@ def test_a_task_of_ones_own_is_audited_as_it_stands(tmp_path):
         (tmp_path / name).write_text(text)
     (command,) = [line.split() for line in section.splitlines() if line.startswith("    alignlab ")]
     done = subprocess.run(
-        [sys.executable, "-m", "alignlab.cli", *command[1:]], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "alignlab", *command[1:]], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "30 of 30 runs computed" in done.stdout

@@ -48,8 +48,8 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
             step_axis(ax)
             ax.set(xlabel="optimizer step", xlim=(0, max(1, int(data["step"].max())) * 1.02))
         n = sorted({int(taken[arm].count()) for arm in taken})
-        runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        note = f"{runs} runs an arm; bands: 95 % Wilson interval. Right: the runs that were ever there; bar: the median of all."
+        runs = f"{n[0]} run{'s' if n[0] > 1 else ''}" if len(n) == 1 else f"{n[0]} to {n[-1]} runs"
+        note = f"{runs} an arm; bands: 95 % Wilson interval. Right: the runs that were ever there; bar: the median of all."
         entries = {text: _entry(look[arm]) for arm, text in style.level_texts(look).items()}
         return style.finish(figure, groups.context(data, "arm", "layer"), entries, "arm", note)
 

@@ -20,6 +20,7 @@ from alignlab.training.task import Loss, Task, Threshold, absolute_error, half_s
 if TYPE_CHECKING:
     import xarray as xr
 
+EVALUATED_AT_ONCE = 256  # samples: larger pieces leave the cache, and a convolutional net takes twice as long
 FEW = 16  # classes: below it, softmaxes of many samples are several times faster along another dimension than the last
 BY_RUNS = "of many runs at once: train these one by one (lockstep=False)"
 BY_SAMPLES = "sample by sample, as this rule needs it: write it in tensor operations alone"

@@ -21,12 +21,11 @@ from alignlab.rules.randomness import random_states_kept
 from alignlab.training import models, tasks
 from alignlab.training.arguments import learning
 from alignlab.training.errors import SpecError
-from alignlab.training.evaluation import loss_of, losses_of_runs, sample_losses, scores
+from alignlab.training.evaluation import EVALUATED_AT_ONCE, loss_of, losses_of_runs, sample_losses, scores
 from alignlab.training.registry import beyond_data
 from alignlab.training.spec import RunSpec
 from alignlab.training.task import Loss, Split, Task, absolute_error, half_squared_error
 
-AT_ONCE = 256  # samples, as in training
 PROBED, TOGETHER = 512, 8  # samples, and how many of them in a batch, on which a loss is held to be a mean
 MEANS = (half_squared_error, absolute_error, cross_entropy)
 SHAPING = ("task", "model", "hidden", "activation", "bias", "loss", "splits", "frozen")
@@ -107,7 +106,7 @@ def _fits(spec: RunSpec, task: Task) -> None:
         with torch.no_grad():
             for name in dict.fromkeys(("train", *spec.splits)):
                 split = getattr(task, name)
-                output = torch.cat([model(x) for x in torch.split(split.inputs, AT_ONCE)])
+                output = torch.cat([model(x) for x in torch.split(split.inputs, EVALUATED_AT_ONCE)])
                 found = _scored(task, loss, name, output, split.targets)
                 _check_targets(task, name, split.targets, found[f"{name}_loss"])
         check_numbers(spec, task, loss, _by_samples(spec))
@@ -155,6 +154,10 @@ def _check_classes(task: Task, loss: Loss, name: str, targets: Tensor) -> None:
 
 
 def _check_threshold(task: Task, loss: Loss) -> None:
+    if task.threshold is not None and task.train.targets.dtype == torch.bool:
+        raise SpecError(
+            f"task {task.name}: targets are true or false, expected bits as floats: targets.float()"
+        )
     on_logits = loss is binary_cross_entropy_with_logits or isinstance(loss, nn.BCEWithLogitsLoss)
     if on_logits and task.has_accuracy and not isinstance(task.threshold, tuple):
         raise SpecError(

@@ -28,7 +28,15 @@ from alignlab.training import devices, fitting, models
 from alignlab.training.arguments import learning, spec_of, task_of
 from alignlab.training.batches import batches
 from alignlab.training.errors import SpecError
-from alignlab.training.evaluation import clip, due, loss_of, sample_losses, scores, tabulated
+from alignlab.training.evaluation import (
+    EVALUATED_AT_ONCE,
+    clip,
+    due,
+    loss_of,
+    sample_losses,
+    scores,
+    tabulated,
+)
 from alignlab.training.graft import GradientGraft
 from alignlab.training.naming import version
 from alignlab.training.optimizers import learning_rate, make_optimizer
@@ -39,7 +47,6 @@ from alignlab.training.task import Split, Task
 if TYPE_CHECKING:
     import xarray as xr
 
-EVALUATED_AT_ONCE = 256  # samples: larger pieces leave the cache, and a convolutional net takes twice as long
 Progress = Callable[[int], None]
 
 

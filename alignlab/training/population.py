@@ -31,6 +31,7 @@ from alignlab.training.arguments import learning, specs_of, task_of
 from alignlab.training.batches import blocks
 from alignlab.training.errors import SpecError
 from alignlab.training.evaluation import (
+    EVALUATED_AT_ONCE,
     due,
     loss_of,
     losses_of_runs,
@@ -40,7 +41,6 @@ from alignlab.training.evaluation import (
 )
 from alignlab.training.graft import GradientGraft
 from alignlab.training.loop import (
-    EVALUATED_AT_ONCE,
     attrs_of,
     built,
     coords_of,

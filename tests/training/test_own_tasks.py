@@ -596,6 +596,16 @@ def test_logits_and_the_bits_that_are_their_targets_have_a_threshold_each() -> N
         del TASKS["own"]
 
 
+def test_bits_that_are_true_or_false_are_refused_where_they_have_a_threshold() -> None:
+    bits = [Split(split.inputs, split.inputs[:, :2] > 0) for split in splits()]
+    task = table(lambda o, t: binary_cross_entropy_with_logits(o, t.float()), of=bits, n_out=2, has_accuracy=True,
+                 threshold=(0.0, 0.5))  # fmt: skip
+    with pytest.raises(
+        SpecError, match=r"targets are true or false, expected bits as floats: targets.float\(\)"
+    ):
+        train(spec(task="xor"), task=task)
+
+
 def total(output: Tensor, target: Tensor) -> Tensor:
     """Of batches of 10."""
     return squared(output, target) * len(output) / 10
