@@ -26,7 +26,7 @@ def fans(like: Tensor) -> tuple[int, int]:
 
 BOUNDS: dict[Any, Callable[[Tensor], float]] = {  # of the inits that are uniform
     "lillicrap": lambda like: 0.5,
-    "nokland": lambda like: 1 / math.sqrt(fans(like)[1]),
+    "nokland": lambda like: 1 / math.sqrt(fans(like)[0]),
     "xavier": lambda like: math.sqrt(6 / sum(fans(like))),
     "like_forward": lambda like: 1 / math.sqrt(fans(like)[0]),
 }
@@ -42,7 +42,11 @@ def lillicrap(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def nokland(like: Tensor, generator: torch.Generator) -> Tensor:
-    """U(±1/√fan_out). Nøkland 2016."""
+    """U(±1/√n), n being how many units an entry of the error is sent to: the hidden ones under dfa. Nøkland 2016.
+
+    He calls n the fan_out of B, whose input is the error; in the names here, which are W's, it is fan_in, so that his bound is
+    that of ``like_forward``, as in his code (github.com/anokland/dfa-torch, ``ErrorFeedback.lua`` and ``Linear.lua``).
+    """
     return _uniform(like, BOUNDS["nokland"](like), generator)
 
 

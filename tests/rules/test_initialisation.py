@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignlab.rules import INITS, convert
 from alignlab.rules.initialisation import draw, draw_magnitude, fans, resolve_init
@@ -17,7 +17,7 @@ SHAPES = [(200, 300), (30, 20, 5, 3), (10, 4000)]
 # half-width of the uniform distribution, by (fan_in, fan_out)
 BOUNDS = {
     "lillicrap": lambda fan_in, fan_out: 0.5,
-    "nokland": lambda fan_in, fan_out: 1 / math.sqrt(fan_out),
+    "nokland": lambda fan_in, fan_out: 1 / math.sqrt(fan_in),
     "xavier": lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out)),
     "like_forward": lambda fan_in, fan_out: 1 / math.sqrt(fan_in),
 }
@@ -47,6 +47,14 @@ def test_uniform_initialisations_fill_their_bounds(name: str, shape: tuple[int, 
     assert drawn.min() < -0.99 * bound
     assert drawn.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     assert abs(drawn.mean().item()) < 0.05 * bound
+
+
+def test_noklands_bound_goes_by_the_hidden_units_that_the_error_is_sent_to() -> None:
+    net = nn.Sequential(nn.Linear(30, 800), nn.Tanh(), nn.Linear(800, 10))
+    convert(net, "dfa", init="nokland", generator=torch.Generator().manual_seed(0))
+    net(torch.ones(2, 30))
+    assert net[0].feedback.shape == (10, 800)
+    assert net[0].feedback.abs().max().item() == pytest.approx(1 / math.sqrt(800), rel=0.01)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
