@@ -1,11 +1,12 @@
 """Direct feedback: the output's error goes to each hidden layer without passing through those above (Nøkland 2016).
 
 The signal for layer l enters at the layer's *activation*, the tensor in which its output next meets a converted layer,
-as ``e B_l`` with ``e = ∂L/∂output`` (the loss's averaging included) and B_l (n_error, out); from there the true local
-derivative (nonlinearity, dropout, normalisation, pooling) takes it to the layer's output. Each layer so receives its
-own error exactly once, however many skip connections lead around it; layers whose output meets no other converted layer
-receive the true error. Nothing else flows: the products ``delta W`` that make up backprop's chain are never computed,
-and no gradient reaches the network's input.
+as ``e B_l`` with ``e = ∂L/∂output`` (the loss's averaging included) and B_l (n_error, out). Nøkland's e, ``ŷ − y``, is that
+at the logits: a model that returns them sends it; of one that ends in a softmax or a logistic function a warning tells.
+From the activation the true local derivative (nonlinearity, dropout, normalisation, pooling) takes the signal to the
+layer's output. Each layer so receives its own error exactly once, however many skip connections lead around it; layers
+whose output meets no other converted layer receive the true error. Nothing else flows: the products ``delta W`` that make
+up backprop's chain are never computed, and no gradient reaches the network's input.
 
 Where the way from the activation leads to that one layer and nowhere else, as in any plain chain, the layer above hands
 the signal down in place of ``delta W``, and one backward pass does it all. Elsewhere (skip connections, convolutions)
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -209,7 +211,7 @@ class DirectOutput:
     """The forward hooks that a direct rule puts on the model: they link a pass's calls and install Broadcast."""
 
     def __init__(self, credit: Credit) -> None:
-        self.credit = credit
+        self.credit, self.looked = credit, False
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook: start a new record."""
@@ -236,11 +238,29 @@ class DirectOutput:
         edge = GradientEdge(output.grad_fn, output.output_nr)  # Broadcast's node will keep the graph
         alive = link(calls, edge, lambda: _unconverted(module))
         shape = tuple(output.shape)
+        if not self.looked and any(_rule(call).sends_error and call.target is not None for call in alive):
+            self.looked = True
+            _tell_of_squashed(output, _rule(alive[0]).name)
         for call in alive:
             _ensure_feedback(call, shape)
             call.flows = call.flows and _can_flow(call)
         taught = {id(p): p for call in alive if not call.flows for p in call.teaches}
         return Broadcast.apply(output, edge, self.credit, alive, *taught.values())
+
+
+_SQUASHED = ("LogSoftmax", "Softmax", "Sigmoid", "LogSigmoid", "Tanh")
+
+
+def _tell_of_squashed(output: Tensor, rule: str) -> None:
+    """Warn of an output whose error is not the one at the logits."""
+    made_by = type(output.grad_fn).__name__.partition("Backward")[0]
+    if made_by in _SQUASHED:
+        warnings.warn(
+            f"{rule}: the model ends in a {made_by}, so that hidden layers get the loss's gradient at its output; published e "
+            "is the one at what enters it (ŷ - y at logits). Return that, and leave the rest to the loss: cross_entropy, or "
+            "binary_cross_entropy_with_logits",
+            stacklevel=2,
+        )
 
 
 def _can_flow(call: Call) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -867,6 +868,19 @@ def test_a_forward_pass_that_fails_does_not_spoil_the_next(rule: RuleCase) -> No
     for model in (net, twin):
         model(normal(4, 5)).sum().backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["dfa", "ifa"])
+@pytest.mark.parametrize("last", [nn.LogSoftmax(-1), nn.Softmax(-1), nn.Sigmoid(), nn.Tanh()], ids=str)
+def test_a_model_whose_error_is_not_that_of_its_logits_is_told_once(rule: str, last: nn.Module) -> None:
+    net = rules.convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2), last), rule)
+    with pytest.warns(UserWarning, match=f"^{rule}: the model ends in a {type(last).__name__}, .*at logits"):
+        net(torch.ones(5, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(torch.ones(5, 4))
+        rules.convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), rule)(torch.ones(5, 4))
+        rules.convert(nn.Sequential(nn.Linear(4, 2), last), rule)(torch.ones(5, 4))  # nothing hidden
 
 
 @over_direct
