@@ -36,7 +36,7 @@ from alignlab.rules.rule import Rule
 
 
 class DirectFeedbackAlignment(Rule):
-    """``delta_l = (e B_l) ∘ f'(z_l)`` with fixed random B_l (Nøkland 2016).
+    """``delta_l = (e B_l) ∘ f'(z_l)`` with fixed random B_l (Nøkland 2016, whose B is ``init="nokland"``).
 
     B_l has as many columns as the activation that it feeds has entries a sample (a position, where linear layers work
     on positions and the output has the same ones); it is drawn at the first forward pass, when both sizes are known,

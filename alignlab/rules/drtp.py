@@ -4,7 +4,9 @@ for the output.
 The error of a classification, ``e = c (p − y*)`` with the loss's own scale c (its averaging, a gradient scaler, a share of
 an accumulated batch), is negative at the target and positive elsewhere. The target so stands for the error's sign: hidden
 layers get ``−c y* B`` where dfa sends them ``e B``. With c the two kinds of layers learn at one scale; without it, as in
-a published implementation, hidden layers would learn faster by the size of the batch.
+the authors' code (github.com/ChFrenkel), hidden layers would learn faster by the size of the batch. That code adds ``y* B``,
+which is the same in law for a B that is symmetric about 0, draws it from U(±√(6/units)), and in convolutional layers puts it
+in before the pooling, where all direct rules here, as Nøkland's code, put it in after.
 """
 
 from __future__ import annotations

@@ -12,9 +12,11 @@ from alignlab.rules.rule import Rule
 class KolenPollack(Rule):
     """``delta_below = delta B``, and B gets the same gradient as W, deltaᵀ h; the optimizer's weight decay does the rest.
 
-    Equal steps leave ``B − W`` as it is, and decay shrinks it: by ``1 − lr · decay`` a step of SGD. B is a parameter
-    named ``feedback``, so **make the optimizer after convert, and give it a weight_decay**: a B that no optimizer has is an
-    error at the second step, no decay a warning. B − W falls by a factor e in ``1 / (lr · decay)`` steps.
+    Equal steps leave ``B − W`` as it is, and decay shrinks it: by ``1 − lr · decay`` a step of SGD or AdamW, whatever the
+    gradients, clipping or accumulation, and so by a factor e in ``1 / (lr · decay)`` steps, under a momentum m in (1 − m) times
+    as many. Adam and RMSprop divide the decay by the gradients' size too: B − W falls, but at no rate known beforehand. B is a
+    parameter named ``feedback``, so **make the optimizer after convert, and give it a weight_decay**: a B that no optimizer has
+    is an error at the second step, no decay a warning.
 
     In a layer whose input needs no gradient B plays no part and gets none. A frozen W freezes its B. Layers that share W
     share B; what W learns in a module that stays as it is (an embedding tied to a readout) B misses, and so stays away

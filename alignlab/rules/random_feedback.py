@@ -7,7 +7,7 @@ from alignlab.rules.rule import Rule
 
 
 class FeedbackAlignment(Rule):
-    """``delta_below = delta B`` with B drawn once and never changed (Lillicrap et al. 2016)."""
+    """``delta_below = delta B`` with B drawn once and never changed (Lillicrap et al. 2016; theirs is ``init="lillicrap"``)."""
 
     name = "fa"
 

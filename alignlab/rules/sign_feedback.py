@@ -1,7 +1,10 @@
-"""Feedback with the sign of W: Liao, Leibo & Poggio 2016, in the naming of Moskovitz, Litwin-Kumar & Abbott 2018.
+"""Feedback with the sign of W: Liao, Leibo & Poggio 2016, whose names these are; in deep networks Moskovitz, Litwin-Kumar &
+Abbott 2018.
 
 Each has B = M ∘ sign(W), brought up to date whenever W changes; they differ in the magnitudes M > 0 alone. M comes from
-``init`` (the absolute values of a draw), so that ``init`` has one meaning for all rules. sign(0) is 0.
+``init`` (the absolute values of a draw), so that ``init`` has one meaning for all rules. sign(0) is 0. Liao's M are 1 (which
+is ``sign_sync(period=1)``) and U(0, 1), beside batch normalisation or steps of one size; the default, ``xavier``, keeps errors
+near their size without these, as in BioTorch. The bias has no part in B.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ from alignlab.rules.rule import Rule
 class WeightMirror(Rule):
     """``B ← (1 − λ) B + η zᵀ ξ / M`` every ``period`` changes of the weights, with M samples of ξ ~ N(0, 1), z = ξ Wᵀ.
 
-    The mean of zᵀ ξ / M is W, so that B settles around (η / λ) W. A noise of another size σ, divided out by σ² as in the
-    paper, gives the same numbers: the responses are linear. A kernel is read as a matrix with a neuron and what it sees in
-    each row, in every kind of layer (:meth:`FeedbackLayer.neurons`); all see the same ξ.
+    The mean of zᵀ ξ / M is W, so that B settles around (η / λ) W. A noise of another size σ gives the same numbers with a rate
+    η / σ²: the responses are linear. (The paper's pass the nonlinearity, in whose straight part its slope is another factor;
+    here they are taken before it and without the bias. Its authors' code mirrors for an epoch before it trains; here the first
+    phase follows the first step.) A kernel is read as a matrix with a neuron and what it sees in each row, in every kind of
+    layer (:meth:`FeedbackLayer.neurons`); all see the same ξ.
 
     How near B comes: a B that has settled averages over ``M_eff = M (2 − λ) / λ`` samples, about 2 M / λ, and
     ``tan² angle(B, W) ≈ (fan_in − 1) / M_eff`` for weights that stand still. The default is 8° at a fan_in of 500, reached

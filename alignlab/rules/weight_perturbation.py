@@ -1,4 +1,5 @@
-"""Weight perturbation (Jabri & Flower 1992; Cauwenberghs 1993): noise on the weights tells each weight its gradient."""
+"""Weight perturbation: noise on the weights tells each weight its gradient. Jabri & Flower 1992 move one weight at a time,
+Cauwenberghs 1993 all at once by ±σ; Gaussian noise on all at once, as here, is that of Werfel, Xie & Seung 2005."""
 
 from __future__ import annotations
 
