@@ -7,7 +7,7 @@ convolution with B, which has the shape of its W, (C_in, C_out / groups, kernelâ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alignlab.rules.credit import Chain
 from alignlab.rules.functions import GeometryFunction
-from alignlab.rules.initialisation import Init, draw
+from alignlab.rules.initialisation import Init, draw, draw_magnitude
 from alignlab.rules.layers import FeedbackLayer
 
 Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d
@@ -130,4 +130,12 @@ class FeedbackConvTranspose2d(_FeedbackConv, nn.ConvTranspose2d):
 
     def drawn(self, init: str | Init, seed: int) -> Tensor:
         """Errors enter W by its second dimension here, so B is drawn with the two exchanged."""
-        return draw(init, self.weight.transpose(0, 1), seed).transpose(0, 1).contiguous()
+        return self._exchanged(draw, init, seed)
+
+    def drawn_magnitude(self, init: str | Init, seed: int) -> Tensor:
+        return self._exchanged(draw_magnitude, init, seed)
+
+    def _exchanged(self, made: Callable[..., Tensor], init: str | Init, seed: int) -> Tensor:
+        if init == "like_forward":  # PyTorch draws W as it lies
+            return made(init, self.weight, seed)
+        return made(init, self.weight.transpose(0, 1), seed).transpose(0, 1).contiguous()

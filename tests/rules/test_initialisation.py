@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignlab.rules import INITS, convert
+from alignlab.rules import INITS, LocallyConnected2d, convert
 from alignlab.rules.initialisation import draw, draw_magnitude, fans, resolve_init
 
 SHAPES = [(200, 300), (30, 20, 5, 3), (10, 4000)]
@@ -160,6 +160,35 @@ def test_magnitudes_belong_to_their_seed(name: str) -> None:
     assert (first > 0).all()
     assert torch.equal(first, draw_magnitude(name, like, seed=1))
     assert not torch.equal(first, draw_magnitude(name, like, seed=2))
+
+
+@pytest.mark.parametrize("init", [*BOUNDS, "kaiming", "gaussian"])
+def test_a_transposed_convolution_has_magnitudes_of_one_size_under_every_sign_rule(init: str) -> None:
+    sizes = []
+    for rule in ("frsf", "brsf"):
+        net = nn.Sequential(nn.Conv2d(2, 64, 1), nn.ConvTranspose2d(64, 3, 5))
+        convert(net, rule, init=init, generator=torch.Generator().manual_seed(0))
+        sizes.append(net[1].feedback.square().mean().sqrt().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(300, 20),
+        nn.Conv1d(64, 6, 5, groups=2),
+        nn.Conv2d(64, 3, 5),
+        nn.ConvTranspose2d(64, 6, 5, groups=2),
+        LocallyConnected2d(32, 3, (6, 6), 3),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_like_forward_has_the_bound_that_the_layer_draws_its_weight_with(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    bound = layer.weight.abs().max().item()
+    convert(layer, "fa", init="like_forward", generator=torch.Generator().manual_seed(0))
+    assert layer.feedback.abs().max().item() == pytest.approx(bound, rel=0.01)
 
 
 def test_layers_of_one_model_draw_different_feedback() -> None:
