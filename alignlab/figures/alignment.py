@@ -72,7 +72,8 @@ def aligning(
         marks: steps to mark in all lower panels, by what happens there.
 
     The dashed circle holds the eigenvalues of a B of this size that is unrelated to W
-    (:func:`alignlab.measures.chance.chance_radius`); the bar is the range of the symmetric part.
+    (:func:`alignlab.measures.chance.chance_radius`: of layers that are one map, under layerwise rules); the bar is the range
+    of the symmetric part.
 
     Raises:
         ValueError: if a quantity, the layer, the seed or a step was not recorded, or the runs are of several conditions.
