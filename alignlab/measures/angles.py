@@ -131,7 +131,7 @@ def products_from_tied(tied: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def angle_from_products(n11: Tensor, n12: Tensor, n22: Tensor) -> Tensor:
-    """∠ in degrees from ‖a‖², ⟨a, b⟩, ‖b‖²: atan2(√(‖a‖²‖b‖² − ⟨a,b⟩²), ⟨a,b⟩); NaN where a norm is 0.
+    """∠ in degrees from ‖a‖², ⟨a, b⟩, ‖b‖²: atan2(√(‖a‖²‖b‖² − ⟨a,b⟩²), ⟨a,b⟩); NaN where a norm is 0 or overflowed.
 
     Resolution near 0° and 180°: √(2ε) radians for products with relative error ε, so 1e-6 degrees for products
     exact to float64 and 0.02 degrees for independently rounded float32 ones. ``gradient_products`` gives
@@ -141,8 +141,10 @@ def angle_from_products(n11: Tensor, n12: Tensor, n22: Tensor) -> Tensor:
     >>> angle_from_products(n, torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64), n).round(decimals=6)
     tensor([ 60., 180.,  nan], dtype=torch.float64)
     """
+    # an infinite square would put everything at 90
+    n11, n22 = (n.where((n > 0) & n.isfinite(), torch.nan) for n in (n11, n22))
     # ratios first: fourth powers of small gradients underflow; and of equal products they are exactly 1
-    square = (n12 / n11.where(n11 > 0, torch.nan)) * (n12 / n22.where(n22 > 0, torch.nan))
+    square = (n12 / n11) * (n12 / n22)
     return torch.rad2deg(torch.atan2((1 - square).clamp(min=0).sqrt(), square.sqrt().copysign(n12)))
 
 

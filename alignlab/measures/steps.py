@@ -56,12 +56,12 @@ def feedback_gain(delta_rule: Tensor, delta_bp: Tensor, h: Tensor) -> Tensor:
 
 
 def gain_from_products(n11: Tensor, n22: Tensor) -> Tensor:
-    """‖G_rule‖ / ‖G_bp‖ from ‖G_rule‖² and ‖G_bp‖² (``gradient_products``); NaN where ‖G_bp‖ is 0.
+    """‖G_rule‖ / ‖G_bp‖ from ‖G_rule‖² and ‖G_bp‖² (``gradient_products``); NaN where ‖G_bp‖ is 0 or overflowed.
 
     >>> gain_from_products(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.0]))
     tensor([2., nan])
     """
-    return safe_ratio(n11.sqrt(), n22.sqrt())
+    return safe_ratio(n11.sqrt(), n22.where(n22.isfinite(), torch.nan).sqrt())
 
 
 def effective_lr(lr: float | Tensor, gain: Tensor) -> Tensor:

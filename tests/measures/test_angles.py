@@ -152,6 +152,14 @@ def test_float64_signals_beyond_float32_keep_their_products():
     assert tiny[2].item() == pytest.approx(n22.item(), rel=1e-9)
 
 
+def test_a_gradient_whose_square_overflows_has_no_angle_and_no_gain():
+    h, small = torch.ones(2, 3, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64)
+    large = 1e160 * small
+    for rule, bp in ((small, large), (large, small), (large, large)):
+        assert measures.gradient_angle(rule, bp, h).isnan()
+    assert measures.feedback_gain(small, large, h).isnan()
+
+
 def test_vectors_too_long_for_float32_have_no_angle_rather_than_a_wrong_one():
     a = torch.full((100,), 3e38)
     assert measures.angle(a, torch.ones(100)).isnan()
