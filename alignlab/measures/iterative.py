@@ -40,7 +40,9 @@ def arnoldi(W: Tensor, B: Tensor, k: int, seed: int = 0) -> tuple[Tensor, int]:
     """The k eigenvalues of W Bᵀ that are largest in modulus, in descending order, and how many converged.
 
     The product is applied on its smaller side, (out, out) or (in, in), whose nonzero eigenvalues are the same. An
-    eigenvalue that did not converge is NaN. Shapes: ``W``, ``B`` (out, in); result (k,) complex128, on the CPU.
+    eigenvalue that did not converge is NaN. One that did is one of a matrix within ``TOLERANCE`` of the product, which
+    for a product far from normal (one long Jordan block) may lie elsewhere; random feedback is not of that kind. Shapes:
+    ``W``, ``B`` (out, in); result (k,) complex128, on the CPU.
 
     Raises:
         ValueError: ARPACK finds at most min(out, in) − 2 eigenvalues.
