@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from alignlab.probes import resuming
 from alignlab.probes.kept import Found
+from alignlab.probes.parts import decoded, encoded, stored_parts
 from alignlab.probes.selftest import LastLayers
 from alignlab.probes.tape import Tape, Value
 from alignlab.store import Segments, StoreError, check
@@ -72,7 +72,7 @@ class Recording:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`go_on` needs, after a flush; in memory everything, else how much there is in the store."""
-        parts = [] if self.is_stored else [resuming.encoded(part) for part in self._parts]
+        parts = [] if self.is_stored else [encoded(part) for part in self._parts]
         measured = sum(part.sizes["step"] for part in self._parts)
         told = {"measured": measured, "segments": self._number, "tokens": [*self._tokens], "parts": parts}
         return {"run_id": str(self.run_id), **told}
@@ -81,9 +81,9 @@ class Recording:
         """Take the run up again where it was at a ``state``, after ``steps`` optimizer steps. Writes nothing yet."""
         self._goes_on, self.run_id, self.last_step = True, state["run_id"], steps - 1
         if self._segments is None:
-            self._parts = [resuming.decoded(part) for part in state["parts"]]
+            self._parts = [decoded(part) for part in state["parts"]]
         else:
-            self._parts, self._number, tokens = resuming.stored_parts(self._segments, state, steps)
+            self._parts, self._number, tokens = stored_parts(self._segments, state, steps)
             self._tokens = tokens + self._tokens
 
     def add(

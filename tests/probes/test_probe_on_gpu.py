@@ -129,6 +129,6 @@ def test_a_recorded_step_asks_no_device_but_the_host_for_a_number(
         step()
     assert recorder.step == 3
     assert len(recorder._recording._tape) == 3
-    recorder._disarm()  # detach() would write numbers, and there are none
+    recorder._steps.disarm()  # detach() would write numbers, and there are none
     for probe in recorder.probes:
         probe.detach()
