@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from alignlab.audit import Claim
+from alignlab.checks import did_you_mean
 
 if TYPE_CHECKING:
     from alignlab.study import Study
@@ -52,8 +52,7 @@ def load(name: str, kind: str) -> ModuleType:
     """The module of an analysis that has a ``CLAIM`` or a ``STUDY``, as ``kind`` says."""
     own = _kinds()
     if name not in own:
-        near = difflib.get_close_matches(name, own, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(name, own, told=str)
         others = "; or give a CLAIM.yaml" if kind == "CLAIM" else ""
         raise GalleryError(
             f"no {kind.lower()} {name!r}: {hint}there are {', '.join(names(kind)) or 'none'}{others}"

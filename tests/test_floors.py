@@ -12,6 +12,7 @@ import alignlab
 
 ROOT = Path(alignlab.__file__).parent
 FLOORS = [
+    "checks",
     "measures",
     "rules",
     "store",

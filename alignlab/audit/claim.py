@@ -6,7 +6,6 @@ an honest test of it fixes in advance: seeds, tuning space, controls, alpha. The
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from alignlab.checks import did_you_mean
 from alignlab.measures.quantities import sense
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
@@ -100,10 +100,9 @@ class Claim(SpecModel):
 
         for name in controls:
             if name not in ALL:
-                near = difflib.get_close_matches(name, ALL, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else ","
+                hint = did_you_mean(name, ALL, n=1)
                 raise ValueError(
-                    f"there is no {name!r}{hint} expected different ones out of {', '.join(ALL)}"
+                    f"there is no {name!r}, {hint}expected different ones out of {', '.join(ALL)}"
                 )
             if controls.count(name) > 1:
                 raise ValueError(f"{name!r} stands there {controls.count(name)} times")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignlab.checks import is_whole
 from alignlab.measures._numerics import balance, inner, matmul, norm, unit, wide_dtype, widen
 from alignlab.measures.iterative import arnoldi, one_thread, symmetric_density
 
@@ -184,7 +185,7 @@ class _Settings:
         """Raise ``ValueError`` for a setting that is none."""
         for name, least in (("exact_limit", 0), ("k", 1), ("probes", 1), ("steps", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value, least):
                 raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from alignlab.checks import is_whole
 from alignlab.probes.kept import Found
 from alignlab.probes.parts import decoded, encoded, stored_parts
 from alignlab.probes.selftest import LastLayers
@@ -25,7 +26,7 @@ class Recording:
     def __init__(
         self, layers: Mapping[str, nn.Module], path: str | Path | None, run_id: str, flush_every: int
     ) -> None:
-        if isinstance(flush_every, bool) or not isinstance(flush_every, int) or flush_every < 1:
+        if not is_whole(flush_every):
             raise ValueError(
                 f"flush_every is {flush_every!r}, expected a whole number of measured steps, at least 1"
             )

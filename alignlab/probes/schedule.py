@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignlab.checks import is_whole
+
 Schedule = Callable[[int], bool]
 NEVER = sys.maxsize
 
@@ -49,7 +51,7 @@ def every(n: int) -> Every:
     >>> [step for step in range(7) if every(3)(step)]
     [0, 3, 6]
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if not is_whole(n):
         raise ValueError(f"every({n!r}): expected a whole number of steps, at least 1")
     return Every(n)
 
@@ -62,7 +64,7 @@ def log_spaced(total: int, n: int) -> Listed:
     >>> log_spaced(1000, 6).steps
     (0, 3, 15, 62, 250, 999)
     """
-    if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in (total, n)):
+    if not (is_whole(total) and is_whole(n)):
         raise ValueError(
             f"log_spaced({total!r}, {n!r}): expected at least one step and one look, in whole numbers"
         )

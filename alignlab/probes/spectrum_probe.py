@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.checks import is_whole
 from alignlab.measures.blocks import block_spectrum
 from alignlab.measures.spectra import descent_fraction_from_signals
 from alignlab.probes.observation import LayerObservation
@@ -42,7 +43,7 @@ class FeedbackSpectrum(Probe):
 
     def __init__(self, every: int = 10, exact_limit: int = 1024, largest: int = 32) -> None:
         for name, value in (("every", every), ("exact_limit", exact_limit), ("largest", largest)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value):
                 raise ValueError(
                     f"FeedbackSpectrum: {name} is {value!r}, expected a whole number, at least 1"
                 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignlab.checks import did_you_mean
 from alignlab.rules.initialisation import Init, resolve_init
 from alignlab.rules.registry import RULES
 from alignlab.rules.rule import Rule
@@ -29,8 +29,7 @@ def make_rule(rule: str | Rule, *, init: str | Init | None = None, **rule_args: 
     if not isinstance(rule, str):
         raise ValueError(f"the rule is {rule!r}: expected a name or a Rule{_way_out(rule)}")
     if rule not in RULES:
-        near = difflib.get_close_matches(rule.lower(), RULES, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(rule.lower(), RULES, cutoff=0.5)
         raise ValueError(f"unknown rule {rule!r}: {hint}known are {', '.join(RULES)}")
     made = RULES[rule]
     if init is not None:
@@ -50,8 +49,7 @@ def _check_arguments(rule: str, made: type[Rule], given: Mapping[str, Any]) -> N
     wrong = [name for name in given if name not in takes]
     if not wrong or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         return
-    near = difflib.get_close_matches(wrong[0], takes, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(wrong[0], takes, n=1, told=str)
     known = ", ".join(str(p.replace(annotation=p.empty)) for p in takes.values())
     shown = ", ".join(f"{name}={given[name]!r}" for name in wrong)
     raise ValueError(

@@ -7,13 +7,14 @@ plays for W. A seed gives one B on one kind of device in one dtype; another devi
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from alignlab.checks import did_you_mean
 
 Init = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -88,8 +89,7 @@ def resolve_init(init: str | Init) -> Init:
     if callable(init):
         return init
     if init not in INITS:
-        near = difflib.get_close_matches(str(init), INITS, n=2)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(str(init), INITS)
         raise ValueError(
             f"unknown feedback initialisation {init!r}: {hint}known are {', '.join(INITS)}, or a callable"
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.checks import is_number, is_whole
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.outlet import Errors, Handout, backprop_gradients
 from alignlab.rules.replay import Noise
@@ -184,7 +185,7 @@ def _length(tables: Sequence[Table], steps: Sequence[int] | None) -> int | None:
 
 
 def _steps(steps: Sequence[int]) -> list[int]:
-    whole = all(isinstance(s, int) and not isinstance(s, bool) for s in steps)
+    whole = all(is_whole(step, -math.inf) for step in steps)
     if not steps or not whole or list(steps) != sorted(set(steps)):
         raise ValueError(f"noisy_backprop: steps is {steps!r:.60}, expected whole numbers in ascending order")
     return list(steps)
@@ -210,7 +211,6 @@ def _checked(name: str, given: Any, length: int | None, low: float, high: float)
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         bounds = f"between {low:g} and {high:g}" if high < math.inf else f"of at least {low:g}"
         raise ValueError(f"noisy_backprop: {name} is {value!r}, expected a number {bounds}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from alignlab.checks import is_number, is_whole
 from alignlab.rules.rule import Rule
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Perturbation(Rule):
     every_forward = True  # every pass draws noise of its own
 
     def __init__(self, sigma: float = 1e-3, samples: int = 1, antithetic: bool = False) -> None:
-        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+        if not is_number(sigma) or sigma <= 0:
             raise ValueError(f"{self.name}: sigma is {sigma!r}, expected a number above 0, such as 1e-3")
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        if not is_whole(samples):
             raise ValueError(f"{self.name}: samples is {samples!r}, expected a whole number, at least 1")
         if not isinstance(antithetic, bool):
             raise ValueError(f"{self.name}: antithetic is {antithetic!r}, expected True or False")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alignlab.checks import is_whole
 from alignlab.rules.initialisation import Init
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.rule import Rule
@@ -77,7 +78,7 @@ class SignSync(Rule):
         self, period: int = 100, preserve_magnitude: bool = False, init: str | Init = "kaiming"
     ) -> None:
         super().__init__(init)
-        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+        if not is_whole(period):
             raise ValueError(f"sign_sync: period is {period!r}, expected a whole number of steps, at least 1")
         if not isinstance(preserve_magnitude, bool):
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alignlab.checks import is_number
 from alignlab.rules.backprop import Backprop
 from alignlab.rules.initialisation import Init
 from alignlab.rules.random_feedback import FeedbackAlignment
@@ -153,8 +154,7 @@ def _resized(g: Tensor, n: Tensor, runs: int | None) -> Tensor:
 
 
 def _check(name: str, value: Any, lowest: float, included: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < lowest or (value == lowest and not included):
+    if not is_number(value) or value < lowest or (value == lowest and not included):
         bound = (
             "a number"
             if lowest == -math.inf

@@ -6,11 +6,10 @@ correlation of the two is, on average, W.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from alignlab.checks import is_number, is_whole
 from alignlab.rules.initialisation import Init
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.rule import Rule
@@ -48,7 +47,7 @@ class WeightMirror(Rule):
     ) -> None:
         super().__init__(init)
         for key, count in (("period", period), ("samples", samples)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            if not is_whole(count):
                 raise ValueError(f"weight_mirror: {key} is {count!r}, expected a whole number, at least 1")
         if not isinstance(growth_control, bool):
             raise ValueError(f"weight_mirror: growth_control is {growth_control!r}, expected True or False")
@@ -86,7 +85,6 @@ class WeightMirror(Rule):
 
 def _check_fraction(key: str, value: float, above: bool) -> None:
     """A share of B that one phase replaces: from 0 (or ``above`` it) to 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (value > 0 if above else value >= 0) or value > 1:
+    if not is_number(value) or not (value > 0 if above else value >= 0) or value > 1:
         least = "more than 0" if above else "at least 0"
         raise ValueError(f"weight_mirror: {key} is {value!r}, expected a number, {least} and at most 1")

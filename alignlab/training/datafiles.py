@@ -9,13 +9,13 @@ and never a strange result later.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alignlab.checks import did_you_mean
 from alignlab.training import fetching
 from alignlab.training.catalogue import SETS, DataFile, DataSet
 from alignlab.training.embedded import embedded
@@ -146,8 +146,7 @@ def _dataset(name: str) -> DataSet:
     if name == "mnist_small":
         raise DataError(f"{name} travels with the package, in {embedded(name)}: there is nothing to fetch")
     known = ["mnist_small", *SETS]
-    near = difflib.get_close_matches(name, known, n=2)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = did_you_mean(name, known)
     raise UnknownDataSetError(f"unknown data set {name!r}: {hint}there are {', '.join(known)}")
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab import measures, rules
+from alignlab.checks import is_whole
 from alignlab.rules.randomness import random_states_kept
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def estimator_statistics(
 
     Raises ``ValueError`` for fewer than three repeats, or no sigma or samples, and as :func:`alignlab.rules.convert` does.
     """
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 3:
+    if not is_whole(repeats, 3):
         raise ValueError(f"estimator_statistics: repeats is {repeats!r}, expected a whole number, at least 3")
     if not len(sigmas) or not len(samples):
         raise ValueError("estimator_statistics: sigmas and samples need at least one entry each")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from alignlab.checks import did_you_mean
 from alignlab.training.errors import SpecError
 
 SHOWN = 200  # characters of a wrong value
@@ -67,9 +67,8 @@ def _complaint(kind: type[BaseModel], fault: Any) -> str:
 
 
 def _unknown_key(kind: type[BaseModel], place: str) -> str:
-    near = difflib.get_close_matches(place.rpartition(".")[2], kind.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
-    return f"unknown key {place!r} ({hint})"
+    hint = did_you_mean(place.rpartition(".")[2], kind.model_fields, n=1).rstrip()
+    return f"unknown key {place!r} ({hint or 'known: ' + ', '.join(kind.model_fields)})"
 
 
 def _owner(kind: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:

@@ -7,7 +7,6 @@ their feedback is drawn on the side.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from fnmatch import fnmatchcase
@@ -18,6 +17,7 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from alignlab.checks import did_you_mean
 from alignlab.rules.choosing import make_rules
 from alignlab.training import tasks
 from alignlab.training.errors import SpecError
@@ -147,8 +147,7 @@ class RunSpec(SpecModel):
     @classmethod
     def _task_is_known(cls, name: str) -> str:
         if name not in tasks.TASKS:
-            near = difflib.get_close_matches(name, tasks.TASKS, n=2)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            hint = did_you_mean(name, tasks.TASKS, told=str)
             raise ValueError(
                 f"unknown task: {hint}known are {', '.join(tasks.TASKS)} (one of your own: TASKS[name] = … in a module that is "
                 "imported first, by alignlab run and audit with --import; or train(spec, task=…) with any of these)"

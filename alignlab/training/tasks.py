@@ -9,7 +9,6 @@ output. `linear_toy` is the linear problem of Lillicrap et al. 2016, for a 30-20
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -17,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 from torch.nn.functional import cross_entropy
 
+from alignlab.checks import did_you_mean
 from alignlab.rules.randomness import random_states_kept
 from alignlab.training import images
 from alignlab.training.errors import DataError, SpecError
@@ -44,8 +44,7 @@ def load(name: str, seed_data: int = 0) -> Task:
     unknown name, DataError where a data set is missing or corrupt, or a function of your own raises.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(name, TASKS, n=3, cutoff=0.5)
         raise ValueError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS)}")
     if not 0 <= seed_data < 2**32:
         raise ValueError(f"seed_data={seed_data} is not in [0, 2**32)")

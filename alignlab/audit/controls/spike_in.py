@@ -20,6 +20,7 @@ from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude
 from alignlab.audit.evidence import Check
 from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.verdict import decide
+from alignlab.checks import is_number
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
 
@@ -37,8 +38,7 @@ class SpikeIn(Control):
     explains = False
 
     def __init__(self, gain: float = 10.0) -> None:
-        number = isinstance(gain, int | float) and not isinstance(gain, bool) and math.isfinite(gain)
-        if not number or gain <= 0 or gain == 1:
+        if not is_number(gain) or gain <= 0 or gain == 1:
             raise ValueError(
                 f"gain is {gain!r}, expected a factor > 0 other than 1, by which to make backprop louder"
             )
