@@ -125,15 +125,6 @@ class Credit:
     session: Any = None  # the Passes of the rules.backward that runs
 
     @contextmanager
-    def backprop(self) -> Iterator[None]:
-        """Within the block, backward passes hand down ``delta W`` and form no weight gradient."""
-        before, self.true = self.true, True
-        try:
-            yield
-        finally:
-            self.true = before
-
-    @contextmanager
     def unheard(self) -> Iterator[None]:
         """Within the block, backward passes go by the rule, and observers know that these are not the run's own."""
         before, self.true = self.true, _Unheard()

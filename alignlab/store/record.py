@@ -108,12 +108,11 @@ class Record:
         index: str,
         read: Callable[[str, Entry], npt.NDArray[Any]],
         only: Collection[str] | None = None,
-        outline: Callable[[str, Entry], str | None] | None = None,
+        outline: Callable[[str, Entry], str] | None = None,
     ) -> Record:
         """The record that `index` describes, or `only` some of it; `read` fetches arrays by name and entry.
 
-        Where there is an `outline`, it tells of each `outlinable` variable the dtype, and its values are left where they
-        are; or None, and they are read.
+        Where there is an `outline`, which tells dtypes, the values of all `outlinable` variables are left where they are.
 
         Raises:
             Damaged: where index or arrays are not what was written.
@@ -123,9 +122,8 @@ class Record:
         variables = {k: v for k, v in content["variables"].items() if only is None or k in only}
         fields = {}
         for name, entry in variables.items():
-            dtype = outline(name, entry) if outline and entry["dims"] and not entry["coord"] else None
-            if dtype is not None:
-                fields[name] = Field.outline(tuple(entry["dims"]), dtype, entry["attrs"])
+            if outline is not None and entry["dims"] and not entry["coord"]:
+                fields[name] = Field.outline(tuple(entry["dims"]), outline(name, entry), entry["attrs"])
                 continue
             data = read(name, entry)
             if checksum(data) != entry["crc"]:

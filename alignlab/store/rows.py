@@ -19,7 +19,6 @@ from alignlab.store.record import Field, Record
 from alignlab.store.zarrs import Zarr, everything
 
 Form = dict[str, Any]
-ALL: Form = {"without": [], "dtypes": {}}
 
 
 def forms(runs: Runs, layout: Layout) -> dict[str, Any]:
@@ -54,10 +53,8 @@ def runs_of(
     values = {
         name: arrays[name].read((slice(first, last), *everything(arrays[name].shape[1:]))) for name in wanted
     }
-    numbers = record.notes["form"] if "form" in record.notes else [0] * last
-    frames = {
-        n: _Frame(record, record.notes["forms"][n] if "forms" in record.notes else ALL) for n in set(numbers)
-    }
+    numbers = record.notes["form"]
+    frames = {n: _Frame(record, record.notes["forms"][n]) for n in set(numbers)}
     records = [
         frames[numbers[i]].row(i, {name: block[i - first] for name, block in values.items()}) for i in rows
     ]
@@ -101,9 +98,7 @@ class _Frame:
     def __init__(self, record: Record, form: Form) -> None:
         self._record, self._form = record, form
         fields = {name: field for name, field in record.fields.items() if name not in form["without"]}
-        outlined = {
-            name for name in record.outlinable if record.fields[name].is_outline
-        }  # not a coordinate without steps
+        outlined = set(record.outlinable)
         self._own = [name for name, f in fields.items() if f.dims[:1] == ("run",) and name not in outlined]
         self._shared = {
             name: self._outline(name, field) if name in outlined else self._restricted(name, field.data)

@@ -110,9 +110,7 @@ def read(path: Path) -> Zarr:
 
     stored: dict[str, Stored] = {}
 
-    def outline(name: str, entry: Entry) -> str | None:
-        if "chunks" not in entry:  # as compactions once were: one checksum a variable
-            return None
+    def outline(name: str, entry: Entry) -> str:
         shape, chunk, dtype = tuple(entry["shape"]), tuple(entry["chunks"]), str(entry["dtype"])
         stored[name] = Stored(path, name, shape, np.dtype(dtype), chunk, tuple(entry["crcs"]))
         return dtype

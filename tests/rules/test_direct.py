@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignlab import rules
+from alignlab.probes.truth import asking
 from alignlab.rules import direct
 
 over_direct = pytest.mark.parametrize("rule", DIRECT, ids=str)
@@ -483,7 +484,7 @@ def test_true_mode_gives_backprops_errors_in_every_architecture(make: type[Net])
         output = model(x)
         outputs.append(output)
         loss = output.square().sum()
-        with net.out.credit.backprop():
+        with asking([net.out.credit], true=True):
             kept.update(zip(edges, torch.autograd.grad(loss, list(edges.values())), strict=True))
         found.append(kept)
     assert torch.equal(outputs[0], outputs[1])

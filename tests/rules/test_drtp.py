@@ -16,6 +16,7 @@ from rule_cases import close, convnet, gradients, mlp, normal
 from torch import Tensor, nn
 
 from alignlab import rules
+from alignlab.probes.truth import asking
 
 SIZES = (5, 7, 6, 4)
 X = normal(8, 5)
@@ -242,7 +243,7 @@ def test_true_mode_gives_backprops_errors() -> None:
         hidden: list[Tensor] = []
         model[2].register_forward_hook(lambda m, args, out, kept=hidden: kept.append(out))
         loss = F.cross_entropy(model(X), CLASSES)
-        with net[0].credit.backprop():
+        with asking([net[0].credit], true=True):
             found.append(torch.autograd.grad(loss, hidden)[0])
     close(*found)
 

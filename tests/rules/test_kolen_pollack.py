@@ -16,6 +16,7 @@ from rule_cases import ALL_LAYERS, LayerCase, as_it_is, close, convnet, gradient
 from torch import Tensor, nn
 
 from alignlab import measures, rules
+from alignlab.probes.truth import asking
 
 X, Y = normal(6, 5), normal(6, 2, seed=2)
 
@@ -109,7 +110,7 @@ def test_a_frozen_weight_freezes_its_feedback_and_a_frozen_feedback_is_feedback_
 def test_true_mode_forms_no_gradient_of_the_feedback() -> None:
     net = _net()
     loss = F.mse_loss(net(X), Y)
-    with net[0].credit.backprop():
+    with asking([net[0].credit], true=True):
         found = torch.autograd.grad(loss, [net[2].feedback], allow_unused=True)
     assert found == (None,)
 

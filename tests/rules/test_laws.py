@@ -32,6 +32,7 @@ from rule_cases import (
 from torch import Tensor, nn
 
 from alignlab import rules
+from alignlab.probes.truth import asking
 from alignlab.rules.initialisation import Init
 
 over_rules = pytest.mark.parametrize("rule", ALL_RULES, ids=str)
@@ -554,7 +555,7 @@ def test_in_true_mode_the_same_graph_gives_backprops_errors_and_no_weight_gradie
             m.register_forward_hook(lambda m, args, out, kept=hidden: kept.append(out))
         loss.append(F.mse_loss(model(x), normal(4, 2, seed=2)))
         true.append((loss[-1], hidden))
-    with net[0].credit.backprop():
+    with asking([net[0].credit], true=True):
         found = torch.autograd.grad(*true[0], retain_graph=True)
         weights = torch.autograd.grad(
             loss[0], [net[0].weight, net[4].weight], retain_graph=True, allow_unused=True
@@ -579,7 +580,7 @@ def test_switched_to_backprop_a_layer_hands_down_the_true_signal_and_forms_no_we
     plain, x = copy.deepcopy(layer), case.input().requires_grad_()
     rule.convert(layer)
     expected = torch.autograd.grad(plain(x).mul(2).sum(), x)[0]
-    with layer.credit.backprop():
+    with asking([layer.credit], true=True):
         found = torch.autograd.grad(layer(x).mul(2).sum(), [x, *layer.parameters()], allow_unused=True)
     close(found[0], expected)
     assert all(gradient is None for gradient in found[1:])

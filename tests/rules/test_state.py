@@ -27,6 +27,7 @@ from rule_cases import (
 from torch import Tensor, nn
 
 from alignlab import rules
+from alignlab.probes.truth import asking
 
 over_rules = pytest.mark.parametrize("rule", ALL_RULES, ids=str)
 
@@ -163,7 +164,7 @@ def test_a_copied_model_shares_nothing_with_its_original(rule: RuleCase) -> None
     copied = copy.deepcopy(net)
     assert copied[0].credit is copied[2].credit
     assert copied[0].credit is not net[0].credit
-    with copied[0].credit.backprop():
+    with asking([copied[0].credit], true=True):
         assert not net[0].credit.true
     own = {t.data_ptr() for t in (*net.parameters(), *net.buffers())}
     assert not own & {t.data_ptr() for t in (*copied.parameters(), *copied.buffers())}
