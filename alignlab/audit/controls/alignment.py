@@ -17,6 +17,7 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import WITHOUT, Contrast, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, rule_arm, unrecorded
 from alignlab.audit.controls.magnitude import Magnitude, manipulation_check
+from alignlab.audit.controls.recorded import learning, medians, table
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
 from alignlab.training.replaying import replayed_noise
@@ -107,10 +108,8 @@ class Alignment(Control):
         twins = {spec.seed: bench.dataset(spec) for spec in own}
         angles, gains = [], []
         for spec in noise:
-            learning = [
-                name for name in twins[spec.seed]["layer"].values if not spec.freezes(f"{name}.weight")
-            ]
-            run, twin = (x.sel(layer=learning) for x in (bench.dataset(spec), twins[spec.seed]))
+            layers = learning(twins[spec.seed], spec)
+            run, twin = (x.sel(layer=layers) for x in (bench.dataset(spec), twins[spec.seed]))
             angles.append(_off(run, twin, "gradient_angle"))
             gains.append(_off(run, twin, "feedback_gain") if "gain" in spec.rule_args else _off_one(run))
         detail = (
@@ -130,22 +129,20 @@ def _straight(claim: Claim) -> dict[str, Any]:
 
 def _off(run: xr.Dataset, twin: xr.Dataset, name: str) -> float:
     """By how much two runs' records differ where both have one, in the worst layer; gains relatively. Infinite where none."""
-    mine, theirs = (x[name].transpose("step", "layer") for x in (run, twin))
-    steps = np.intersect1d(mine["step"], theirs["step"])
-    a, b = (x.sel(step=steps).values.astype(np.float64) for x in (mine, theirs))
+    steps = np.intersect1d(run["step"], twin["step"])
+    a, b = (table(x[[name]].sel(step=steps), name) for x in (run, twin))
     with np.errstate(divide="ignore", invalid="ignore"):
         return _worst(np.abs(a / b - 1) if name == "feedback_gain" else np.abs(a - b))
 
 
 def _off_one(run: xr.Dataset) -> float:
     """By how much a run's gains differ from 1, in the worst layer."""
-    return _worst(np.abs(run["feedback_gain"].transpose("step", "layer").values.astype(np.float64) - 1))
+    return _worst(np.abs(table(run, "feedback_gain") - 1))
 
 
 def _worst(off: Any) -> float:
     """The median over steps in the worst layer."""
-    medians = [float(np.median(column[np.isfinite(column)])) for column in off.T if np.isfinite(column).any()]
-    return max(medians, default=float("inf"))
+    return max(medians(off), default=float("inf"))
 
 
 def _caveat(claim: Claim, arm: Arm) -> str:

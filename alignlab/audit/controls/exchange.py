@@ -14,6 +14,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast
+from alignlab.audit.controls.recorded import table
 from alignlab.training.errors import SpecError
 
 
@@ -53,5 +54,5 @@ def unrecorded(bench: Bench, arms: tuple[Arm, ...], quantity: str) -> list[str]:
         f"{arm.label}, seed {spec.seed}"
         for arm in arms
         for spec in bench.specs(arm)
-        if not np.isfinite(bench.dataset(spec)[quantity].values).any()
+        if not np.isfinite(table(bench.dataset(spec), quantity)).any()
     ]

@@ -17,6 +17,7 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
+from alignlab.audit.controls.recorded import medians, table
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import RunSpec
@@ -108,8 +109,8 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], own: list[RunSpec]) -
 
 def _off(spec: RunSpec, run: xr.Dataset, rule: xr.Dataset) -> float:
     """By how much a run's feedback differs from that which was meant; inf where nothing is known."""
-    B, W, angle = (_recorded(run, name) for name in ("feedback_norm", "weight_norm", "weight_angle"))
-    own, own_angle = (_recorded(rule, name) for name in ("feedback_norm", "weight_angle"))
+    B, W, angle = (table(run, name) for name in ("feedback_norm", "weight_norm", "weight_angle"))
+    own, own_angle = (table(rule, name) for name in ("feedback_norm", "weight_angle"))
     with np.errstate(divide="ignore", invalid="ignore"):
         if spec.rule_args["direction"] == "rule":
             turned = np.full_like(B, np.nan)
@@ -134,14 +135,8 @@ def _meant(own: Values, steps: int) -> Values:
 
 def _gains_left(bench: Bench, rule: str, specs: Sequence[RunSpec]) -> list[str]:
     """What is to be told of the gradients of the runs that have the rule's B at W's scale."""
-    gains = [_recorded(bench.dataset(spec), "feedback_gain") for spec in specs]
-    medians = [
-        float(np.median(layer[np.isfinite(layer)]))
-        for g in gains
-        for layer in g.T
-        if np.isfinite(layer).any()
-    ]
-    low, high = min(medians, default=1.0), max(medians, default=1.0)
+    gains = [gain for spec in specs for gain in medians(table(bench.dataset(spec), "feedback_gain"))]
+    low, high = min(gains, default=1.0), max(gains, default=1.0)
     if low >= QUIET and high <= LOUD:
         return []
     return [
@@ -167,8 +162,3 @@ def _rescaled(claim: Claim, direction: str, scale: str) -> dict[str, Any]:
         "rule": "rescaled",
         "rule_args": {"of": of, "direction": direction, "scale": scale},
     }
-
-
-def _recorded(run: xr.Dataset, name: str) -> Values:
-    values: Values = run[name].transpose("step", "layer").values.astype(np.float64)
-    return values

@@ -13,6 +13,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
+from alignlab.audit.controls.recorded import table
 from alignlab.audit.evidence import Check
 from alignlab.audit.search import Grid, Search, check_seeds
 from alignlab.audit.statistics import paired
@@ -166,7 +167,7 @@ class _ReadoutAlone:
             if "update_norm" not in run:
                 return Check(name, None, "not applicable, no steps are recorded (record_every is 0)")
             layers = [str(layer) for layer in run["layer"].values]
-            steps = np.nan_to_num(run["update_norm"].transpose("step", "layer").values)
+            steps: Any = np.nan_to_num(table(run, "update_norm"))
             moved |= {layer for layer, took in zip(layers, steps.any(0), strict=True) if took}
         shown = ", ".join(layer for layer in layers if layer in moved) or "none"
         detail = f"layers that took steps with the hidden ones frozen: {shown}; the readout is {layers[-1]}"

@@ -17,6 +17,7 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
+from alignlab.audit.controls.recorded import table
 from alignlab.audit.evidence import Check
 from alignlab.audit.search import Grid, Value, several
 from alignlab.training.errors import SpecError
@@ -116,8 +117,7 @@ def _runs(bench: Bench, arm: Arm, grid: Grid, scale: Value) -> tuple[RunSpec, ..
 
 def _first_norms(bench: Bench, spec: RunSpec) -> Any:
     """Each layer's norm before the first step."""
-    norms = bench.dataset(spec)["weight_norm"].transpose("step", "layer").values
-    return norms[0].astype(np.float64)
+    return table(bench.dataset(spec), "weight_norm")[0]
 
 
 def _off(norms: Any, as_claimed: Any, factor: float) -> float:

@@ -14,6 +14,7 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
+from alignlab.audit.controls.recorded import learning, table
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
 from alignlab.training.spec import Graft, RunSpec
@@ -98,13 +99,11 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
 def _off(run: xr.Dataset, spec: RunSpec) -> tuple[float, float]:
     """By how much a run's steps differ from those that its graft meant, relatively, and what share of these met a gradient of
     zero; each in the worst layer. The first is inf where nothing is known."""
-    run = run.isel(
-        layer=[k for k, name in enumerate(run["layer"].values) if not spec.freezes(f"{name}.weight")]
-    )
+    run = run.sel(layer=learning(run, spec))
     graft = spec.graft or Graft(direction="rule", magnitude="rule")
     rate = run["learning_rate"].values[:, None]
     norms = {
-        whose: run[name].transpose("step", "layer").values.astype(np.float64) / over
+        whose: table(run, name) / over
         for whose, name, over in (
             ("rule", "gradient_norm", 1.0),
             ("bp", "gradient_norm_bp", 1.0),

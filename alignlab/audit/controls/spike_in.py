@@ -17,6 +17,7 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.controls.exchange import rule_arm
 from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude
+from alignlab.audit.controls.recorded import medians, table
 from alignlab.audit.evidence import Check
 from alignlab.audit.gathering import ControlSamples, gather
 from alignlab.audit.verdict import decide
@@ -112,8 +113,7 @@ class SpikeIn(Control):
 
     def _recorded(self, bench: Bench, runs: Sequence[RunSpec]) -> Check:
         """Whether the probes read the gain that was planted."""
-        gains = [bench.dataset(spec)["feedback_gain"].transpose("step", "layer").values for spec in runs]
-        read = [float(np.median(g[np.isfinite(g)])) for gain in gains for g in gain.T if np.isfinite(g).any()]
+        read = [gain for spec in runs for gain in medians(table(bench.dataset(spec), "feedback_gain"))]
         worst = max(read, key=lambda g: abs(g / self.gain - 1), default=math.nan)
         detail = f"a gain of {worst:.4g} was read (median of the worst layer of the worst run), {self.gain:g} was planted"
         return Check("spike-in, gain", abs(worst / self.gain - 1) <= TOLERANCE, detail)
