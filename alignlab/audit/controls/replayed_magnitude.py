@@ -15,7 +15,6 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import effects, unrecorded
-from alignlab.audit.controls.recorded import table
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
 from alignlab.training.replaying import replayed_sizes
@@ -103,14 +102,12 @@ class ReplayedMagnitude(Control):
         assert spec.step_sizes is not None
         assert isinstance(spec.step_sizes.sizes, dict)
         off, idle = [], []
-        layers = run["layer"].values.tolist()
-        steps, gradients = (table(run, name) for name in (self.quantity, "gradient_norm"))
         for layer, sizes in spec.step_sizes.sizes.items():
-            k = layers.index(layer)
-            taken = steps[:, k]
+            own = run.sel(layer=layer)
+            taken = own[self.quantity].values.astype(np.float64)
             meant = np.interp(run["step"].values, spec.step_sizes.steps, sizes)
             there = np.isfinite(taken)
-            known = there & (gradients[:, k] != 0)
+            known = there & (own["gradient_norm"].values != 0)
             if meant[known].sum() > 0:
                 off.append(np.abs(taken - meant)[known].sum() / meant[known].sum())
             if meant[there].sum() > 0:
