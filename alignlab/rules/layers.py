@@ -15,9 +15,7 @@ need autograd's own graph: they refuse ``torch.func``, and any part compiled by 
 
 from __future__ import annotations
 
-import json
 import weakref
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 import alignlab.rules.steps  # noqa: F401 — makes optimizers tell what they changed
+from alignlab.rules.checkpoint import packed, unpacked
 from alignlab.rules.compiling import feedback_in_graph, remember, uncompiled
 from alignlab.rules.credit import Chain, Credit
 from alignlab.rules.functions import Gate
@@ -255,42 +254,21 @@ class FeedbackLayer(nn.Module):
         vars(self.credit).setdefault("layers", weakref.WeakSet()).add(self)
 
     def get_extra_state(self) -> Tensor:
-        """Text as bytes in a tensor, for loops that take a checkpoint's values to be tensors (``v.clone()``, ``v.cpu()``)."""
         state = {
-            "rule": self.rule.name,
-            "settings": self._plain_settings(),
             "clock": self.clock,
             "seed": self.feedback_seed,
             "pending": int(self._resume_point() == _PENDING),
             "stale": int(self._stale),
             "used": int(self._used),
         }
-        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8, device="cpu")
-
-    def _plain_settings(self) -> dict[str, Any]:
-        """The rule's settings that a checkpoint can hold and compare: no callables."""
-        return _plain(self.rule.settings())
+        return packed(self.rule, state)
 
     def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
-        # of any dtype, where a loop cast all values; a dict: from before it was a tensor
-        text = bytes(state.to(torch.uint8).tolist()) if isinstance(state, Tensor) else json.dumps(state)
-        state = dict[str, Any](json.loads(text))
-        if state["rule"] != self.rule.name:
-            raise ValueError(
-                f"the checkpoint's layers learn by {state['rule']!r}, this model's by {self.rule!r}: convert the model "
-                f"to {state['rule']!r} before loading"
-            )
-        saved, own = state.get("settings", {}), json.loads(json.dumps(self._plain_settings()))
-        differ = [f"{key}={saved[key]!r}" for key in saved if key in own and saved[key] != own[key]]
-        if differ:
-            raise ValueError(
-                f"the checkpoint's layers learn with {', '.join(differ)}, this model's by {self.rule!r}: convert the "
-                "model with the checkpoint's settings before loading"
-            )
-        seed: Any = Seeds(state["seed"]) if isinstance(state["seed"], list) else state["seed"]
-        self.clock, self.feedback_seed = state["clock"], seed
-        self._seen, self._stale = _PENDING if state["pending"] else None, bool(state.get("stale", 0))
-        self._used = bool(state.get("used", 0))
+        told = unpacked(self.rule, state)
+        seed: Any = Seeds(told["seed"]) if isinstance(told["seed"], list) else told["seed"]
+        self.clock, self.feedback_seed = told["clock"], seed
+        self._seen, self._stale = _PENDING if told["pending"] else None, bool(told.get("stale", 0))
+        self._used = bool(told.get("used", 0))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -300,12 +278,6 @@ class FeedbackLayer(nn.Module):
             saved = state_dict.get(prefix + "feedback")
             self.feedback = None if saved is None else torch.empty_like(saved).to(self.weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is plain of settings, and of another rule's among them."""
-    parts = {k: _plain(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
-    return {k: v for k, v in parts.items() if isinstance(v, str | int | float) or (isinstance(v, dict) and v)}
 
 
 def _in_backward_pass() -> bool:
