@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignlab.store.chunking import Box, chunks
 from alignlab.store.errors import StoreError
 from alignlab.store.joining import Layout, join, plan
 from alignlab.store.pieces import Array, Piece, by_run, row
 from alignlab.store.record import Record
 from alignlab.store.shelf import Shelf, segment_pieces
-from alignlab.store.zarrs import Box, Stored, Zarr, chunks
+from alignlab.store.zarrs import Stored, Zarr
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from alignlab.store import promotion
+from alignlab.store.chunking import everything
 from alignlab.store.joining import Layout, Runs, plan
 from alignlab.store.pieces import Array, Piece, trimmed
 from alignlab.store.record import Field, Record
-from alignlab.store.zarrs import Zarr, everything
+from alignlab.store.zarrs import Zarr
 
 Form = dict[str, Any]
 

@@ -24,13 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from alignlab.store import atomic
+from alignlab.store.chunking import Box, chunks, place, power_of_two, shifted
 from alignlab.store.errors import StoreError
 from alignlab.store.record import INDEX, Damaged, Entry, Field, Record, checksum
 from alignlab.store.schema import as_text
 
 Array = npt.NDArray[Any]
-Box = tuple[slice, ...]
-CHUNK_BYTES = 4 << 20
 BATCH_BYTES = 64 << 20
 
 
@@ -64,7 +63,7 @@ class Stored:
             there = [
                 slice(max(c.start, b.start), min(c.stop, b.stop)) for c, b in zip(chunk, box, strict=True)
             ]
-            values[_shifted(there, box)] = found[_shifted(there, chunk)]
+            values[shifted(there, box)] = found[shifted(there, chunk)]
         return values
 
     @functools.cached_property
@@ -79,7 +78,7 @@ class Stored:
         touched = [range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunks, strict=True)]
         for where in itertools.product(*touched):
             number = int(np.ravel_multi_index(where, counts)) if where else 0
-            yield number, _place(where, self.chunks, self.shape)
+            yield number, place(where, self.chunks, self.shape)
 
     def _read(self, number: int, chunk: Box) -> Array:
         try:
@@ -171,39 +170,13 @@ def write(path: Path, record: Record, blocks: Iterable[Mapping[str, Array]]) -> 
         atomic.replace_folder(temporary, path)
 
 
-def chunks(shape: tuple[int, ...], itemsize: int, most: int | None = None) -> tuple[int, ...]:
-    """A chunk's shape: along the leading dim a power of two such that a chunk has at most 4 MiB, and `most` at the most.
-
-    Where one index of the leading dim alone has more, as a very long run, a chunk is cut along the following dims too.
-
-    >>> chunks((1000, 200, 4), 4), chunks((1000, 200, 4, 64), 4), chunks((30, 10**7), 4)
-    ((1000, 200, 4), (16, 200, 4, 64), (1, 1048576))
-    """
-    if not shape:
-        return ()
-    inner = itemsize * math.prod(max(1, n) for n in shape[1:])
-    if inner > CHUNK_BYTES:
-        return (1, *chunks(shape[1:], itemsize))
-    leading = _power_of_two(CHUNK_BYTES // inner)
-    return (max(1, min(shape[0], leading, most or leading)), *(max(1, n) for n in shape[1:]))
-
-
 def batch(record: Record) -> int:
     """How many runs are written at a time: a power of two, such that all of their variables have at most 64 MiB."""
     one = sum(
         record.fields[name].data.dtype.itemsize * math.prod(shape[1:])
         for name, shape in _shapes(record).items()
     )
-    return _power_of_two(BATCH_BYTES // max(1, one))
-
-
-def everything(shape: tuple[int, ...]) -> Box:
-    """The box that is all of an array."""
-    return tuple(slice(0, n) for n in shape)
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, int(n).bit_length() - 1)
+    return power_of_two(BATCH_BYTES // max(1, one))
 
 
 def _shapes(record: Record) -> dict[str, tuple[int, ...]]:
@@ -251,15 +224,7 @@ def _write_block(array: Any, start: int, values: Array, chunk: tuple[int, ...]) 
     """Write some runs and return the checksums of their chunks."""
     array[slice(start, start + values.shape[0]) if array.ndim else ...] = values
     counts = [range(-(-n // c)) for n, c in zip(values.shape, chunk, strict=True)]
-    return [checksum(values[_place(where, chunk, values.shape)]) for where in itertools.product(*counts)]
-
-
-def _place(where: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> Box:
-    return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(where, chunk, shape, strict=True))
-
-
-def _shifted(box: Iterable[slice], origin: Box) -> Box:
-    return tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, origin, strict=True))
+    return [checksum(values[place(where, chunk, values.shape)]) for where in itertools.product(*counts)]
 
 
 def _to_disk(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, atomic, compact, open_runs, record, shelf, zarrs
+from alignlab.store import Segments, StoreError, atomic, chunking, compact, open_runs, record, shelf, zarrs
 
 
 @pytest.fixture(scope="module")
@@ -370,10 +370,10 @@ def test_a_newer_compaction_is_refused_with_the_way_out(store, monkeypatch):
     "shape", [(), (0,), (5,), (200, 1000, 4, 64), (200, 10**6), (1, 1, 3, 10**7), (10**7, 2)]
 )
 def test_chunks_have_at_most_four_mebibytes_and_no_less_than_one_where_there_are(shape):
-    chunks = zarrs.chunks(shape, 4)
+    chunks = chunking.chunks(shape, 4)
     size = 4 * np.prod(chunks, dtype=int)
     assert len(chunks) == len(shape)
-    assert size <= zarrs.CHUNK_BYTES
+    assert size <= chunking.CHUNK_BYTES
     assert all(chunk <= max(n, 1) for chunk, n in zip(chunks, shape, strict=True))
     assert size >= min(1 << 20, 4 * np.prod(shape, dtype=int))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, compact, open_runs, zarrs
+from alignlab.store import Segments, StoreError, chunking, compact, open_runs, zarrs
 
 
 def population(make_run, ids, **how):
@@ -122,8 +122,8 @@ def test_a_compaction_holds_what_the_segments_hold_before_and_after_the_store_gr
     make_run, tmp_path, monkeypatch, history, size
 ):
     path = tmp_path / "store"
-    for name, value in zip(("CHUNK_BYTES", "BATCH_BYTES"), SIZES[size], strict=True):
-        monkeypatch.setattr(zarrs, name, value)
+    for home, name, value in zip((chunking, zarrs), ("CHUNK_BYTES", "BATCH_BYTES"), SIZES[size], strict=True):
+        monkeypatch.setattr(home, name, value)
     first, later = HISTORIES[history](make_run)
     append_all(path, first)
     assert_same(open_runs(compact(path)), eager(path))
@@ -136,7 +136,7 @@ def test_a_compaction_holds_what_the_segments_hold_before_and_after_the_store_gr
 @pytest.fixture
 def grown(make_run, tmp_path, monkeypatch):
     """A store of ten compacted runs in chunks of two, and a new one."""
-    monkeypatch.setattr(zarrs, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 200)
     runs = [make_run(f"r{i}", seed=i, lr=0.1 * (i % 2), steps=range(3 + i % 3)) for i in range(10)]
     append_all(tmp_path / "store", [(run, None) for run in runs])
     compact(tmp_path / "store")
