@@ -26,6 +26,7 @@ FLOORS = [
     "output",
     "options",
     "complaints",
+    "data_commands",
     "cli",
     "__main__",
 ]
