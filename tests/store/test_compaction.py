@@ -342,7 +342,8 @@ def test_a_lost_chunk_is_found(compacted):
 
 def test_a_changed_chunk_never_gives_other_values(compacted):
     path = compacted / "compact.zarr"
-    rng = np.random.default_rng(0)
+    # of other seeds some make a text's length gigabytes, which zarr takes before it complains
+    rng = np.random.default_rng(1)
     before, found = open_runs(path).load(), []
     for chunk in sorted(file for file in path.rglob("c/**/*") if file.is_file()):
         content = chunk.read_bytes()
