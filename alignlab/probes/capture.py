@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge
 
 from alignlab.probes import selftest
 from alignlab.probes.above import Above
-from alignlab.probes.arrivals import Arrivals, Taken, learning
+from alignlab.probes.arrivals import Arrivals, learning
 from alignlab.probes.compiled import hold_eager, release_eager, unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.hooks import (
@@ -43,7 +43,8 @@ from alignlab.probes.ruled import Ruled
 from alignlab.probes.selection import is_stepped, learning_rates
 from alignlab.probes.signals import BESIDE, Signals
 from alignlab.probes.truth import Placed, asking, errors_at, some_lie_deeper, somebody_asks
-from alignlab.probes.uses import Use, parameter_of, used_feedback, weight_of
+from alignlab.probes.uses import Use, used_feedback, weight_of
+from alignlab.probes.wholeness import check_seen, complete
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.ranks import are_several
 
@@ -127,9 +128,8 @@ class Capture:
         taken, passes, self.passes, _, _ = found
         self._landing.settle(found)
         self._let_go()
-        for name, use in ((name, use) for name, uses in taken.items() for use in uses):
-            self._complete(name, use)
-        self._check_seen(found)
+        complete(taken, self._ruled.is_backprop, self._asks)
+        check_seen(found, self.layers)
         if taken:
             selftest.check_paths(taken)
             self._landing.check(taken, passes)
@@ -176,37 +176,6 @@ class Capture:
             placed.clear()
         self._fresh, self._asked, self._count, self._root = [], [], 0, None
         self._in_part = False
-
-    def _complete(self, name: str, use: Use) -> None:
-        if use.h._version != use.version:
-            raise ProbeError(
-                f"the input of layer {name!r} was overwritten in place after it was used, so its gradient cannot be "
-                "measured. Give each micro-batch a tensor of its own"
-            )
-        if self._ruled.is_backprop or use.is_taught_by_backprop():
-            use.delta_bp = use.delta_rule
-        elif use.delta_bp is None and self._asks:
-            raise ProbeError(
-                f"layer {name!r} got its error signal without the model's output getting one, so its true gradient is "
-                "unknown. Call the model that the recorder watches (not its parts), let it return tensors, or tuples, lists or "
-                "dicts of them (no distribution or object of your own), pass use_reentrant=False to checkpoints; and where the "
-                "loss holds a derivative of the model (create_graph=True), record the run under backprop"
-            )
-
-    def _check_seen(self, found: Taken) -> None:
-        known = {id(parameter_of(self.layers[name])) for name in found.uses}
-        for name in self.layers:
-            if name in found.learnt and id(parameter_of(self.layers[name])) not in known:
-                if found.derived:
-                    raise ProbeError(
-                        f"layer {name!r} learns by derivatives of the model alone (create_graph=True): no error came to its "
-                        "output. Leave it out with layers="
-                    )
-                raise ProbeError(
-                    f"layer {name!r} learns, but no call of it was seen: its weight is used without it, as inside "
-                    "nn.MultiheadAttention (convert(model, 'bp') makes layers of its maps; or leave it out with layers=) or it "
-                    "runs in an activation checkpoint without use_reentrant=False"
-                )
 
     def _on_root(self, value: Tensor) -> None:
         self._root = value.grad_fn
