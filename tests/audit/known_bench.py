@@ -55,6 +55,7 @@ def recorded(gain, applied, norm=None):
         "gradient_norm": gain * norm,
         "gradient_norm_bp": norm,
         "update_norm": 0.1 * applied * norm,
+        "weight_norm": np.ones_like(gain),
     }
     run = xr.Dataset({name: (("step", "layer"), values) for name, values in table.items()})
     return run.assign(learning_rate=("step", np.full(len(gain), 0.1)))
@@ -92,6 +93,7 @@ class RecordingBench(KnownBench):
         table = {
             "update_norm": size, "relative_update": relative, "gradient_angle": angle * (self.off if noisy else 1),
             "feedback_gain": gain, "gradient_norm": gain, "gradient_norm_bp": np.ones((3, 2)),
+            "weight_norm": np.full((3, 2), 10.0),
         }  # fmt: skip
         known = {name: (("step", "layer"), values) for name, values in table.items() if values is not None}
         run = xr.Dataset(known, {"step": [0, 4, 8], "layer": list(LAYERS)})

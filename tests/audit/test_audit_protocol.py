@@ -198,6 +198,25 @@ def test_steps_that_float32_weights_cannot_take_once_a_run_has_converged_do_not_
     assert not check(np.nan, 0.0, 0.0, np.nan).passed  # none of the steps that are known was taken
 
 
+def test_a_layer_whose_error_cancelled_down_to_rounding_does_not_fail_the_manipulation_check():
+    """As that of sign_sync where the two classes' feedback has equal signs: 1e-7 of backprop's, at which no weight moves."""
+    spec = CLAIM.spec(CLAIM.treatment, 0, graft={"direction": "bp", "magnitude": "rule"})
+
+    def check(taken, weights=1.0):
+        run = recorded(np.array([[1e-7, 1.0]] * 3), np.tile(taken, (3, 1)))
+        run["weight_norm"] = weights * run["weight_norm"]
+        return manipulation_check(SimpleNamespace(dataset=lambda spec: run), [spec])
+
+    assert check([0.0, 1.0]).passed
+    assert not check([0.0, 1.0], weights=1e-4).passed  # which such steps would move
+    assert not check([1.0, 1.0]).passed  # backprop's own, which were not grafted
+    assert not check([0.0, 1.02]).passed
+    run = recorded(np.array([[0.0, 1.0]] * 3), np.tile([1.0, 1.0], (3, 1)))
+    assert manipulation_check(
+        SimpleNamespace(dataset=lambda spec: run), [spec]
+    ).failed  # no size, and yet a step
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_step_without_a_direction_takes_no_size_and_fails_no_manipulation_check(scope):
     graft = {"direction": "rule", "magnitude": "bp", "scope": scope}

@@ -48,6 +48,7 @@ class OfTwoLayers(KnownBench):
         own = gain if spec.graft.direction == "rule" else np.ones_like(gain)
         applied = own * length[spec.graft.magnitude] / length[spec.graft.direction] * self.factor
         table = {"gradient_norm": gain * norm, "gradient_norm_bp": norm, "update_norm": 0.1 * applied * norm}
+        table["weight_norm"] = np.ones_like(norm)
         run = xr.Dataset({k: (("step", "layer"), v) for k, v in table.items()}, {"layer": ["1", "3"]})
         return run.assign(learning_rate=("step", np.full(3, 0.1)))
 

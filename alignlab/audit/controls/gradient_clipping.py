@@ -18,6 +18,7 @@ from alignlab.audit.bench import Bench, Group
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
+from alignlab.audit.controls.magnitude import ROUNDING
 from alignlab.audit.evidence import Check
 from alignlab.audit.search import Grid, Value, in_order, several, told
 from alignlab.audit.studies import Searches
@@ -29,7 +30,6 @@ VARIED = 0.1  # share of steps that the lowest threshold clips at least, if clip
 MOSTLY = 0.5
 CROSSED = "clip thresholds (share of steps clipped)"  # of both arms, which stand in its rows
 TOLERANCE = 0.01  # relative, beside what rounding adds
-ROUNDING = 2.0**-23  # of the weights' norm: steps are differences of float32 weights
 
 Shares = dict[str, dict[Value, float]]  # by arm and threshold
 

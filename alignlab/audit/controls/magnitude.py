@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 TOLERANCE = 0.01  # relative: the applied step is a difference of float32 weights
+ROUNDING = 2.0**-23  # of the weights' norm: a smaller step may be lost in them altogether
 
 
 class Magnitude(Control):
@@ -82,8 +83,9 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
 
     ‖ΔW‖ / lr, recorded by the probes from the weights, must be ‖G_bp‖ where backprop's size was grafted and ‖G_rule‖ where the
     rule's was; of a graft of the whole network, with the norms of all layers that learn together. Recorded steps count by
-    their size: once a run has converged, float32 weights do not take the steps that are left, and nothing comes of these. A
-    step without a direction, whose gradient is zero, takes no size, and does not count; the detail says how much that was.
+    their size, and what rounding makes of float32 weights is no difference: they do not take the steps that are left once a run
+    has converged, or those of an error that has cancelled out. A step without a direction, whose gradient is zero, takes no
+    size, and does not count; the detail says how much that was.
     """
     each = [_off(bench.dataset(spec), spec) for spec in specs]
     worst, idle = (max((pair[k] for pair in each), default=0.0) for k in (0, 1))
@@ -108,17 +110,22 @@ def _off(run: xr.Dataset, spec: RunSpec) -> tuple[float, float]:
             ("rule", "gradient_norm", 1.0),
             ("bp", "gradient_norm_bp", 1.0),
             ("taken", "update_norm", rate),
+            ("lost", "weight_norm", rate / ROUNDING),
         )
     }
     if graft.scope == "global":
         norms = {whose: _together(values) for whose, values in norms.items()}
-    size, taken = norms[graft.magnitude], norms["taken"]
+    size, taken, lost = norms[graft.magnitude], norms["taken"], np.nan_to_num(norms["lost"])
     there = np.isfinite(taken) & np.isfinite(size)
     known = there & (norms[graft.direction] != 0)
-    off, total = (np.where(known, rate * x, 0.0).sum(0) for x in (np.abs(taken - size), size))
+    seen = known & (np.maximum(taken, size) > lost)
+    off = np.where(seen, rate * np.maximum(np.abs(taken - size) - lost, 0.0), 0.0).sum(0)
+    total, sized = (np.where(which, rate * size, 0.0).sum(0) for which in (known, seen))
     whole = np.where(there, rate * size, 0.0).sum(0)
     idle = 1 - total[whole > 0] / whole[whole > 0]
-    worst = float((off[total > 0] / total[total > 0]).max()) if (total > 0).any() else np.inf
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(off > 0, off / sized, 0.0)
+    worst = float(each.max()) if (sized > 0).any() else np.inf
     return worst, float(idle.max(initial=0.0))
 
 

@@ -15,6 +15,7 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import effects, unrecorded
+from alignlab.audit.controls.magnitude import ROUNDING
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
 from alignlab.training.replaying import replayed_sizes
@@ -97,8 +98,8 @@ class ReplayedMagnitude(Control):
         return Check(f"manipulation: {self.name}", worst <= TOLERANCE, detail)
 
     def _compared(self, run: xr.Dataset, spec: RunSpec) -> tuple[float, float]:
-        """By how much a run's steps differ from those that were set, relatively, and what share of these met a gradient of
-        zero, which has no direction; each in the worst layer. The first is inf where nothing is known."""
+        """By how much a run's steps differ from those that were set, relatively and beyond rounding, and what share of these
+        met a gradient of zero, which has no direction; each in the worst layer. The first is inf where nothing is known."""
         assert spec.step_sizes is not None
         assert isinstance(spec.step_sizes.sizes, dict)
         off, idle = [], []
@@ -106,10 +107,13 @@ class ReplayedMagnitude(Control):
             own = run.sel(layer=layer)
             taken = own[self.quantity].values.astype(np.float64)
             meant = np.interp(run["step"].values, spec.step_sizes.steps, sizes)
+            lost = ROUNDING * (1.0 if self.relative else np.nan_to_num(own["weight_norm"].values))
+            missed = np.maximum(np.abs(taken - meant) - lost, 0.0)
             there = np.isfinite(taken)
             known = there & (own["gradient_norm"].values != 0)
-            if meant[known].sum() > 0:
-                off.append(np.abs(taken - meant)[known].sum() / meant[known].sum())
+            seen = known & (np.maximum(taken, meant) > lost)
+            if meant[seen].sum() > 0:
+                off.append(missed[seen].sum() / meant[seen].sum())
             if meant[there].sum() > 0:
                 idle.append(1 - meant[known].sum() / meant[there].sum())
         return float(max(off, default=np.inf)), float(max(idle, default=0.0))
