@@ -152,8 +152,9 @@ def _caveats(e: Evidence) -> tuple[str, ...]:
         own.append("No validity check was run: nothing shows that this audit would notice its own failure.")
     idle = [c for c in e.controls if c.removed.tied and c.removed.estimate == 0]
     own += [
-        f"{c.name} changed no outcome on any seed: its search chose what was claimed, it does not reach the runs, or all "
-        "runs end at one outcome (an accuracy of 1). What it accounts for is 0, without an interval that tells of other seeds."
+        f"{c.name} changed no outcome on any seed: its search chose what was claimed, the arms do not differ in it, it does "
+        "not reach the runs, or all runs end at one outcome (an accuracy of 1). What it accounts for is 0, without an interval "
+        "that tells of other seeds."
         for c in idle
     ]
     told = {id(c.removed) for c in idle}

@@ -295,7 +295,7 @@ def test_a_control_that_changed_nothing_is_named():
     assert table.rows()[-1]["reading"] == "changed no outcome"
     (caveat,) = decide(table).caveats
     assert caveat.startswith(
-        "magnitude changed no outcome on any seed: its search chose what was claimed, it"
+        "magnitude changed no outcome on any seed: its search chose what was claimed, the arms do not differ in it, it"
     )
 
 
