@@ -1,8 +1,8 @@
 """Which runs of a dataset belong to one line and which panels they need.
 
 Runs are averaged only over replicates (seeds). Where the runs behind one line differ in a condition (task, rule, arm,
-control, learning rate, a setting of their specs) that neither hue nor col tells apart, the figure gets a panel for each
-value, so that no line ever mixes conditions.
+control, learning rate, a setting of their specs, a coordinate that the user gave them) that neither hue nor col tells
+apart, the figure gets a panel for each value, so that no line ever mixes conditions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alignlab.figures.style import broken, level_text, level_texts, plain
+from alignlab.store.shaping import CONDITIONS
 
 if TYPE_CHECKING:
     import xarray as xr
 
-CONDITIONS = ("task", "rule", "arm", "control", "lr", "optimizer", "feedback_init")
 MOST_PANELS = 40
 _SELF_EVIDENT = ("task", "rule")  # levels that can be read without the name of their coordinate
 _NOTHING = ("", "none")

@@ -13,20 +13,25 @@ if TYPE_CHECKING:
 _OF_LAYERS = ("layer", "kind", "fan_in", "fan_out")
 _TABLED = ("rule_args", "step_sizes")  # which may hold tables of what was recorded, step by step
 _REPLICATES = ("seed", "order")  # settings that make another replicate of a run, not another condition
+CONDITIONS = ("task", "rule", "arm", "control", "lr", "optimizer", "feedback_init")
+_ENDED = ("run_id", "status", "last_step")
+_MADE_BY = ("schema_version", "alignlab_version", "torch_version", "numpy_version", "device", "gradients",
+            "spectrum_settings", "spectrum_method", "spec_hash", "code_hash", "data_hash", "seed_streams")  # fmt: skip
 
 
 def as_runs(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with the dims `run` and `step`, and on `run` every coordinate that describes a run.
 
     Where runs were trained from specs that differ in a field which is no coordinate yet (hidden, rule_args, ...), that
-    field becomes one; the attr `differing` lists them.
+    field becomes one; the attr `differing` lists them. Of runs without specs it lists the coordinates that a user gave them.
     """
     runs = on_runs(dataset)
     fields = {name: column for name, column in _differing(runs).items() if name not in runs.variables}
     known = [
         name for name in runs.attrs.get("differing", ()) if name in runs.coords and _several(runs[name])
     ]  # of a dataset that was here before
-    return runs.assign_coords(fields).assign_attrs(differing=[*known, *fields])
+    given = [] if "spec" in runs.coords else [name for name in _given(runs) if name not in known]
+    return runs.assign_coords(fields).assign_attrs(differing=[*known, *fields, *given])
 
 
 def on_runs(dataset: xr.Dataset) -> xr.Dataset:
@@ -45,6 +50,34 @@ def on_runs(dataset: xr.Dataset) -> xr.Dataset:
 
 def _several(column: xr.DataArray) -> bool:
     return len(set(column.values.tolist())) > 1
+
+
+def _given(runs: xr.Dataset) -> list[str]:
+    """The coordinates, of any name, that make several conditions of the runs of a user's own loop.
+
+    Of runs that agree in all known conditions some share its value and others do not, or two of one seed differ in it. One
+    that has another value in each of these runs tells replicates apart, as a seed does.
+    """
+    columns = {
+        str(name): c.astype(str).values.tolist() for name, c in runs.coords.items() if c.dims == ("run",)
+    }
+    cells = defaultdict[tuple[str, ...], list[int]](list)
+    for i, alike in enumerate(zip(*(columns[name] for name in CONDITIONS if name in columns), strict=True)):
+        cells[alike].append(i)
+    every = list(cells.values()) or [list(range(runs.sizes["run"]))]
+    seeds = columns.get("seed")
+    return [
+        name
+        for name, column in columns.items()
+        if name not in (*CONDITIONS, *_REPLICATES, *_ENDED, *_MADE_BY)
+        and any(_parts([column[i] for i in cell], seeds and [seeds[i] for i in cell]) for cell in every)
+    ]
+
+
+def _parts(values: Sequence[str], seeds: Sequence[str] | None) -> bool:
+    """Whether runs that have these values of a coordinate, and these seeds, are of several conditions."""
+    shared = 1 < len(set(values)) < len(values)
+    return shared or (seeds is not None and len(set(zip(seeds, values, strict=True))) > len(set(seeds)))
 
 
 def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:

@@ -95,6 +95,43 @@ def test_runs_that_a_study_has_read_keep_their_conditions_apart(runs):
     assert as_runs(as_runs(once)).attrs["differing"] == ["hidden"]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "given", "titles"),
+    [
+        ((0, 1, 0, 1), (0.0, 0.0, 0.5, 0.5), ["noise 0", "noise 0.5"]),
+        ((0, 1, 2, 3), (0.0, 0.0, 0.5, 0.5), ["noise 0", "noise 0.5"]),  # on seeds of their own
+        ((0, 0, 0, 0), (0.0, 0.1, 0.2, 0.5), ["noise 0", "noise 0.1", "noise 0.2", "noise 0.5"]),
+        ((0, 1, 2, 3), (7.0, 8.0, 9.0, 6.0), [""]),  # another one a seed: of the data, say
+        ((0, 0, 0, 0), (0.5, 0.5, 0.5, 0.5), [""]),
+    ],
+)
+def test_what_a_recorder_was_told_of_its_run_is_a_condition(runs, seeds, given, titles):
+    """A recorder's coords of any name: runs with noise and without were drawn as the mean of one rule."""
+    fa = runs.isel(run=runs.rule.values == "fa").assign_coords(
+        noise=("run", list(given)), seed=("run", list(seeds))
+    )
+    figure = figures.learning_curves(fa)
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == titles
+    assert as_runs(as_runs(fa)).attrs["differing"] == as_runs(fa).attrs["differing"]
+
+
+def test_a_coordinate_that_numbers_the_runs_of_each_rule_tells_replicates_apart(runs):
+    numbered = runs.drop_vars("seed").assign_coords(repeat=("run", runs.seed.values))
+    (axes,) = panels(figures.learning_curves(numbered))
+    assert len(axes.collections) == 3  # the bands of three rules
+
+
+def test_arguments_of_a_recorded_loops_rule_are_a_condition(runs):
+    """They are no coordinate of a run but an attribute, which becomes one where runs differ."""
+    fa = runs.isel(run=runs.rule.values == "fa")
+    told = fa.assign_coords(learning_rule=("run", ["fa(init='xavier')"] * 2 + ["fa(init='kaiming')"] * 2))
+    assert len(panels(figures.learning_curves(told))) == 2
+    assert (
+        len(panels(figures.learning_curves(fa.assign_coords(torch_version=("run", ["1", "1", "2", "2"])))))
+        == 1
+    )
+
+
 def test_a_field_that_a_later_version_brought_is_no_condition_where_it_is_null(runs):
     fa = runs.isel(run=runs.rule.values == "fa")
     for null, differing in (("null", []), ("{sizes: 0.1}", ["step_sizes"])):
