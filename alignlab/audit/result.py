@@ -15,6 +15,7 @@ from alignlab.audit.bench import Kind
 from alignlab.audit.claim import Claim
 from alignlab.audit.contrasts import as_dataset
 from alignlab.audit.controls import Contrast
+from alignlab.audit.decomposition import GROUP, Part, parts_of, told
 from alignlab.audit.evidence import Evidence
 from alignlab.audit.statistics import paired, probability_of_improvement
 from alignlab.audit.verdict import Verdict
@@ -54,7 +55,8 @@ class AuditResult:
     def table(self) -> str:
         """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better).
 
-        Below it, at which level each interval stands, and p with it; then the checks.
+        Below it, at which level each interval stands, and p with it; what the total is made of, where a control decomposes
+        it; then the checks.
         """
         rows = self.evidence.rows()
         names = [contrast_name(row["name"], row["contrast"]) for row in rows]
@@ -63,6 +65,13 @@ class AuditResult:
         lines = [head, "-" * len(head)]
         lines += [f"{name:<{width}}{_line(row)}" for name, row in zip(names, rows, strict=True)]
         lines.append(f"intervals at: {levels(rows)}")
+        if parts := self.decomposition():
+            lines += [
+                "",
+                f"{'the total is made of':<{width}}{'estimate':>10}  {'interval':<31}{'n':>4}  share of the total",
+            ]
+            lines += [f"{part.label:<{width}}{_part(part)}".rstrip() for part in parts]
+            lines += [told(parts, self.evidence.total), ""]
         lines += [f"{MARKS[check.passed]} {check.name}: {check.detail}" for check in self.evidence.checks]
         return "\n".join(lines)
 
@@ -79,6 +88,11 @@ class AuditResult:
         roles += ["" if c.compares else "part" for c in self.contrasts]
         dataset = as_dataset(rows, words, QUANTITIES[self.claim.outcome].units, **about)
         return dataset.assign_coords(role=("contrast", np.array(roles)))
+
+    def decomposition(self) -> list[Part]:
+        """What the total effect is made of, by each control that decomposes it: absolute effects, and shares if it has any."""
+        treatment, baseline = self._oriented()
+        return parts_of(self.contrasts, treatment - baseline, self.claim.alpha)
 
     @cached_property
     def all_runs(self) -> xr.Dataset:
@@ -98,7 +112,7 @@ class AuditResult:
         import xarray as xr
 
         contrasts = self.contrast_dataset()
-        is_part = np.asarray(contrasts["group"] == "decomposition")
+        is_part = np.asarray(contrasts["group"] == GROUP)
         groups = {
             "runs": self.all_runs,
             "tuning": xr.Dataset(attrs={"searches": json.dumps(self.details)}),
@@ -106,7 +120,7 @@ class AuditResult:
             "controls": xr.Dataset(
                 attrs={"checks": json.dumps([vars(check) for check in self.evidence.checks])}
             ),
-            "decomposition": contrasts.isel(contrast=is_part),
+            "decomposition": contrasts.isel(contrast=is_part).assign(_shares(self.decomposition())),
             "verdict": xr.Dataset(attrs={"verdict": str(self.verdict), "text": self.verdict.text}),
             "provenance": xr.Dataset(attrs={**self.provenance, "claim": self.claim.model_dump_json()}),
         }
@@ -114,10 +128,13 @@ class AuditResult:
 
     def probability_of_improvement(self) -> Any:
         """The share of seeds in which the treatment, as claimed, is better, with its interval."""
-        treatment, baseline = (
-            self.claim.sign * np.array(self.outcomes[arm]) for arm in ("treatment", "baseline")
-        )
+        treatment, baseline = self._oriented()
         return probability_of_improvement(treatment, baseline, maximize=True)
+
+    def _oriented(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The outcomes of both arms as claimed, seed by seed, more being better."""
+        treatment, baseline = (np.array(self.outcomes[arm]) for arm in ("treatment", "baseline"))
+        return self.claim.sign * treatment, self.claim.sign * baseline
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the runs, as plain data."""
@@ -152,6 +169,22 @@ def _line(row: dict[str, Any]) -> str:
     span = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
     numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_adjusted']:>9.2g}{row['n']:>4}"
     return f"{numbers}  {row['reading']}"
+
+
+def _part(part: Part) -> str:
+    span = f"[{part.effect.low:+.3g}, {part.effect.high:+.3g}]"
+    return f"{part.effect.estimate:>+10.3g}  {span:<31}{part.effect.n:>4}  {part}"
+
+
+def _shares(parts: Sequence[Part]) -> dict[str, tuple[str, Any]]:
+    """Shares with their intervals on the dim ``contrast``, as fractions; NaN where there are none."""
+    nothing = (np.nan, np.nan)
+    rows = [(np.nan if part.share is None else part.share, *(part.ends or nothing)) for part in parts]
+    columns = np.array(rows, np.float64).reshape(-1, 3).T
+    return {
+        name: ("contrast", column)
+        for name, column in zip(("share", "share_low", "share_high"), columns, strict=True)
+    }
 
 
 def levels(rows: Sequence[dict[str, Any]]) -> str:

@@ -40,6 +40,7 @@ from alignlab.audit.resampling import (
 from alignlab.audit.shares import wilson
 
 __all__ = [
+    "SHARE_NEEDS",
     "Equivalence",
     "Interval",
     "holm",
@@ -52,7 +53,7 @@ __all__ = [
     "tost",
 ]
 
-_SHARE_NEEDS = 4.0  # standard errors by which a total must differ from 0 before a share of it means anything
+SHARE_NEEDS = 4.0  # standard errors by which a total must differ from 0 before a share of it means anything
 
 
 def paired(differences: Sequence[float] | NDArray[Any], alpha: float = 0.05) -> Interval:
@@ -167,7 +168,7 @@ def share(part: Interval, total: Interval) -> float | None:
     A ratio to a total that may be 0 has no finite variance; absolute effects come first. May fall outside
     0…1.
     """
-    if abs(total.estimate) <= _SHARE_NEEDS * total.se:
+    if abs(total.estimate) <= SHARE_NEEDS * total.se:
         return None
     return part.estimate / total.estimate
 

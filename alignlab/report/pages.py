@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from alignlab.audit import AuditResult
     from alignlab.audit.claim import Arm
+    from alignlab.audit.decomposition import Part
 
 CAPTIONS = {
     "forest": "Every contrast with its interval. Inside the grey band nothing matters.",
@@ -32,10 +33,12 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
 
     ``pictures``: SVG files by name, where they are drawn already; by default :func:`alignlab.figures.audit_figures`.
     """
+    from alignlab.audit.decomposition import told
     from alignlab.audit.result import MARKS, levels
     from alignlab.figures import audit_figures
 
     claim, verdict, rows = result.claim, result.verdict, result.evidence.rows()
+    parts = result.decomposition()
     return _page(
         _drawn(audit_figures(result)) if pictures is None else pictures,
         title=claim.statement,
@@ -46,6 +49,8 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         contrasts=[_contrast(row) for row in rows],
         levels=f"Differences in {claim.outcome}, seed by seed; > 0 means that {claim.treatment.label} is better. "
         f"Intervals at: {levels(rows)}.",
+        parts=[_part(part) for part in parts],
+        shared=told(parts, result.evidence.total),
         checks=[(MARKS[check.passed], check) for check in result.evidence.checks],
         outcomes=_outcomes(result),
         provenance=[(name.replace("_", " "), value) for name, value in result.provenance.items()]
@@ -156,6 +161,17 @@ def _contrast(row: Mapping[str, Any]) -> dict[str, Any]:
         "p": f"{row['p_adjusted']:.2g}",
         "n": row["n"],
         "reading": row["reading"],
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    effect = part.effect
+    return {
+        "label": part.label,
+        "estimate": f"{effect.estimate:+.3g}",
+        "interval": f"[{effect.low:+.3g}, {effect.high:+.3g}]",
+        "n": effect.n,
+        "share": str(part),
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import alignlab as al
+from alignlab.audit.decomposition import told
 from alignlab.audit.result import levels
 from alignlab.training import SpecError
 
@@ -65,6 +66,31 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
     assert set(result.tree.children) == groups
     assert result.tree["verdict"].attrs["verdict"] == str(result.verdict)
     assert set(result.tree["decomposition"]["label"].values) == {"direction", "magnitude", "interaction"}
+
+
+def test_the_table_tells_absolute_effects_then_their_shares_of_the_total(result):
+    parts, lines = result.decomposition(), result.table().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("the total is made of")) + 1
+    assert [part.label for part in parts] == ["direction", "magnitude", "interaction"]
+    for part, line in zip(parts, lines[first:], strict=False):
+        effect = part.effect
+        shown = f"{effect.estimate:+.3g}  [{effect.low:+.3g}, {effect.high:+.3g}]"
+        assert line.split() == [part.label, *shown.split(), str(effect.n), *str(part).split()]
+    assert lines[first + 3] == told(parts, result.evidence.total)
+    assert parts[0].effect.estimate + parts[1].effect.estimate == pytest.approx(
+        result.evidence.total.estimate
+    )
+    drawn = result.tree["decomposition"]
+    shares = [np.nan if part.share is None else part.share for part in parts]
+    assert np.array_equal(drawn["share"], shares, equal_nan=True)
+    assert np.isfinite(drawn["share_low"].values).tolist() == [part.ends is not None for part in parts]
+
+
+def test_an_audit_that_decomposes_nothing_says_nothing_of_shares(store):
+    alone = al.audit(CLAIM, [al.controls.Placebo()], store=store)
+    assert alone.decomposition() == []
+    assert "share" not in alone.table()
+    assert alone.tree["decomposition"]["share"].size == 0
 
 
 def test_runs_whose_outcome_is_not_finite_even_before_training_are_told_with_the_reason(tmp_path):

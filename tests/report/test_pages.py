@@ -10,6 +10,7 @@ import xarray as xr
 from known_bench import CLAIM
 
 import alignlab as al
+from alignlab.audit.decomposition import told
 from alignlab.report import audit_page, run_page
 from alignlab.testing.synthetic import synthetic_run, synthetic_runs
 
@@ -76,6 +77,18 @@ def test_an_audits_page_says_what_its_table_says(result, html):
     for line in result.table().splitlines()[2 : 2 + len(result.evidence.rows())]:
         for part in re.split(r"\s{2,}", line):
             assert part in text, part
+
+
+def test_an_audits_page_gives_absolute_effects_and_their_shares(result, html):
+    text, parts = Page(html).text, result.decomposition()
+    assert len(parts) == 3
+    for part in parts:
+        effect = part.effect
+        interval = f"[{effect.low:+.3g}, {effect.high:+.3g}]"
+        assert f"{part.label} {effect.estimate:+.3g} {interval} {effect.n} {part}".strip() in text
+    assert told(parts, result.evidence.total) in text
+    alone = al.audit(result.claim, [al.controls.Placebo()], store=result.store)
+    assert "made of" not in Page(audit_page(alone, PICTURES)).text
 
 
 def test_an_audits_page_gives_each_groups_outcomes(result, html):
