@@ -156,10 +156,15 @@ def _digits(contrasts: xr.Dataset) -> int:
 def _numbers(estimate: float, low: float, high: float, digits: int) -> str:
     if np.isnan(estimate):
         return "not defined"
-    interval = (
-        "no interval" if np.isnan(low) or np.isnan(high) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-    )
-    return f"{estimate:+.{digits}f} {interval}".replace("-", "−").replace("inf", "∞")
+    middle, *ends = (_number(value, digits) for value in (estimate, low, high))
+    interval = "no interval" if np.isnan(low) or np.isnan(high) else f"[{', '.join(ends)}]"
+    return f"{middle} {interval}".replace("-", "−").replace("inf", "∞")
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many decimals, but never 0 for what is not: an interval that excludes 0 does not end there."""
+    text = f"{value:+.{digits}f}"
+    return f"{value:+.1g}" if value and not float(text) else text
 
 
 def _label_rows(figure: Figure, ax: Axes, contrasts: xr.Dataset, rows: list[str | int]) -> float:

@@ -46,6 +46,19 @@ def test_numbers_stand_at_the_right_of_their_row(audit):
     assert [text.xy[1] for text in numbers] == [point.get_ydata()[0] for point in marks(axes, "_estimate")]
 
 
+def test_an_interval_that_excludes_zero_is_not_written_as_one_that_ends_there(audit):
+    """Its end had as many decimals as a middling interval asks for: [+0.000, ...] beside a point that favours the treatment."""
+    changed = audit.copy(deep=True)
+    changed["low"].values[0] = 0.0003
+    changed["high"].values[-1] = 2e-7
+    changed["estimate"].values[1] = 0.0
+    (axes,) = figures.forest(changed).axes
+    texts = [text.get_text() for text in axes.texts if "n =" in text.get_text()]
+    assert texts[0] == "+0.118 [+0.0003, +0.130]  n = 5"
+    assert texts[1].startswith("+0.000 [")
+    assert texts[-1].split("  n")[0].endswith(", +2e−07]")
+
+
 def test_zero_and_the_smallest_effect_are_marked_and_named(audit):
     for m in (None, 0.05):
         figure = figures.forest(audit, smallest_effect=m)
