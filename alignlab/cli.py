@@ -89,7 +89,8 @@ def run(
     finished = segments.read(name)
     for quantity in ("train_loss", "validation_loss", "test_loss", "test_accuracy"):
         if quantity in finished:
-            typer.echo(f"{quantity:<16} {float(finished[quantity].dropna('step')[-1]):.4g}")
+            values = finished[quantity].dropna("step").values
+            typer.echo(f"{quantity:<16} {f'{values[-1]:.4g}' if values.size else '–'}")
     typer.echo(f"status           {finished['status'].item()}")
     runs = open_runs(folder / "store")
     write(folder / "report.html", run_page(runs, draw_runs(runs, folder / "figures")))

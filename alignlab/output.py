@@ -29,14 +29,14 @@ def progress() -> Callable[[str, int], Any]:
             yield lambda n: None
             return
         columns = (
-            TextColumn("{task.description:<44}"),
+            TextColumn("{task.description:<44}", markup=False),  # an arm may have brackets in its name
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bar:
             if not console.is_terminal:
-                console.print(f"{what}: {total}", highlight=False)
+                console.print(f"{what}: {total}", highlight=False, markup=False, soft_wrap=True)
             task = bar.add_task(what, total=total)
             yield lambda n: bar.advance(task, n)
 

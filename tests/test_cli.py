@@ -78,6 +78,27 @@ def test_run_leaves_store_figures_and_spec(spec, tmp_path, monkeypatch, capsys):
     assert "nothing to compute" in capsys.readouterr().out
 
 
+def test_a_run_that_never_had_an_outcome_is_told_all_the_same(tmp_path, monkeypatch, capsys):
+    """Not finite even before training: it ended in an IndexError, and the run had neither figures nor page."""
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(SPEC | {"weight_scale": 1e30}))
+    assert run(["run", path, "--out", tmp_path / "out"], monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^train_loss +–$", told, re.MULTILINE)
+    assert "status           diverged" in told
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_takes_the_brackets_of_an_arms_name_as_they_are(terminal, monkeypatch, capsys):
+    """They were read as markup: [fast] was not shown, and [/2] ended the audit in a traceback."""
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with output.progress()("fa [fast] [/2], learning rates", 2) as notify:
+        notify(2)
+    assert "fa [fast] [/2], learning rates" in capsys.readouterr().err
+
+
 def test_audit_leaves_result_and_a_second_call_computes_nothing(claim, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert run(["audit", claim, "--out", out, "--workers", 1], monkeypatch) == 0
