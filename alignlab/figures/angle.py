@@ -56,7 +56,8 @@ def angles(
         lines.label_axes(axes, quantity, log=False)
         _limit(used[0], drawn)
         entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | _legend(bands)
-        return style.finish(figure, groups.context(data, hue, col), entries, hue, lines.note(drawn, False))
+        note = f"{lines.note(drawn, False)} {lines.unseen(data, quantity, hue)}".strip()
+        return style.finish(figure, groups.context(data, hue, col), entries, hue, note)
 
 
 def dimensions(data: xr.Dataset, quantity: str) -> int:

@@ -62,7 +62,7 @@ def questions(
     ``words`` name the y axis, ``chance`` draws a line there.
 
     Raises ``ValueError`` for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at
-    some rate, and for no questions.
+    some rate, where an arm has a seed twice at one rate, and for no questions.
     """
     if not asked:
         raise ValueError("no questions given: expected at least one Question")
@@ -82,6 +82,7 @@ def questions(
         list(dict.fromkeys(arm for question in asked for arm in question.arms))
     )  # in all panels
     data = data.isel(run=[arm in used for arm in data["arm"].values.tolist()])
+    groups.one_seed_each(data, "arm", "lr")
     rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
         most = max(len(question.arms) for question in asked)
@@ -105,16 +106,25 @@ def questions(
             ax.set_xlabel("learning rate")
         for ax in axes[:, 0]:
             ax.set_ylabel(words or style.axis_label(outcome))
-        n = sorted({int(count) for sweep in shown for count in sweep.finished + sweep.diverged})
-        runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
         ringed = (
             f"rates picked by {style.axis_label(choose)}, for each seed by the other seeds"
             if choose
             else "best mean"
         )
-        told = f"Points: {lines.mean_name([log])} of {runs} runs; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
+        points = (
+            f"Points: {lines.mean_name([log])} of {_counted([found[arm] for arm in used], data.sizes['run'])}"
+        )
+        told = f"{points}; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
         title = groups.context(data, "arm", "lr", "rule", *data.attrs.get("differing", ()))
         return style.finish(figure, title, {}, "", told.strip())
+
+
+def _counted(shown: Sequence[Sweep], runs: int) -> str:
+    """Of how many runs the points are means, and what is neither in them nor counted as diverged."""
+    n = sorted({int(count) for sweep in shown for count in sweep.finished if count}) or [0]
+    known = sum(int(sweep.finished.sum() + sweep.diverged.sum()) for sweep in shown)
+    without = f" ({runs - known} without an end left out)" if runs > known else ""
+    return f"{n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} runs that finished{without}"
 
 
 def _limits(shown: Sequence[Sweep], chance: float | None, log: bool, room: float) -> tuple[float, float]:

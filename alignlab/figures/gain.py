@@ -60,8 +60,14 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         if len(rates):
             entries |= lines.reference_entry("nominal learning rate", ":")
         silent = int((data["feedback_gain"].values <= 0).sum())
-        unseen = f"{silent} values are 0 and not on these log axes." if silent else ""
-        note = f"{lines.note(drawn, True)} {unseen}".strip()
+        idle = int(((data["effective_lr"].values <= 0) & (data["feedback_gain"].values > 0)).sum())
+        told = [
+            lines.note(drawn, True),
+            f"{silent} values are 0 and not on these log axes." if silent else "",
+            f"{idle} effective rates are 0, the learning rate being 0, and not on theirs." if idle else "",
+            lines.unseen(data, "feedback_gain", hue),
+        ]
+        note = " ".join(filter(None, told))
         context = groups.context(data, hue, col, *(["lr"] if several else []))
         return style.finish(figure, context, entries, hue, note)
 

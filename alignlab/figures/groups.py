@@ -8,6 +8,7 @@ apart, the figure gets a panel for each value, so that no line ever mixes condit
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,6 +64,16 @@ def having(data: xr.Dataset, key: str, level: Hashable) -> np.ndarray:
     """Whether each run's coordinate `key` has this value (run,); NaN is a value like any other."""
     found = data[key].values
     return np.asarray(found == level if level == level else found != found)
+
+
+def one_seed_each(data: xr.Dataset, *names: str) -> None:
+    """Raise where runs that agree in these coordinates have a seed twice: another condition would be averaged over."""
+    points = list(zip(*(data[name].values.tolist() for name in names), strict=True))
+    seeds = data["seed"].values.tolist() if "seed" in data.coords else list(range(len(points)))
+    for (point, seed), n in Counter(zip(points, seeds, strict=True)).items():
+        if n > 1:
+            where = ", ".join(f"{name} {level}" for name, level in zip(names, point, strict=True))
+            raise ValueError(f"{n} runs of {where} have seed {seed}: select one of each seed first")
 
 
 def panels(

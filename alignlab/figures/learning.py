@@ -51,7 +51,8 @@ def learning_curves(
         lines.label_axes(axes, outcome, log)
         marked = _mark_zeros(used, panels, outcome, hue) if zeros else []
         entries = lines.legend_entries(panels, hue, [*(curve.level for curve in drawn), *marked])
-        note = " ".join(filter(None, [lines.note(drawn, log), ZERO * bool(marked)]))
+        told = [lines.note(drawn, log), ZERO * bool(marked), lines.unseen(data, outcome, hue)]
+        note = " ".join(filter(None, told))
         return style.finish(figure, groups.context(data, hue, col, "layer"), entries, hue, note)
 
 

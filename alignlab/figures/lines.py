@@ -226,9 +226,28 @@ def note(drawn: list[Curve], *logs: bool) -> str:
         parts.append(f"Lines: {mean_name(logs)} of {number} runs; bands: 95 % t-interval.")
     if any(curve.mean is None and len(curve.runs) > 1 for curve in drawn):
         parts.append("Thin lines: single runs.")
-    if any(curve.diverged.any() for curve in drawn):
+    if any((np.isfinite(curve.runs).any(axis=1) & curve.diverged).any() for curve in drawn):
         parts.append("×: a run diverged.")
     means = [(curve, curve.mean) for curve in drawn if curve.mean is not None]
     if any((np.isnan(mean) & np.isfinite(curve.runs).any(axis=0)).any() for curve, mean in means):
         parts.append("Where one run has no value, the others are drawn singly and thin.")
     return " ".join(parts)
+
+
+def unseen(data: xr.Dataset, name: str, hue: str) -> str:
+    """How many runs have no value of a variable, and which levels of the hue are missing for that; empty if none has none."""
+    there = np.isfinite(data[name].values).any(
+        axis=tuple(i for i, dim in enumerate(data[name].dims) if dim != "run")
+    )
+    lost = int((~there).sum())
+    if not lost:
+        return ""
+    gone = (
+        []
+        if hue == "layer"
+        else [level for level in levels(data, hue) if not there[having(data, hue, level)].any()]
+    )
+    texts = level_texts(levels(data, hue)) if gone else {}
+    which = f" (all of {', '.join(texts[level] for level in gone)})" if gone else ""
+    have = "run has" if lost == 1 else "runs have"
+    return f"{lost} {have} no {name.replace('_', ' ')}{which}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,7 @@ def trends(
         raise ValueError(f"some of these runs have no {x!r} (NaN): select the others first")
     look = style.looks(groups.levels(data, hue))
     columns = [""] if col is None else [v for v in groups.levels(data, col) if v not in _EVERYWHERE] or [""]
+    groups.one_seed_each(data, *(name for name in (hue, x, col) if name))
     with style.styled():
         figure, axes = style.grid(len(outcomes), len(columns), 3.1, 2.4, sharex=True, sharey="row")
         logs = []
@@ -93,7 +94,7 @@ def trends(
             title,
             _legend(data, look, referred if references else ""),
             hue,
-            f"{_note(data, _counts(data, x, hue, col), logs)} {note}".strip(),
+            f"{_note(data, outcomes, [name for name in (hue, x, col) if name], logs)} {note}".strip(),
         )
 
 
@@ -110,18 +111,6 @@ def _values(data: xr.Dataset, name: str, references: Sequence[Reference]) -> np.
     """What the axis of a row has to show."""
     final = final_values(data, name)
     return np.concatenate([final[np.isfinite(final)], [point.value for point in references]])
-
-
-def _counts(data: xr.Dataset, x: str, hue: str, col: str | None) -> list[int]:
-    """How many runs there are in a point. Raises where one has a seed twice: another condition would be averaged over."""
-    names = [name for name in (hue, x, col) if name]
-    points = list(zip(*(data[name].values.tolist() for name in names), strict=True))
-    seeds = data["seed"].values.tolist() if "seed" in data.coords else list(range(len(points)))
-    for (point, seed), n in Counter(zip(points, seeds, strict=True)).items():
-        if n > 1:
-            where = ", ".join(f"{name} {level}" for name, level in zip(names, point, strict=True))
-            raise ValueError(f"{n} runs of {where} have seed {seed}: select one of each seed first")
-    return sorted(set(Counter(points).values()))
 
 
 def _panel(
@@ -187,9 +176,21 @@ def _legend(data: xr.Dataset, look: Looks, referred: str) -> dict[str, Artist]:
     return entries
 
 
-def _note(data: xr.Dataset, counts: Sequence[int], logs: Sequence[bool]) -> str:
+def _note(data: xr.Dataset, outcomes: Iterable[str], names: Sequence[str], logs: Sequence[bool]) -> str:
+    """``names``: the coordinates that make a point."""
+    points = list(zip(*(data[name].values.tolist() for name in names), strict=True))
+    there = [np.isfinite(final_values(data, outcome)) for outcome in outcomes]
+    counts = sorted(
+        {
+            n
+            for own in there
+            for n in Counter(p for p, known in zip(points, own, strict=True) if known).values()
+        }
+    )
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     diverged = int((data["status"].values == "diverged").sum()) if "status" in data.coords else 0
     lost = f" {diverged} of {data.sizes['run']} runs diverged: shown where they ended." if diverged else ""
+    without = [lines.unseen(data, outcome, names[0]) for outcome in outcomes]
     means = f"{lines.mean_name(logs)} of {n} with 95 % t-interval"
-    return f"Dots: single runs; markers: {means}, set side by side to be seen.{lost}"
+    told = [f"Dots: single runs; markers: {means}, set side by side to be seen.{lost}", *without]
+    return " ".join(filter(None, told))

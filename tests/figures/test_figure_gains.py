@@ -108,6 +108,17 @@ def test_a_gain_of_zero_is_left_out_of_the_log_axis_and_said(run):
     assert figures.gains(run)._supxlabel is None
 
 
+def test_rates_of_zero_are_left_out_of_their_log_axis_and_said(run):
+    """A warm-up begins at 0: the right panel began later than the left one, without a word."""
+    warm = run.copy(deep=True)
+    warm["effective_lr"].values[:2] = 0
+    note = " ".join(figures.gains(warm)._supxlabel.get_text().split())
+    assert (
+        f"{2 * warm.sizes['layer']} effective rates are 0, the learning rate being 0, and not on theirs."
+        in note
+    )
+
+
 @pytest.mark.parametrize("name", ["feedback_gain", "effective_lr"])
 def test_a_missing_variable_is_named_with_its_probe(run, name):
     with pytest.raises(ValueError, match=f"no '{name}': the probe EffectiveLR records it"):

@@ -278,3 +278,28 @@ def test_an_accuracy_of_0_is_marked_nowhere():
         losses([0.0, 0.001, 0.9], rules="a").rename(train_loss="train_accuracy"), "train_accuracy"
     )
     assert panels(figure)[0].get_yscale() == "linear"
+
+
+def test_runs_that_never_had_an_outcome_are_told(runs):
+    """They had neither line nor cross nor entry in the legend: a rule that fails at once looked as if nobody had tried it."""
+    lost = runs.copy(deep=True)
+    fa = runs.rule.values == "fa"
+    lost["train_loss"].values[fa] = np.nan
+    status = np.where(fa, "diverged", "finished")
+    figure = figures.learning_curves(lost.assign_coords(status=("run", status)))
+    note = " ".join(figure._supxlabel.get_text().split())
+    assert "4 runs have no train loss (all of fa)." in note
+    assert "×" not in note
+    lost["train_loss"].values[np.flatnonzero(fa)[:3]] = 1.0
+    figure = figures.learning_curves(lost.assign_coords(status=("run", status)))
+    note = " ".join(figure._supxlabel.get_text().split())
+    assert "1 run has no train loss." in note
+    assert "×: a run diverged." in note
+    assert "has no" not in figures.learning_curves(runs)._supxlabel.get_text()
+
+
+def test_a_rule_without_an_angle_is_told(runs):
+    lost = runs.copy(deep=True)
+    lost["gradient_angle"].values[runs.rule.values == "fa"] = np.nan
+    note = " ".join(figures.angles(lost, hue="rule", col="layer")._supxlabel.get_text().split())
+    assert "4 runs have no gradient angle (all of fa)." in note

@@ -125,3 +125,27 @@ def test_no_legend_covers_a_mean_or_a_panel(n):
             assert not any(box.contains(*xy) for xy in means)
             if n > 4:
                 assert not box.overlaps(ax.get_window_extent(renderer))
+
+
+def test_points_are_counted_by_the_runs_that_they_are_means_of(arms):
+    """The mean of two was told as one of three where the third run had diverged, and a crashed one left no trace."""
+    status = np.array(["finished"] * arms.sizes["run"], "U8")
+    at = (arms.arm.values == "bp") & (arms.lr.values == 0.1)
+    status[at & (arms.seed.values == 0)] = "diverged"
+    asked = [figures.Question("q", {"bp": "bp"})]
+    figure = figures.questions(arms.assign_coords(status=("run", status)), asked, "validation_loss")
+    assert "geometric mean of 2 to 3 runs that finished; bars" in " ".join(
+        figure._supxlabel.get_text().split()
+    )
+    status[at & (arms.seed.values == 1)] = "crashed"
+    figure = figures.questions(arms.assign_coords(status=("run", status)), asked, "validation_loss")
+    note = " ".join(figure._supxlabel.get_text().split())
+    assert "of 1 to 3 runs that finished (1 without an end left out); bars" in note
+
+
+def test_an_arm_that_mixes_conditions_is_refused(arms):
+    both = xr.concat([arms.assign_coords(task=("run", [task] * arms.sizes["run"])) for task in "ab"], "run")
+    with pytest.raises(
+        ValueError, match=r"2 runs of arm bp, lr 0\.001 have seed 0: select one of each seed first"
+    ):
+        figures.questions(both, ASKED, "validation_loss")

@@ -117,3 +117,13 @@ def test_the_note_counts_the_runs_of_a_point_and_names_the_means():
     figure = trends(RUNS.isel(run=slice(1, None)), "depth", OUTCOMES, col="feedback_init")
     note = figure._supxlabel.get_text().replace("\n", " ")
     assert "mean (geometric on log axes) of 2 to 3 with" in note
+
+
+def test_a_run_without_an_outcome_is_in_no_count_and_told():
+    lost = RUNS.copy(deep=True)
+    lost["test_error"].values[0] = np.nan
+    note = " ".join(
+        trends(lost, "depth", {"test_error": "e"}, col="feedback_init")._supxlabel.get_text().split()
+    )
+    assert "of 2 to 3 with" in note
+    assert "1 run has no test error." in note
