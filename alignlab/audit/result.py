@@ -63,7 +63,9 @@ class AuditResult:
         width = max(33, *map(len, names)) + 1
         head = f"{'contrast':<{width}}{'estimate':>10}  {'interval':<22}{'p (adj.)':>9}{'n':>4}  reading"
         lines = [head, "-" * len(head)]
-        lines += [f"{name:<{width}}{_line(row)}" for name, row in zip(names, rows, strict=True)]
+        lines += [
+            f"{name:<{width}}{_line(row, self.claim.alpha)}" for name, row in zip(names, rows, strict=True)
+        ]
         lines.append(f"intervals at: {levels(rows)}")
         if parts := self.decomposition():
             lines += [
@@ -165,10 +167,22 @@ def _drawn(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"low": np.nan, "high": np.nan} if nothing else row
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], alpha: float) -> str:
     span = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
-    numbers = f"{row['estimate']:>+10.3g}  {span:<22}{row['p_adjusted']:>9.2g}{row['n']:>4}"
+    numbers = f"{row['estimate']:>+10.3g}  {span:<22}{p_text(row['p_adjusted'], alpha):>9}{row['n']:>4}"
     return f"{numbers}  {row['reading']}"
+
+
+def p_text(p: float, alpha: float) -> str:
+    """With two digits, or with as many as show on which side of alpha it lies.
+
+    >>> p_text(0.0123, 0.05), p_text(0.0502, 0.05), p_text(0.0496, 0.05)
+    ('0.012', '0.0502', '0.0496')
+    """
+    texts = (f"{p:.{digits}g}" for digits in range(2, 9))
+    return next(
+        (text for text in texts if float(text) != alpha and (float(text) > alpha) == (p > alpha)), f"{p:.2g}"
+    )
 
 
 def _part(part: Part) -> str:

@@ -46,7 +46,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         source=claim.source,
         verdict=verdict,
         asked=_claimed(result),
-        contrasts=[_contrast(row) for row in rows],
+        contrasts=[_contrast(row, claim.alpha) for row in rows],
         levels=f"Differences in {claim.outcome}, seed by seed; > 0 means that {claim.treatment.label} is better. "
         f"Intervals at: {levels(rows)}.",
         parts=[_part(part) for part in parts],
@@ -76,6 +76,7 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
             f"there is nothing to show: the dataset holds no {lacks}. Give what Recorder.to_dataset or al.open_runs returns"
         )
     many, refused = as_runs(runs), dict[str, str]()
+    many = many.sortby(_settings(many))
     return _page(
         _drawn(run_figures(runs, refused)) if pictures is None else pictures,
         refused=refused,
@@ -83,7 +84,7 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
         kind="run" if many.sizes["run"] == 1 else f"{many.sizes['run']} runs",
         asked=_run(many),
         outcomes=_ended(many),
-        provenance=[(name.replace("_", " "), value) for name, value in runs.attrs.items()],
+        provenance=[(name.replace("_", " "), value) for name, value in runs.attrs.items() if name != "spec"],
         spec=_specs(many),
     )
 
@@ -151,14 +152,14 @@ def _arm(arm: Arm) -> str:
     return f"{label} ({', '.join(given)})" if given else label
 
 
-def _contrast(row: Mapping[str, Any]) -> dict[str, Any]:
-    from alignlab.audit.result import contrast_name
+def _contrast(row: Mapping[str, Any], alpha: float) -> dict[str, Any]:
+    from alignlab.audit.result import contrast_name, p_text
 
     return {
         "label": contrast_name(row["name"], row["contrast"]),
         "estimate": f"{row['estimate']:+.3g}",
         "interval": f"[{row['low']:+.3g}, {row['high']:+.3g}]",
-        "p": f"{row['p_adjusted']:.2g}",
+        "p": p_text(row["p_adjusted"], alpha),
         "n": row["n"],
         "reading": row["reading"],
     }
@@ -200,7 +201,7 @@ def _ended(runs: xr.Dataset) -> dict[str, Any]:
         rows = [[name.replace("_", " "), _last(runs[name].isel(run=0))] for name in outcomes]
         return {"head": ["outcome", "last value"], "rows": rows} if rows else {}
     coords = [*_settings(runs), *(name for name in ("status", "last_step") if name in runs.coords)]
-    runs, rows = runs.sortby(_settings(runs)), []
+    rows = []
     for i in range(min(runs.sizes["run"], MOST)):
         one = runs.isel(run=i)
         rows.append(

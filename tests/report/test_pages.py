@@ -175,6 +175,17 @@ def test_a_page_of_runs_tells_them_apart_and_counts_those_that_diverged():
     assert re.search(r"\[9\] 0 diverged .*\[9\] 1 finished", text)
 
 
+def test_the_spec_shown_is_that_of_the_tables_first_run_and_stands_once():
+    one = synthetic_run(steps=5)
+    specs = [f"hidden: [{width}]\nlr: 0.05\n" for width in (9, 4)]
+    many = xr.concat([one.assign_coords(spec=spec, seed=1) for spec in specs], "run")
+    text = Page(run_page(many, {})).text
+    assert re.search(r"test accuracy fa 0\.05 \[4\] 1 ", text)
+    assert "The spec of the first run hidden: [4] lr: 0.05" in text
+    alone = Page(run_page(one.assign_attrs(spec=specs[0]), {})).text
+    assert alone.count("hidden: [9]") == 1
+
+
 def test_a_recorded_loop_without_spec_or_end_has_a_page():
     run = xr.Dataset(
         {"loss": ("step", [1.0, np.nan]), "train_loss": ("step", [np.nan, np.nan])}, {"step": [0, 1]}
