@@ -22,6 +22,7 @@ def progress() -> Callable[[str, int], Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    name = max(4, min(44, console.width - 40))  # of a narrow terminal the bar and the time left take the rest
 
     @contextmanager
     def phase(what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -29,7 +30,7 @@ def progress() -> Callable[[str, int], Any]:
             yield lambda n: None
             return
         columns = (
-            TextColumn("{task.description:<44}", markup=False),  # an arm may have brackets in its name
+            TextColumn(f"{{task.description:<{name}}}", markup=False),  # an arm may have brackets in its name
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

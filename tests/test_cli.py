@@ -89,6 +89,19 @@ def test_a_run_that_never_had_an_outcome_is_told_all_the_same(tmp_path, monkeypa
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("columns", ["48", "80", "160"])
+def test_progress_tells_how_many_are_done_in_terminals_of_any_width(columns, monkeypatch, capsys):
+    """The name took 44 columns of any: at 48 there was room for neither the count nor the time left."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    with output.progress()("runs", 20) as notify:
+        notify(20)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert "20/20" in shown
+    assert re.search(r"\d:\d\d:\d\d", shown)
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_takes_the_brackets_of_an_arms_name_as_they_are(terminal, monkeypatch, capsys):
     """They were read as markup: [fast] was not shown, and [/2] ended the audit in a traceback."""
