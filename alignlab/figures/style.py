@@ -125,9 +125,13 @@ def level_text(level: Hashable) -> str:
 
 
 def broken(text: str, width: int = 30) -> str:
-    """Text in lines of at most `width`, broken at blanks and after the dots in module names."""
+    """Text in lines of at most `width`, broken at blanks and after the dots in module names, not in numbers.
+
+    >>> broken("sign_sync · period 10 · lr 0.001").splitlines()
+    ['sign_sync · period 10 · lr', '0.001']
+    """
     lines = [""]
-    for piece in re.split(r"(?<=[. ])", text):
+    for piece in re.split(r"(?<= )|(?<=\.)(?!\d)|(?<=\D\.)", text):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
