@@ -52,6 +52,11 @@ class AuditResult:
     controls: tuple[str, ...] = ()
     curves: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """In a line; all that it holds would be pages."""
+        runs = len({name for names in self.runs.values() for name in names})
+        return f"<AuditResult of {self.claim.statement!r}: {self.verdict}; {runs} runs in {self.store}; see .table()>"
+
     def table(self) -> str:
         """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better).
 

@@ -115,7 +115,7 @@ def questions(
             f"Points: {lines.mean_name([log])} of {_counted([found[arm] for arm in used], data.sizes['run'])}"
         )
         told = f"{points}; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
-        title = groups.context(data, "arm", "lr", "rule", *data.attrs.get("differing", ()))
+        title = groups.context(data, "arm", "lr", "rule", "layer", *data.attrs.get("differing", ()))
         return style.finish(figure, title, {}, "", told.strip())
 
 

@@ -188,5 +188,6 @@ def _note(data: xr.Dataset, found: list[list[Sweep]], log: bool, ceiling: float)
         )
     counted = sum(int(sweep.finished.sum() + sweep.diverged.sum()) for several in found for sweep in several)
     if left_out := data.sizes["run"] - counted:
-        parts.append(f"{left_out} run{'s' if left_out > 1 else ''} without a final value left out.")
+        which = "that did not finish, or have no rate or no final value, left out"
+        parts.append(f"{left_out} run{'s' if left_out > 1 else ''} {which}.")
     return " ".join(parts)

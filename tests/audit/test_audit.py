@@ -86,6 +86,15 @@ def test_the_table_tells_absolute_effects_then_their_shares_of_the_total(result)
     assert np.isfinite(drawn["share_low"].values).tolist() == [part.ends is not None for part in parts]
 
 
+def test_a_result_shows_itself_in_a_line(result, store):
+    """The last line of a notebook's cell: it showed every seed's outcome and the name of every run."""
+    runs = {name for names in result.runs.values() for name in names}
+    shown = (
+        f"<AuditResult of {CLAIM.statement!r}: {result.verdict}; {len(runs)} runs in {store}; see .table()>"
+    )
+    assert repr(result) == shown
+
+
 def test_an_audit_that_decomposes_nothing_says_nothing_of_shares(store):
     alone = al.audit(CLAIM, [al.controls.Placebo()], store=store)
     assert alone.decomposition() == []

@@ -39,6 +39,7 @@ def test_each_question_has_its_own_arms_names_and_means(arms):
     rings = {float(ring.get_ydata()[0]) for ring in marks(first, "_best")}
     assert float(np.nanmin(drawn.get_ydata())) in rings
     assert marks(first, "_chance")[0].get_ydata()[0] == 2.3
+    assert first.figure._suptitle.get_text() == "mnist_small · 3 seeds"  # an outcome is of no layer
 
 
 def test_rings_are_at_the_rates_that_the_other_seeds_choose_where_an_outcome_does(arms):

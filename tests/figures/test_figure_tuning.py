@@ -105,7 +105,8 @@ def test_unfinished_runs_are_left_out_and_counted(sweep):
     status = sweep.status.values.astype("U8")
     status[[0, 1]] = "crashed", "running"
     figure = figures.loss_against_lr(sweep.assign_coords(status=("run", status)))
-    assert "2 runs without a final value left out" in figure._supxlabel.get_text()
+    note = " ".join(figure._supxlabel.get_text().split())
+    assert "2 runs that did not finish, or have no rate or no final value, left out." in note
 
 
 def test_tasks_get_panels_but_rates_do_not(sweep):
