@@ -36,10 +36,12 @@ class Part:
     ends: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        """The share in percent, empty where there is none."""
+        """The share in percent, with two digits of its interval's half width; empty where there is none."""
         if self.share is None or self.ends is None:
             return ""
-        return f"{100 * self.share:.3g} % [{100 * self.ends[0]:.3g}, {100 * self.ends[1]:.3g}]"
+        middle, low, high = (100 * part for part in (self.share, *self.ends))
+        digits = min(6, max(0, 1 - math.floor(math.log10((high - low) / 2)))) if high > low else 1
+        return f"{middle:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def parts_of(contrasts: Sequence[Contrast], total: Sequence[float], alpha: float = 0.05) -> list[Part]:

@@ -5,7 +5,7 @@ import pytest
 
 from alignlab.audit.controls.control import Contrast
 from alignlab.audit.controls.exchange import effects
-from alignlab.audit.decomposition import fieller, parts_of, told
+from alignlab.audit.decomposition import Part, fieller, parts_of, told
 from alignlab.audit.statistics import paired
 
 LABELS = ("direction", "size", "interaction")
@@ -40,8 +40,16 @@ def test_direction_and_size_add_up_to_the_whole_and_the_interaction_has_no_share
     assert interaction.share is None
     assert str(interaction) == ""
     assert direction.effect == paired(contrasts[0].differences)
-    low, high = (100 * end for end in direction.ends)
-    assert str(direction) == f"{100 * direction.share:.3g} % [{low:.3g}, {high:.3g}]"
+
+
+@pytest.mark.parametrize(("share", "ends", "shown"), [
+    (1.031, (1.0284, 1.0337), "103.10 % [102.84, 103.37]"),  # three digits: 103 [103, 103]
+    (-0.0753, (-0.173, -0.0126), "-7.5 % [-17.3, -1.3]"),
+    (1.242, (1.102, 1.482), "124 % [110, 148]"),
+    (0.5, (0.5, 0.5), "50.0 % [50.0, 50.0]"),
+])  # fmt: skip
+def test_a_share_has_two_digits_of_its_intervals_half_width(share, ends, shown):
+    assert str(Part("direction", paired([1.0, 2.0]), share, ends)) == shown
 
 
 def test_a_total_within_four_standard_errors_of_zero_has_no_shares_and_it_is_said_why():
