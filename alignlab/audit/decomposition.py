@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignlab.audit.controls import Contrast
+from alignlab.audit.multiplicity import coverage
 from alignlab.audit.statistics import SHARE_NEEDS, Interval, paired, share
 
 __all__ = ["GROUP", "Part", "fieller", "parts_of", "told"]
@@ -76,7 +77,7 @@ def fieller(
 
 def told(parts: Sequence[Part], total: Interval) -> str:
     """What the shares are of and which intervals these are, or why there are none."""
-    spread = f"Intervals at {100 * (1 - total.alpha):.3g} %, each for itself."
+    spread = f"Intervals at {coverage(total.alpha)}, each for itself."
     if any(part.share is not None for part in parts):
         return (
             f"Shares are of the total effect as claimed, {total:+.3g}; those of a direction and its size add up to 100 %, one "

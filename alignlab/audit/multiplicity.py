@@ -17,7 +17,7 @@ from operator import le
 
 import numpy as np
 
-__all__ = ["adjusted", "check_level", "holm", "holm_levels", "stepdown_levels"]
+__all__ = ["adjusted", "check_level", "coverage", "holm", "holm_levels", "stepdown_levels"]
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -79,6 +79,16 @@ def adjusted(p: float, level: float, alpha: float = 0.05) -> float:
     0.04
     """
     return min(1.0, p * alpha / level)
+
+
+def coverage(alpha: float) -> str:
+    """1 − alpha in percent, with three digits or as many as it takes not to be everything.
+
+    >>> coverage(0.05), coverage(0.05 / 9), coverage(0.001 / 3)
+    ('95 %', '99.4 %', '99.97 %')
+    """
+    texts = (f"{100 * (1 - alpha):.{digits}g}" for digits in range(3, 16))
+    return f"{next((text for text in texts if float(text) < 100), '100')} %"
 
 
 def check_level(alpha: float) -> float:

@@ -17,6 +17,7 @@ from alignlab.audit.contrasts import as_dataset
 from alignlab.audit.controls import Contrast
 from alignlab.audit.decomposition import GROUP, Part, parts_of, told
 from alignlab.audit.evidence import Evidence
+from alignlab.audit.multiplicity import coverage
 from alignlab.audit.statistics import paired, probability_of_improvement
 from alignlab.audit.verdict import Verdict
 from alignlab.measures.quantities import QUANTITIES
@@ -212,7 +213,7 @@ def levels(rows: Sequence[dict[str, Any]]) -> str:
     of_controls = [alpha for name, alpha in found.items() if name != "as claimed"]
     if len(of_controls) > 1 and len(set(of_controls)) == 1:
         found = {"as claimed": found["as claimed"], "each control": of_controls[0]}
-    told = ", ".join(f"{name} {100 * (1 - alpha):.3g} %" for name, alpha in found.items())
+    told = ", ".join(f"{name} {coverage(alpha)}" for name, alpha in found.items())
     parts = [f"{told} (Holm's step-down over the controls)", "p is adjusted to these levels", _counted(rows)]
     return "; ".join(part for part in parts if part)
 

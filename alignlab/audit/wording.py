@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignlab.audit.evidence import Check, ControlEvidence, Evidence
+from alignlab.audit.multiplicity import coverage
 from alignlab.audit.statistics import Interval
 
 __all__ = [
@@ -119,7 +120,7 @@ def _tested(e: Evidence) -> str:
     i = e.equivalence
     if i is None:
         return ""
-    return f" (two one-sided tests: the {100 * (1 - i.alpha):.3g} % interval [{i.low:+.3g}, {i.high:+.3g}] lies within ±m)"
+    return f" (two one-sided tests: the {coverage(i.alpha)} interval [{i.low:+.3g}, {i.high:+.3g}] lies within ±m)"
 
 
 def _rest(c: ControlEvidence, m: float) -> str:

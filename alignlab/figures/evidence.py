@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alignlab.audit.multiplicity import coverage
 from alignlab.figures import style
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ def _note(contrasts: xr.Dataset) -> str:
     counted = str(contrasts.attrs.get("counted", ""))
     parts = [f"{counted[:1].upper()}{counted[1:]}."] if counted else []
     if "alpha" in contrasts:
-        coverage = sorted({f"{100 * (1 - alpha):.3g} %" for alpha in contrasts["alpha"].values.astype(float)})
-        parts = [f"Intervals: {' to '.join(dict.fromkeys([coverage[0], coverage[-1]]))}.", *parts]
+        alphas = contrasts["alpha"].values.astype(float)
+        ends = dict.fromkeys(coverage(float(alpha)) for alpha in (alphas.max(), alphas.min()))
+        parts = [f"Intervals: {' to '.join(ends)}.", *parts]
     return " ".join(parts)

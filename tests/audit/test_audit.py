@@ -125,6 +125,7 @@ def test_a_level_that_all_controls_share_is_told_once():
 
     assert told(a=0.025, b=0.025).startswith("as claimed 95 %, each control 97.5 % (Holm")
     assert told(a=0.025, b=0.05).startswith("as claimed 95 %, a 97.5 %, b 95 % (Holm")
+    assert told(a=0.0003, b=0.0003).startswith("as claimed 95 %, each control 99.97 % (Holm")  # not 100 %
 
 
 def test_caveats_name_the_controls_left_out(result):
