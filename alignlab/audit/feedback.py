@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignlab.audit.outcomes import around, layers_with, steps_to
-from alignlab.measures.chance import chance_radius
 from alignlab.rules.weight_mirror import WeightMirror
 from alignlab.training.spec import RunSpec
 
@@ -143,15 +142,10 @@ def aligned_at(runs: xr.Dataset, share: float = 0.99) -> pd.DataFrame:
 def beyond_chance(runs: xr.Dataset) -> xr.DataArray:
     """How many eigenvalues of W Bᵀ lie outside the disc that those of a B unrelated to W fill; dims run, layer, step.
 
-    The disc's radius: :func:`alignlab.measures.chance.chance_radius`. NaN where no spectrum was recorded.
+    The disc's radius: the recorded ``chance_radius``. NaN where no spectrum was recorded.
     """
-    import xarray as xr
-
     modulus: xr.DataArray = (runs["spectrum_real"] ** 2 + runs["spectrum_imag"] ** 2) ** 0.5
-    sizes = [runs[name] for name in ("weight_norm", "feedback_norm", "fan_out", "fan_in")]
-    with np.errstate(invalid="ignore"):  # norms that were not recorded
-        radius = xr.apply_ufunc(chance_radius, *sizes, vectorize=True)
-    counted: xr.DataArray = (modulus > radius).sum("mode").where(modulus.notnull().any("mode"))
+    counted: xr.DataArray = (modulus > runs["chance_radius"]).sum("mode").where(modulus.notnull().any("mode"))
     return counted
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from alignlab.figures import contents, groups, lines, scales, style
 from alignlab.figures.spectrum import BAR
-from alignlab.measures.chance import chance_radius
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.store.shaping import as_runs
 
@@ -71,9 +70,8 @@ def aligning(
         control: runs to compare with, backprop's say; their means are thin dotted lines.
         marks: steps to mark in all lower panels, by what happens there.
 
-    The dashed circle holds the eigenvalues of a B of this size that is unrelated to W
-    (:func:`alignlab.measures.chance.chance_radius`: of layers that are one map, under layerwise rules); the bar is the range
-    of the symmetric part.
+    The dashed circle, of the recorded ``chance_radius``, holds the eigenvalues of a B of this size that is unrelated to W; the
+    bar is the range of the symmetric part.
 
     Raises:
         ValueError: if a quantity, the layer, the seed or a step was not recorded, or the runs are of several conditions.
@@ -83,8 +81,7 @@ def aligning(
         "spectrum_imag",
         *LAYERED,
         "symmetric_max",
-        "weight_norm",
-        "feedback_norm",
+        "chance_radius",
         "loss",
     )
     contents.need(dataset, *needed)
@@ -161,9 +158,7 @@ def _draw_cloud(ax: Axes, own: xr.Dataset) -> None:
     from matplotlib.patches import Circle
 
     real, imag = (own[f"spectrum_{part}"].values.astype(np.float64) for part in ("real", "imag"))
-    radius = chance_radius(
-        *(float(own[name]) for name in ("weight_norm", "feedback_norm", "fan_out", "fan_in"))  # type: ignore[arg-type]
-    )
+    radius = float(own["chance_radius"])
     bar = [float(own["symmetric_min"]), float(own["symmetric_max"])]
     ax.add_patch(
         Circle(

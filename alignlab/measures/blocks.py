@@ -6,9 +6,13 @@ the whole matrix would not fit into memory.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
+from alignlab.measures._numerics import norm
+from alignlab.measures.chance import chance_radius
 from alignlab.measures.iterative import one_thread
 from alignlab.measures.spectra import (
     ZERO,
@@ -43,7 +47,8 @@ def block_spectrum(W: Tensor, B: Tensor, *, exact_limit: int = 1024, k: int = 32
         return feedback_spectrum(W[0], B[0], exact_limit=exact_limit, k=k)
     if min(n_out, 2 * n_in) > max(exact_limit, k + 2):
         whole = (torch.block_diag(*blocks) for blocks in (W, B))  # type: ignore[no-untyped-call]
-        return feedback_spectrum(*whole, exact_limit=exact_limit, k=k)
+        found = feedback_spectrum(*whole, exact_limit=exact_limit, k=k)
+        return dataclasses.replace(found, chance_radius=_widest(W, B))
     return _union(W.cpu().to(torch.float64), B.cpu().to(torch.float64), exact_limit)
 
 
@@ -62,6 +67,13 @@ def _union(W: Tensor, B: Tensor, listed: int) -> Spectrum:
         symmetric_error=symmetric.new_zeros(()),
         symmetric_positive_fraction=positive_fraction(symmetric, ZERO),
         trace=(W * B).sum(),
+        chance_radius=_widest(W, B),
         method="exact",
         parameters={"exact_limit": listed},
     )
+
+
+def _widest(W: Tensor, B: Tensor) -> Tensor:
+    """The radius of the widest of the blocks' discs of chance."""
+    radii = (chance_radius(float(norm(w, 2)), float(norm(b, 2)), *w.shape) for w, b in zip(W, B, strict=True))
+    return torch.tensor(max(radii), dtype=torch.float64, device="cpu")

@@ -60,10 +60,9 @@ def chance_radius(weight_norm: float, feedback_norm: float, n_out: int, n_in: in
     """The radius of the disc that the eigenvalues of W Bᵀ fill where B knows nothing of W: ‖W‖ ‖B‖ / √(out·in).
 
     For W, B (out, in) of independent entries around 0, in the limit of large layers; beyond it lie the modes that have been
-    learned. Frobenius norms, of one map: g groups of a convolution with ``n_out`` in all have a disc 1/√g as wide as from the
-    norms of all, and P positions of an untied one 1/P; under a direct rule W is the product of the weights above. Source: the
-    circular law of a product of two rectangular matrices, Burda et al. 2010, arXiv:1007.3594, whose radius is
-    σ_W σ_B √(out·in).
+    learned. Frobenius norms, of one map: of a convolution's group, of one position of an untied one; under a direct rule W is
+    the product of the weights above. Source: the circular law of a product of two rectangular matrices, Burda et al. 2010,
+    arXiv:1007.3594, whose radius is σ_W σ_B √(out·in).
 
     Raises:
         ValueError: a norm < 0, or a layer without units.

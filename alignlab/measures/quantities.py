@@ -122,6 +122,9 @@ _ALL = (
              LILLICRAP, "share of the nonzero eigenvalues of the symmetric part that are positive"),
     Quantity("spectrum_trace", r"$\mathrm{tr}\,W B^\top$", "1", -INF, INF, 0.0, LILLICRAP,
              "trace of the forward times feedback weight"),
+    Quantity("chance_radius", r"$\|W\| \|B\| / \sqrt{n_\mathrm{out} n_\mathrm{in}}$", "1", 0, INF, None,
+             "Burda et al. 2010, arXiv:1007.3594",
+             "radius of the disc that the eigenvalues fill where the feedback weight knows nothing of the forward weight"),
     Quantity("descent_fraction", r"$P(e^\top W B^\top e > 0)$", "1", 0, 1, 0.5, LILLICRAP,
              "share of the batch's errors that the feedback sends downhill, of those that the weight hands down"),
     # the run itself

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignlab.checks import is_whole
 from alignlab.measures._numerics import balance, inner, matmul, norm, unit, wide_dtype, widen
+from alignlab.measures.chance import chance_radius
 from alignlab.measures.iterative import arnoldi, one_thread, symmetric_density
 
 ZERO = 1e-10  # an eigenvalue below this share of the largest modulus is rounding, not a mode
@@ -32,6 +33,8 @@ class Spectrum:
     did not converge. ``positive_fraction`` is the share of Re λ > 0 among the nonzero modes listed,
     ``symmetric_positive_fraction`` that of positive ones among all nonzero eigenvalues of the symmetric part.
     ``symmetric_error``: how far ``symmetric_min`` and ``symmetric_max`` may lie from an eigenvalue, 0 where exact.
+    ``chance_radius``: of the disc that the eigenvalues fill where B knows nothing of W (:func:`.chance.chance_radius`); of
+    several maps the widest.
     ``method`` is "exact", "exact+lanczos" or "arnoldi+lanczos" (modes + symmetric part) and ``parameters`` holds
     its settings, all of them numbers.
     """
@@ -44,6 +47,7 @@ class Spectrum:
     symmetric_error: Tensor
     symmetric_positive_fraction: Tensor
     trace: Tensor
+    chance_radius: Tensor
     method: str
     parameters: dict[str, float]
 
@@ -86,11 +90,11 @@ def feedback_spectrum(
     with one_thread():
         found = [_one_run(w, b, settings) for w, b in runs]
     modes = torch.stack([run.modes for run in found]).reshape(*W.shape[:-2], -1)
-    summaries = torch.stack([run.summaries for run in found]).reshape(*W.shape[:-2], 5)
+    summaries = torch.stack([run.summaries for run in found]).reshape(*W.shape[:-2], 6)
     parameters = settings.reported
     if settings.arnoldi:
         parameters["converged"] = min(run.converged for run in found)
-    positive, low, high, symmetric_positive, residual = summaries.unbind(-1)
+    radius, positive, low, high, symmetric_positive, residual = summaries.unbind(-1)
     return Spectrum(
         real=modes.real * scale[..., None],
         imag=modes.imag * scale[..., None],
@@ -100,6 +104,7 @@ def feedback_spectrum(
         symmetric_error=residual * scale,
         symmetric_positive_fraction=symmetric_positive,
         trace=inner(W, B, 2).cpu().to(torch.float64) * scale,
+        chance_radius=radius * scale,
         method=settings.method,
         parameters=parameters,
     )
@@ -211,7 +216,7 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run's modes, and its (positive fraction, symmetric min, max, positive fraction, residual of the edges)."""
+    """One run's modes, and its (chance radius, positive fraction, symmetric min, max, positive fraction, residual of these)."""
 
     modes: Tensor
     summaries: Tensor
@@ -221,7 +226,7 @@ class _Run:
 def _one_run(W: Tensor, B: Tensor, settings: _Settings) -> _Run:
     if not bool(W.isfinite().all() & B.isfinite().all()):
         nan = torch.tensor(complex(torch.nan, torch.nan), dtype=torch.complex128, device="cpu")
-        return _Run(nan.repeat(settings.k if settings.arnoldi else settings.n_out), nan.real.repeat(5))
+        return _Run(nan.repeat(settings.k if settings.arnoldi else settings.n_out), nan.real.repeat(6))
     if settings.arnoldi:
         modes, converged = arnoldi(W, B, settings.k, settings.seed)
         positive = positive_fraction(modes, ZERO_ITERATIVE)
@@ -229,7 +234,8 @@ def _one_run(W: Tensor, B: Tensor, settings: _Settings) -> _Run:
         modes, converged = exact_modes(W, B), settings.n_out
         positive = positive_fraction(modes, ZERO)
     symmetric = (_lanczos_summary if settings.lanczos else _exact_summary)(W, B, settings)
-    return _Run(modes, torch.stack([positive, *symmetric]), converged)
+    radius = chance_radius(float(norm(W, 2)), float(norm(B, 2)), settings.n_out, settings.n_in)
+    return _Run(modes, torch.stack([positive.new_tensor(radius), positive, *symmetric]), converged)
 
 
 def _exact_summary(W: Tensor, B: Tensor, settings: _Settings) -> list[Tensor]:

@@ -19,9 +19,10 @@ class FeedbackSpectrum(Probe):
 
     Records ``spectrum_real``, ``spectrum_imag`` (dim ``mode``, by descending modulus), ``spectrum_positive_fraction``,
     ``symmetric_min``, ``symmetric_max``, ``symmetric_error`` (of these two: 0 where exact), ``symmetric_positive_fraction``,
-    ``spectrum_trace``; and ``descent_fraction``, the share of the batch's own errors with eᵀ W Bᵀ e > 0 (Lillicrap et al.
-    2016), at every scheduled step. Under a direct rule W is the product of the forward weights above the layer and e the error
-    of the output; ``drtp``, which sends no error down, has no ``descent_fraction``.
+    ``spectrum_trace``, ``chance_radius`` (of the disc that the eigenvalues of a B unrelated to W fill; of several maps the
+    widest); and ``descent_fraction``, the share of the batch's own errors with eᵀ W Bᵀ e > 0 (Lillicrap et al. 2016), at every
+    scheduled step. Under a direct rule W is the product of the forward weights above the layer and e the error of the output;
+    ``drtp``, which sends no error down, has no ``descent_fraction``.
 
     Eigenvalues are costly and change slowly: they are taken at every ``every``-th scheduled step, the first included.
     A layer of several maps (groups, the positions of an untied convolution) has the union of their spectra.
@@ -37,6 +38,7 @@ class FeedbackSpectrum(Probe):
         "symmetric_error",
         "symmetric_positive_fraction",
         "spectrum_trace",
+        "chance_radius",
         "descent_fraction",
     )
     needs_truth = False
@@ -87,6 +89,7 @@ class FeedbackSpectrum(Probe):
             "symmetric_error": spectrum.symmetric_error,
             "symmetric_positive_fraction": spectrum.symmetric_positive_fraction,
             "spectrum_trace": spectrum.trace,
+            "chance_radius": spectrum.chance_radius,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -214,6 +214,7 @@ def _spectrum(
         "symmetric_error": (layerwise, np.zeros_like(high)),
         "symmetric_positive_fraction": (layerwise, np.clip(high / (high - low), 0.0, 1.0)),
         "spectrum_trace": (layerwise, np.nansum(re, axis=2)),
+        "chance_radius": (layerwise, np.full_like(high, 0.8)),
         "descent_fraction": (layerwise, np.clip(0.5 + 0.5 * positive, 0.0, 1.0)),
     }
 

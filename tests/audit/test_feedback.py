@@ -141,14 +141,13 @@ def test_runs_are_aligned_where_the_worst_layer_is() -> None:
 
 
 def test_eigenvalues_are_beyond_chance_outside_of_the_disc() -> None:
-    # layer "1": radius 8 · 2 / √32 = 2.83; layer "3": 4 · 2 / √16 = 2
     modes = np.zeros((2, 2, 2, 3))
     modes[:, :, 0] = [[3, -3, 2.8], [2.1, -1.9, 0]]
     modes[:, :, 1] = np.nan
     imaginary = np.zeros_like(modes)
     imaginary[1, 1, 0, 1] = 1.0  # |−1.9 + i| = 2.15
     runs = recorded(
-        spectrum_real=modes, spectrum_imag=imaginary, weight_norm=[[[8, 8], [4, 4]]] * 2, feedback_norm=np.full((2, 2, 2), 2),
+        spectrum_real=modes, spectrum_imag=imaginary, chance_radius=[[[2.83, 2.83], [2, 2]]] * 2,
     )  # fmt: skip
     found = beyond_chance(runs).transpose("run", "layer", "step").values
     assert found[:, :, 0].tolist() == [[2, 1], [2, 2]]

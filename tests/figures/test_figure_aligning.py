@@ -6,7 +6,6 @@ from figure_reading import assert_readable, legend, marks
 
 from alignlab import figures
 from alignlab.figures.alignment import LAYERED
-from alignlab.measures import chance_radius
 from alignlab.testing.synthetic import synthetic_runs
 
 
@@ -43,8 +42,7 @@ def test_each_cloud_holds_that_seeds_eigenvalues_at_its_step(fa, drawn):
 def test_the_circle_is_where_an_unrelated_feedbacks_eigenvalues_lie(fa, drawn):
     own = fa.isel(run=1).sel(layer="fc2", step=40)
     (circle,) = marks(drawn.axes[1], "_chance")
-    wanted = [float(own[name]) for name in ("weight_norm", "feedback_norm", "fan_out", "fan_in")]
-    assert circle.radius == pytest.approx(chance_radius(*wanted))
+    assert circle.radius == pytest.approx(float(own["chance_radius"]))
     (bar,) = marks(drawn.axes[1], "_symmetric part")
     assert list(bar.get_xdata()) == [float(own["symmetric_min"]), float(own["symmetric_max"])]
 

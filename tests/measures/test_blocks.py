@@ -7,7 +7,14 @@ from alignlab.measures.blocks import block_spectrum
 from alignlab.testing import naive
 
 SHAPES = [(1, 4, 6), (3, 4, 6), (5, 6, 2), (2, 1, 1)]  # (blocks, out, in)
-SUMMARIES = ("positive_fraction", "symmetric_min", "symmetric_max", "symmetric_positive_fraction", "trace")
+SUMMARIES = (
+    "positive_fraction",
+    "symmetric_min",
+    "symmetric_max",
+    "symmetric_positive_fraction",
+    "trace",
+    "chance_radius",
+)
 
 
 def weights(*shape):
@@ -36,6 +43,8 @@ def test_the_union_is_the_spectrum_of_the_whole(shape):
     assert found.symmetric_positive_fraction.item() == pytest.approx(
         naive.positive_fraction(symmetric, zero=1e-8)
     )
+    discs = [w.norm() * b.norm() / (w.shape[0] * w.shape[1]) ** 0.5 for w, b in zip(W, B, strict=True)]
+    assert found.chance_radius.item() == pytest.approx(float(max(discs)))
     assert found.method == "exact"
 
 
@@ -51,6 +60,7 @@ def test_blocks_too_large_to_decompose_are_treated_as_one_matrix():
     W, B = weights(2, 12, 12)
     found = block_spectrum(W, B, exact_limit=8, k=4)
     assert found.method == "arnoldi+lanczos"
+    assert found.chance_radius == block_spectrum(W, B).chance_radius  # a block's, not the matrix's
     assert found.real[:4].numpy() == pytest.approx(block_spectrum(W, B).real[:4].numpy(), rel=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from alignlab.measures import chance_band, chance_radius, chance_std, gradient_angle
+from alignlab.measures import chance_band, chance_radius, chance_std, feedback_spectrum, gradient_angle
 from alignlab.testing import naive
 
 
@@ -71,6 +71,9 @@ def test_the_spectrum_of_unrelated_matrices_fills_the_disc_of_chance(n_out, n_in
     W, B = 0.3 * rng.standard_normal((n_out, n_in)), rng.uniform(-2, 2, (n_out, n_in))
     radius = chance_radius(np.linalg.norm(W), np.linalg.norm(B), n_out, n_in)
     assert np.abs(np.linalg.eigvals(W @ B.T)).max() == pytest.approx(radius, rel=0.08)
+    for scale in (1.0, 1e15):  # small enough to decompose as it is, and balanced first
+        found = feedback_spectrum(torch.from_numpy(scale * W), torch.from_numpy(B))
+        assert found.chance_radius.item() == pytest.approx(scale * radius)
 
 
 @pytest.mark.parametrize(("given", "told"), [((1, 1, 0, 3), "at least 1"), ((-1.0, 1, 2, 3), "-1.0")])

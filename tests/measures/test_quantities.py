@@ -12,7 +12,7 @@ NAMES = [
     "angular_update", "weight_norm", "feedback_norm", "gradient_norm", "gradient_norm_bp", "update_norm",
     "spectrum_real", "spectrum_imag", "spectrum_positive_fraction", "symmetric_min", "symmetric_max",
     "symmetric_error",
-    "symmetric_positive_fraction", "spectrum_trace", "descent_fraction", "loss", "learning_rate",
+    "symmetric_positive_fraction", "spectrum_trace", "chance_radius", "descent_fraction", "loss", "learning_rate",
     "wall_time", "samples_seen", "clip_fraction", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     "test_loss", "test_accuracy",
 ]  # fmt: skip

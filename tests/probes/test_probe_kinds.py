@@ -106,6 +106,8 @@ def test_a_layers_spectrum_is_that_of_all_its_maps(name: str) -> None:
     got = run.spectrum_real.values[: len(expected)]
     assert np.sort(got) == pytest.approx(np.sort(expected.real.numpy()), rel=1e-4, abs=1e-4)
     assert run.spectrum_trace == pytest.approx(float(expected.real.sum()), rel=1e-4, abs=1e-5)
+    discs = [float(w.norm() * b.norm()) / (w.shape[0] * w.shape[1]) ** 0.5 for w, b in maps]
+    assert run.chance_radius == pytest.approx(max(discs), rel=1e-5)
     symmetric = torch.cat([torch.linalg.eigvalsh((w @ b.T + b @ w.T) / 2) for w, b in maps])
     assert run.symmetric_min == pytest.approx(float(symmetric.min()), rel=1e-4, abs=1e-6)
 

@@ -292,3 +292,15 @@ def test_direct_errors_descend_as_often_as_their_definition_says() -> None:
         assert float(recorder.to_dataset().descent_fraction.sel(step=0, layer=name)) == pytest.approx(
             share, abs=1e-6
         )
+
+
+def test_chance_of_direct_feedback_is_that_of_the_product_of_the_weights_above() -> None:
+    world = WORLDS["mlp"]
+    model = world.model("dfa")
+    with Recorder(model, sgd(model), [FeedbackSpectrum()]) as recorder:
+        loss_of(model, *world.batch(0)).backward()
+        layers = measurable(model)
+        W = layers["6"].weight.detach() @ layers["4"].weight.detach()
+        expected = float(W.norm() * layers["0"].feedback.norm()) / W.numel() ** 0.5
+        recorder.optimizer.step()
+    assert float(recorder.to_dataset().chance_radius.sel(step=0, layer="0")) == pytest.approx(expected)
