@@ -129,6 +129,30 @@ def test_steps_relative_to_weights_of_zero_are_refused_and_absolute_ones_are_not
     ReplayedMagnitude().check(claim)
 
 
+@pytest.mark.parametrize("kind", [ReplayedMagnitude, WeightNorm], ids=lambda c: c.name)
+@pytest.mark.parametrize("lost", [0.0, 0.2], ids=["nothing", "more than m"])
+def test_an_arm_that_is_replayed_on_its_own_sizes_must_stay_itself(kind, lost):
+    bench = RecordingBench(CLAIM, lambda spec: value(spec) - lost * (spec.step_sizes is not None))
+    sides = [bench.outcomes(name, arm) for name, arm in (("t", CLAIM.treatment), ("b", CLAIM.baseline))]
+    of_both = [check for check in kind(itself=True).apply(bench, *sides).checks if "itself" in check.name]
+    assert [check.name.split(", ")[1] for check in of_both] == ["sign_sync", "bp"]
+    assert [check.passed for check in of_both] == [lost == 0] * 2
+    own = [name for name, group in bench.groups.items() if group.kind == "check"]
+    assert len(own) == 2
+    for name in own:  # sizes of the same rule, and of the same seed
+        for spec in bench.groups[name].specs:
+            size = (0.1 if spec.rule == "bp" else 0.7) * (1 + spec.seed) * (0.1 if kind.relative else 1)
+            assert spec.step_sizes.sizes["1"][0] == pytest.approx(size)
+    told = [check.detail.endswith("record_every: 1 in the setup replays every step") for check in of_both]
+    assert told == [lost > 0] * 2
+
+
+def test_by_default_no_arm_is_replayed_on_itself():
+    found, bench = applied(ReplayedMagnitude(), CLAIM)
+    assert len(found.checks) == 1
+    assert {group.kind for group in bench.groups.values()} == {"compared"}
+
+
 def test_neither_arm_need_be_backprop_nor_have_the_others_rate(tmp_path):
     claim = al.Claim(
         statement="louder feedback alignment beats feedback alignment",
@@ -140,9 +164,12 @@ def test_neither_arm_need_be_backprop_nor_have_the_others_rate(tmp_path):
         setup={"hidden": (20,), "activation": "linear", "steps": 40, "record_every": 1, "batch_size": 16},
         controls=("replayed_magnitude", "weight_norm"),
     )
-    result = al.audit(claim, store=tmp_path)
+    result = al.audit(claim, [kind(itself=True) for kind in (ReplayedMagnitude, WeightNorm)], store=tmp_path)
     assert result.verdict.kind == "explained_by"
     assert result.verdict.by == ("replayed_magnitude", "weight_norm")
+    assert [check.passed for check in result.evidence.checks] == [
+        True
+    ] * 6  # two of manipulation, two of each itself
     for control in result.evidence.controls:  # the two are one rule at two rates: nothing else is left
         assert abs(control.necessity.estimate) < 1e-3 * result.evidence.total.estimate
         assert abs(control.sufficiency.estimate) < 1e-3 * result.evidence.total.estimate

@@ -94,7 +94,7 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
         f"layer of the worst run; tolerance {TOLERANCE:g})"
     )
     if idle > TOLERANCE:
-        detail += f"; up to {100 * idle:.2g} % of a layer's sizes met a gradient of zero, and were not taken"
+        detail += f"; up to {100 * idle:.0f} % of a layer's sizes met a gradient of zero, and were not taken"
     return Check(f"manipulation: {name}", worst <= TOLERANCE, detail)
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from alignlab.audit.bench import Bench
+from alignlab.audit.bench import Bench, Kind
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
 from alignlab.audit.controls.exchange import effects, unrecorded
 from alignlab.audit.controls.magnitude import ROUNDING
 from alignlab.audit.evidence import Check
+from alignlab.audit.statistics import paired
 from alignlab.training.errors import SpecError
 from alignlab.training.replaying import replayed_sizes
 from alignlab.training.spec import RunSpec
@@ -34,6 +35,10 @@ class ReplayedMagnitude(Control):
     every step. Where a run diverged, the last size that it recorded holds. Biases take the factor of their weight. A zero
     gradient takes no size; where a layer missed more than a hundredth of its sizes so, a caveat tells. Needs plain SGD in both
     arms, and raises :class:`SpecError` for momentum, weight decay, clipping, grafts and runs that record nothing.
+
+    ``itself``: also replay each arm on its own sizes, two more runs a seed. It must stay what it was, by all seeds or by its
+    interval at the claim's alpha within ±m, or the audit is invalid: what straight lines make of the sizes is then no less
+    than what is asked for.
     """
 
     name = "replayed_magnitude"
@@ -44,6 +49,9 @@ class ReplayedMagnitude(Control):
     relative: ClassVar = False
     quantity: ClassVar = "update_norm"
     labels: ClassVar = ("direction, sizes replayed", "replayed magnitude", "interaction, sizes replayed")
+
+    def __init__(self, itself: bool = False) -> None:
+        self.itself = itself
 
     def check(self, claim: Claim) -> None:
         """Both arms can be given step sizes, and record theirs."""
@@ -64,30 +72,48 @@ class ReplayedMagnitude(Control):
             return Finding(checks=[Check(f"manipulation: {self.name}", False, detail)])
         y_tb = self._given(bench, claim.treatment, claim.baseline)
         y_bt = self._given(bench, claim.baseline, claim.treatment)
-        given = [spec for name in self._groups(claim) for spec in bench.groups[name].specs]
+        groups = (
+            self._group(claim.treatment, claim.baseline),
+            self._group(claim.baseline, claim.treatment),
+        )
+        given = [spec for name in groups for spec in bench.groups[name].specs]
         compared = [self._compared(bench.dataset(spec), spec) for spec in given]
-        return Finding(
+        found = Finding(
             self.samples(y_tb - baseline, treatment - y_bt),
             [self._manipulation(max((off for off, _ in compared), default=0.0))],
             effects(treatment, baseline, y_tb, y_bt, self.labels),
             [self._caveat(claim), *self._idle_caveat(max((idle for _, idle in compared), default=0.0))],
-            curves=dict(zip(self._groups(claim), (WITHOUT, GIVEN), strict=True)),
+            curves=dict(zip(groups, (WITHOUT, GIVEN), strict=True)),
         )
+        if self.itself:
+            found.checks += [
+                self._stays(bench, arm, outcome)
+                for arm, outcome in ((claim.treatment, treatment), (claim.baseline, baseline))
+            ]
+        return found
 
-    def _groups(self, claim: Claim) -> tuple[str, str]:
-        t, b = claim.treatment.label, claim.baseline.label
+    def _group(self, arm: Arm, other: Arm) -> str:
+        whose = "its own" if arm == other else f"{other.label}'s"
         kind = "relative sizes" if self.relative else "sizes"
-        return f"{t} with {b}'s recorded {kind}", f"{b} with {t}'s recorded {kind}"
+        return f"{arm.label} with {whose} recorded {kind}"
 
-    def _given(self, bench: Bench, arm: Arm, other: Arm) -> Any:
+    def _given(self, bench: Bench, arm: Arm, other: Arm, kind: Kind = "compared") -> Any:
         """The outcomes of an arm whose runs take the sizes of the other one's with the same seed."""
-        group = self._groups(bench.claim)[arm == bench.claim.baseline]
-        paired = zip(bench.specs(arm), bench.specs(other), strict=True)
         specs = [
             own.changed(step_sizes=replayed_sizes(bench.dataset(twin), relative=self.relative))
-            for own, twin in paired
+            for own, twin in zip(bench.specs(arm), bench.specs(other), strict=True)
         ]
-        return bench.outcomes_of(group, arm, specs)
+        return bench.outcomes_of(self._group(arm, other), arm, specs, kind=kind)
+
+    def _stays(self, bench: Bench, arm: Arm, outcome: Any) -> Check:
+        """Whether an arm that is given its own sizes ends as it did."""
+        m, difference = bench.claim.smallest_effect, self._given(bench, arm, arm, kind="check") - outcome
+        interval = paired(difference, bench.claim.alpha)
+        same = bool((np.abs(difference) <= m).all()) or interval.within(m)
+        detail = f"{self._group(arm, arm)} differs by {interval:+.3g} from {arm.label} as claimed, m is {m:g}"
+        if not same and bench.claim.spec(arm, bench.claim.seeds[0]).record_every > 1:
+            detail += "; record_every: 1 in the setup replays every step"
+        return Check(f"replayed on itself: {self.name}, {arm.label}", same, detail)
 
     def _manipulation(self, worst: float) -> Check:
         """Whether the steps that were taken had the sizes that the specs set."""
@@ -122,7 +148,7 @@ class ReplayedMagnitude(Control):
         if share <= TOLERANCE:
             return []
         return [
-            f"{self.name}: up to {100 * share:.2g} % of the replayed sizes (of a layer, in one run) met a gradient of zero and "
+            f"{self.name}: up to {100 * share:.0f} % of the replayed sizes (of a layer, in one run) met a gradient of zero and "
             "made no step: there the arm had nothing that could be given a size"
         ]
 
