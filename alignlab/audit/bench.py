@@ -132,11 +132,17 @@ class Bench:
         return found
 
     def final(self, spec: RunSpec) -> dict[str, float]:
-        """The last evaluation of a run; of a diverged one, which counts as having learned nothing, that before training."""
+        """The last evaluation of a run; of a diverged one, which counts as having learned nothing, that before training, which
+        stands there under "initial …" besides."""
         if spec not in self._final:
             fields = self._record(spec).fields
             self._final[spec] = _final_values({name: field.data for name, field in fields.items()})
         return self._final[spec]
+
+    def begun(self, specs: Sequence[RunSpec]) -> Outcomes:
+        """The loss of each run before training, on the split of the claim's outcome."""
+        loss = self.claim.outcome.split("_")[0] + "_loss"
+        return np.array([self.final(spec)[f"initial {loss}"] for spec in specs])
 
     def diverged(self, specs: Sequence[RunSpec]) -> int:
         """How many of the runs diverged."""
@@ -169,4 +175,5 @@ def _final_values(run: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
                 float(str(end)) for end in values[[0, -1]]
             )  # as written: 0.91, not float32's 0.91000003
             found[name] = first if diverged or not np.isfinite(last) else last
+            found[f"initial {name}"] = first
     return found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from alignlab.audit.bench import Bench
@@ -23,6 +24,8 @@ from alignlab.training.naming import code_hash
 
 if TYPE_CHECKING:
     from alignlab.training.workers import Executor
+
+ALIKE = 1e-3  # relative: more than devices and populations round a loss
 
 
 def audit(
@@ -86,7 +89,11 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         claim.smallest_effect,
         alpha=claim.alpha,
         checks=[check for finding in findings for check in finding.checks],
-        caveats=[*_caveats(bench, controls), *(caveat for finding in findings for caveat in finding.caveats)],
+        caveats=[
+            *_unlike(bench),
+            *_caveats(bench, controls),
+            *(caveat for finding in findings for caveat in finding.caveats),
+        ],
     )
     return AuditResult(
         claim=claim,
@@ -115,6 +122,19 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
             if finding.curves
         },
     )
+
+
+def _unlike(bench: Bench) -> list[str]:
+    """A caveat where arms of one seed begin at other weights, which a rule may set and no exchange of steps undoes."""
+    claim = bench.claim
+    begun = np.stack([bench.begun(bench.specs(arm)) for arm in (claim.treatment, claim.baseline)])
+    apart = np.abs(begun[0] - begun[1])
+    if not (apart > ALIKE * np.abs(begun).max(0)).any():
+        return []
+    return [
+        f"{claim.treatment.label} and {claim.baseline.label} do not begin alike: before the first step their losses differ by "
+        f"up to {apart.max():.3g} on one seed. What is claimed for a rule may be owed to other initial weights"
+    ]
 
 
 def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:

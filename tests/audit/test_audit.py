@@ -169,3 +169,25 @@ def test_two_controls_of_one_name_are_refused_before_anything_runs(result, tmp_p
 def test_what_is_no_claim_is_refused(store):
     with pytest.raises(al.training.SpecError, match="expected a Claim, not dict"):
         al.audit({"statement": "fa beats bp"}, store=store)
+
+
+class OtherStart(al.rules.Rule):
+    """Backprop from weights twice as large."""
+
+    name = "other_start"
+    uses_feedback = False
+
+    def start(self, layer):
+        layer.weight.data.mul_(2.0)
+
+
+def test_a_rule_that_sets_other_initial_weights_is_told(result, tmp_path, monkeypatch):
+    monkeypatch.setitem(al.rules.RULES, "other_start", OtherStart)
+    claim = CLAIM.changed(
+        treatment=al.Arm(rule="other_start"), seeds=range(2), setup=CLAIM.setup | {"steps": 2}
+    )
+    caveats = al.audit(claim, [al.controls.Placebo()], store=tmp_path / "store").verdict.caveats
+    assert caveats[0].startswith(
+        "other_start and bp do not begin alike: before the first step their losses differ by"
+    )
+    assert not any("begin alike" in caveat for caveat in result.verdict.caveats)

@@ -142,7 +142,7 @@ def test_an_effect_too_small_to_matter_does_not_fail_the_placebo():
 def test_a_diverged_run_counts_as_untrained():
     losses = {"train_loss": np.array([2.3, np.nan, 1e30]), "step": np.arange(3)}
     diverged, finished = (losses | {"status": np.array(status)} for status in ("diverged", "finished"))
-    assert _final_values(diverged) == {"diverged": 1.0, "train_loss": 2.3}
+    assert _final_values(diverged) == {"diverged": 1.0, "train_loss": 2.3, "initial train_loss": 2.3}
     assert _final_values(finished)["train_loss"] == np.float64(1e30)
 
 
