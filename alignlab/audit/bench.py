@@ -144,9 +144,9 @@ class Bench:
         loss = self.claim.outcome.split("_")[0] + "_loss"
         return np.array([self.final(spec)[f"initial {loss}"] for spec in specs])
 
-    def diverged(self, specs: Sequence[RunSpec]) -> int:
-        """How many of the runs diverged."""
-        return sum(int(self.final(spec)["diverged"]) for spec in specs)
+    def diverged(self, specs: Sequence[RunSpec]) -> npt.NDArray[np.bool_]:
+        """Whether each of the runs diverged."""
+        return np.array([bool(self.final(spec)["diverged"]) for spec in specs])
 
     def dataset(self, spec: RunSpec) -> xr.Dataset:
         """The recorded run of a spec."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls import ALL, Control
+from alignlab.audit.evidence import Check
 from alignlab.audit.gathering import gather
 from alignlab.audit.result import AuditResult
 from alignlab.audit.shares import unseen_share
@@ -88,7 +89,10 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         samples,
         claim.smallest_effect,
         alpha=claim.alpha,
-        checks=[check for finding in findings for check in finding.checks],
+        checks=[
+            *_divergence(bench, treatment - baseline),
+            *(check for finding in findings for check in finding.checks),
+        ],
         caveats=[
             *_unlike(bench),
             *_caveats(bench, controls),
@@ -124,6 +128,22 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
     )
 
 
+def _divergence(bench: Bench, difference: Any) -> list[Check]:
+    """A failed check where a run that diverged, and counts as untrained, is better by that than the other arm's, which ended
+    worse than it began: what comes of it is no effect of either arm."""
+    claim = bench.claim
+    t, b = (bench.diverged(bench.specs(arm)) for arm in (claim.treatment, claim.baseline))
+    better = np.where(t & ~b, difference, np.where(b & ~t, -difference, 0.0))
+    odd = int((better > claim.smallest_effect).sum())
+    if not odd:
+        return []
+    detail = (
+        f"on {odd} of {len(difference)} seeds a run that diverged, and counts as untrained, is better by that than the other "
+        "arm's, which ended worse than it began; take a smaller learning rate"
+    )
+    return [Check("divergence", False, detail)]
+
+
 def _unlike(bench: Bench) -> list[str]:
     """A caveat where arms of one seed begin at other weights, which a rule may set and no exchange of steps undoes."""
     claim = bench.claim
@@ -141,7 +161,7 @@ def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
     """What a reader must know: diverged runs, missing controls, the scale of the evidence."""
     claim, notes = bench.claim, []
     for name, group in bench.groups.items():
-        diverged = bench.diverged(group.specs)
+        diverged = int(np.sum(bench.diverged(group.specs)))
         if diverged and group.kind != "search":  # that grids reach into divergence is what they are for
             notes.append(f"{diverged} of {len(group.specs)} runs of '{name}' diverged and count as untrained")
     left_out = [control for control in ALL.values() if control.name not in {c.name for c in controls}]

@@ -10,7 +10,7 @@ import alignlab as al
 from alignlab.audit.bench import Bench, Group
 from alignlab.audit.controls import Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
-from alignlab.audit.running import _caveats
+from alignlab.audit.running import _caveats, _divergence
 from alignlab.audit.statistics import paired
 from alignlab.audit.studies import Searches
 from alignlab.training.errors import SpecError
@@ -284,3 +284,26 @@ def test_the_star_is_at_the_rate_that_the_audit_chose(tmp_path):
     (axes,) = [a for a in al.figures.audit_figures(result)["loss_against_lr"].axes if a.get_xlabel()]
     stars = {float(line.get_xdata()[0]) for line in axes.lines if line.get_label() == "_optimum"}
     assert stars == {s["best_lr"] for s in result.details["tuning"].values()}
+
+
+@pytest.mark.parametrize(
+    ("difference", "treatment", "baseline", "fails"),
+    [
+        (
+            [5.0, 0.3, 0.2],
+            [True, False, False],
+            [False] * 3,
+            True,
+        ),  # an advantage that is the other arm's ruin
+        ([-5.0, 0.3, 0.2], [False] * 3, [True, False, False], True),
+        ([-5.0, 0.3, 0.2], [True, False, False], [False] * 3, False),  # one that diverged has lost
+        ([0.0, 0.3, 0.2], [True, False, False], [True, False, False], False),
+        ([0.05, 0.3, 0.2], [True, False, False], [False] * 3, False),  # by less than matters
+    ],
+)
+def test_an_advantage_of_a_run_that_diverged_makes_the_audit_invalid(difference, treatment, baseline, fails):
+    diverged = {"sign_sync": np.array(treatment), "bp": np.array(baseline)}
+    bench = SimpleNamespace(claim=CLAIM, specs=lambda arm: arm.rule, diverged=diverged.get)
+    checks = _divergence(bench, np.array(difference))
+    assert [(check.name, check.failed) for check in checks] == [("divergence", True)] * fails
+    assert all("on 1 of 3 seeds a run that diverged" in check.detail for check in checks)
