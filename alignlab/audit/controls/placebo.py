@@ -41,6 +41,8 @@ class Placebo(Control):
         nothing = interval.low <= 0 <= interval.high
         negligible = tost(difference, claim.smallest_effect, claim.alpha).equivalent
         detail = f"the baseline on another data order differs by {interval:+.3g}"
+        if negligible and not nothing:
+            detail += f", which is not 0 but less than m = {claim.smallest_effect:g}"
         why = _powerless(claim, difference) if nothing or negligible else ""
         passed = None if why else nothing or negligible
         return Finding(
