@@ -7,6 +7,7 @@ from known_bench import CLAIM, KnownBench
 import alignlab as al
 from alignlab.audit.bench import Bench
 from alignlab.audit.controls import Magnitude, SpikeIn
+from alignlab.audit.gathering import ControlSamples
 from alignlab.training.errors import SpecError
 
 SPIKE = SpikeIn(gain=7)  # the gain that the runs of a KnownBench record
@@ -65,6 +66,14 @@ def test_a_spike_whose_rest_is_noise_tells_nothing():
     )
     assert [check.passed for check in found.checks] == [None, True, True]
     assert "take fewer steps, a smaller gain or a larger m" in found.caveats[0]
+
+
+@pytest.mark.parametrize(("left", "passed"), [(0.195, None), (0.25, False)], ids=["p 0.036", "p 0.013"])
+def test_two_intervals_that_noise_may_leave_fail_the_check_together_at_alpha(left, passed):
+    rest = left + np.tile([0.2, -0.2], 4)
+    samples = ControlSamples("magnitude", tuple(rest), tuple(0.2 * np.array([1, -1] * 4)))
+    total = tuple(3.0 + 0.1 * np.sin(np.arange(8)))
+    assert SPIKE._checked(total, samples, CLAIM).passed is passed
 
 
 def test_probes_that_read_another_gain_than_the_planted_one_fail_the_check():

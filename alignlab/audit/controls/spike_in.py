@@ -20,6 +20,7 @@ from alignlab.audit.controls.magnitude import TOLERANCE, Magnitude
 from alignlab.audit.controls.recorded import medians, table
 from alignlab.audit.evidence import Check
 from alignlab.audit.gathering import ControlSamples, gather
+from alignlab.audit.statistics import paired
 from alignlab.audit.verdict import decide
 from alignlab.checks import is_number
 from alignlab.training.errors import SpecError
@@ -105,8 +106,9 @@ class SpikeIn(Control):
         detail = f"{what}, at equal step sizes by {left:.2g} at most on any seed"
         if left <= claim.smallest_effect or verdict.kind == "explained_by":
             return Check("spike-in", True, detail)
-        (found,) = evidence.controls
-        if any(i is not None and (i.low > 0 or i.high < 0) for i in (found.necessity, found.sufficiency)):
+        level = claim.alpha / 2  # of two intervals, either of which may miss 0 by chance
+        found = [paired(d, level) for d in (samples.necessity, samples.sufficiency)]
+        if any(i.low > 0 or i.high < 0 for i in found):
             return Check("spike-in", False, detail)
         why = "rounding has grown too large to tell whether anything is left: take fewer steps, a smaller gain or a larger m"
         return Check("spike-in", None, f"{detail}; {why}")
