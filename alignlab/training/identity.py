@@ -8,26 +8,24 @@ package defines goes by its file alone.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import inspect
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
-from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.training.belonging import PLAIN, file_of, holds_settings, is_builtin, is_own, is_users, is_value
 from alignlab.training.errors import SpecError
-from alignlab.training.referring import installed, is_users_file, known, named_by
+from alignlab.training.referring import installed, known, named_by
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)
 VALUES = (tuple, frozenset, Tensor, np.ndarray, np.generic)
 
 
@@ -133,7 +131,7 @@ class _Walk:
     def _named(self, thing: Any) -> None:
         """What code refers to by a name: other code, and values that are surely a part of what it computes."""
         code = isinstance(thing, FunctionType | type | functools.partial | MethodType)
-        if code or (self.held and (_is_value(thing) or _is_own(thing))):
+        if code or (self.held and (is_value(thing) or is_own(thing))):
             self.add(thing)
         elif isinstance(thing, list | tuple | dict) and id(thing) not in self.seen:  # of functions, say
             self.seen[id(thing)] = len(self.seen)
@@ -141,9 +139,9 @@ class _Walk:
             for part in thing.values() if isinstance(thing, dict) else thing:
                 self._named(part)
         else:
-            if _is_users(type(thing)):
+            if is_users(type(thing)):
                 self.add(type(thing))
-            if self.held and (callable(thing) or _holds_settings(thing)):
+            if self.held and (callable(thing) or holds_settings(thing)):
                 self._if_it_can_be(thing)
 
     def _if_it_can_be(self, thing: Any) -> None:
@@ -156,8 +154,8 @@ class _Walk:
 
     def _class(self, thing: type) -> None:
         for base in thing.__mro__:
-            file = _file_of(base)
-            if known(file) or _is_builtin(base):
+            file = file_of(base)
+            if known(file) or is_builtin(base):
                 self._note(f"class {base.__module__}.{base.__qualname__}")
                 continue
             self._note(f"class {base.__qualname__} {_code(base, file, base.__module__)}")
@@ -173,7 +171,7 @@ class _Walk:
                     inspect.unwrap(part).__code__.co_filename
                 ).is_file():  # what a dataclass makes comes from none
                     self.add(part)
-            elif self.held and not name.startswith("__") and _is_value(part):
+            elif self.held and not name.startswith("__") and is_value(part):
                 self._all(name, part)
             elif not name.startswith("__"):
                 self._named(part)
@@ -224,41 +222,6 @@ def _place(code: CodeType) -> tuple[int, int]:
         (line, column) for line, _, column, end in code.co_positions() if line and column is not None and end
     ]
     return min(places, default=(code.co_firstlineno, 0))
-
-
-def _is_value(thing: Any) -> bool:
-    if isinstance(thing, list | tuple | set | frozenset):
-        return all(map(_is_value, thing))
-    if isinstance(thing, dict):
-        return all(map(_is_value, thing.values()))
-    return isinstance(thing, (*PLAIN, Tensor, np.ndarray, np.generic))
-
-
-def _file_of(thing: type) -> str:
-    return getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
-
-
-def _is_own(thing: Any) -> bool:
-    """Whether an object is of a class of the user's own, and acts or holds settings."""
-    file = _file_of(type(thing))
-    own = not (_is_builtin(type(thing)) or known(file) or installed(file))
-    return own and (callable(thing) or is_dataclass(thing))
-
-
-def _holds_settings(thing: Any) -> bool:
-    """Whether an object that cannot be called is surely there for what it holds."""
-    plain = SimpleNamespace | argparse.Namespace | torch.distributions.Distribution
-    return isinstance(thing, plain) or _is_users(type(thing))
-
-
-def _is_users(thing: type) -> bool:
-    return is_users_file(_file_of(thing))
-
-
-def _is_builtin(thing: type) -> bool:
-    """Whether a class is one of Python's own in C; what was typed in may say that it is of that module."""
-    module = thing.__module__
-    return module in sys.builtin_module_names and vars(sys.modules[module]).get(thing.__name__) is thing
 
 
 @functools.cache

@@ -1,0 +1,56 @@
+"""Whose a class or an object is that code refers to, and what it is there for. For :mod:`alignlab.training.identity`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import is_dataclass
+from pathlib import PurePath
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.training.referring import installed, is_users_file, known
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)
+
+
+def is_value(thing: Any) -> bool:
+    """Whether it is plain, or holds nothing that is not."""
+    if isinstance(thing, list | tuple | set | frozenset):
+        return all(map(is_value, thing))
+    if isinstance(thing, dict):
+        return all(map(is_value, thing.values()))
+    return isinstance(thing, (*PLAIN, Tensor, np.ndarray, np.generic))
+
+
+def file_of(thing: type) -> str:
+    """The file that a class is defined in; empty where there is none."""
+    return getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
+
+
+def is_own(thing: Any) -> bool:
+    """Whether an object is of a class of the user's own, and acts or holds settings."""
+    file = file_of(type(thing))
+    own = not (is_builtin(type(thing)) or known(file) or installed(file))
+    return own and (callable(thing) or is_dataclass(thing))
+
+
+def holds_settings(thing: Any) -> bool:
+    """Whether an object that cannot be called is surely there for what it holds."""
+    plain = SimpleNamespace | argparse.Namespace | torch.distributions.Distribution
+    return isinstance(thing, plain) or is_users(type(thing))
+
+
+def is_users(thing: type) -> bool:
+    """Whether a class is of the user's own."""
+    return is_users_file(file_of(thing))
+
+
+def is_builtin(thing: type) -> bool:
+    """Whether a class is one of Python's own in C; what was typed in may say that it is of that module."""
+    module = thing.__module__
+    return module in sys.builtin_module_names and vars(sys.modules[module]).get(thing.__name__) is thing
