@@ -19,13 +19,9 @@ from alignlab.measures.angles import (
     weight_angle,
 )
 from alignlab.measures.chance import chance_band, chance_radius, chance_std
+from alignlab.measures.descent import descent_fraction, descent_fraction_from_signals
 from alignlab.measures.quantities import QUANTITIES, Quantity
-from alignlab.measures.spectra import (
-    Spectrum,
-    descent_fraction,
-    descent_fraction_from_signals,
-    feedback_spectrum,
-)
+from alignlab.measures.spectra import Spectrum, feedback_spectrum
 from alignlab.measures.steps import (
     angular_update,
     angular_update_from_products,

@@ -1,11 +1,11 @@
-"""The spectrum of forward times feedback weight, W Bᵀ, and how many errors it sends downhill.
+"""The spectrum of forward times feedback weight, W Bᵀ.
 
 Feedback learning descends where eᵀ W Bᵀ e > 0: the signal handed down is then within 90° of backprop's
 (Lillicrap et al. 2016). The eigenvalues of W Bᵀ say along which directions, those of its symmetric part
-(W Bᵀ + B Wᵀ)/2 whether for every error; ``descent_fraction`` asks the errors that really occur. With B = W, as in
-backprop, all are real and ≥ 0: the control.
+(W Bᵀ + B Wᵀ)/2 whether for every error; :mod:`alignlab.measures.descent` asks the errors that really occur. With
+B = W, as in backprop, all are real and ≥ 0: the control.
 
-Shapes: ``W_oi``, ``B_oi`` (..., out, in), ``e_no`` (..., N, out); ``...`` are run dimensions. For direct rules
+Shapes: ``W_oi``, ``B_oi`` (..., out, in); ``...`` are run dimensions. For direct rules
 pass the product of the forward weights above the layer as W and the direct feedback as B, both (n_error, out).
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignlab.checks import is_whole
-from alignlab.measures._numerics import balance, inner, matmul, norm, unit, wide_dtype, widen
+from alignlab.measures._numerics import balance, inner, norm, widen
 from alignlab.measures.chance import chance_radius
 from alignlab.measures.iterative import arnoldi, one_thread, symmetric_density
 
@@ -108,34 +108,6 @@ def feedback_spectrum(
         method=settings.method,
         parameters=parameters,
     )
-
-
-def descent_fraction(e: Tensor, W: Tensor, B: Tensor) -> Tensor:
-    """The share of errors e, the rows of (..., N, out), with eᵀ W Bᵀ e = (e W)·(e B) > 0; shape (...).
-
-    W Bᵀ is not formed. Errors that W hands nothing down of are left out, zero ones among them: there is no descent for the
-    feedback to agree with. NaN where all are. Backprop gives 1. Args: ``W``, ``B`` (..., out, in). Source: Lillicrap et al.
-    2016, who ask for eᵀ W B e > 0 on average (their B is our Bᵀ).
-
-    >>> e = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    >>> descent_fraction(e, torch.eye(2), torch.diag(torch.tensor([1.0, -1.0])))
-    tensor(0.5000, dtype=torch.float64)
-    """
-    e, W, B = widen(e, W, B)
-    # only signs are asked for: with unit rows and balanced weights no product underflows
-    rows = _unit_or_zero(e)
-    return descent_fraction_from_signals(matmul(rows, balance(W)[0]), matmul(rows, balance(B)[0]))
-
-
-def descent_fraction_from_signals(by_weight: Tensor, by_feedback: Tensor) -> Tensor:
-    """``descent_fraction`` from the signals e W and e B (..., N, in) that are at hand; NaN where all e W are zero.
-
-    >>> descent_fraction_from_signals(torch.eye(2), torch.tensor([[2.0, 0.0], [1.0, -1.0]]))
-    tensor(0.5000, dtype=torch.float64)
-    """
-    by_weight, by_feedback = widen(by_weight, by_feedback)
-    counted = norm(by_weight, 1) != 0
-    return _share_descending(_unit_or_zero(by_weight), _unit_or_zero(by_feedback), counted)
 
 
 def exact_modes(W: Tensor, B: Tensor) -> Tensor:
@@ -258,13 +230,3 @@ def positive_fraction(values: Tensor, zero: float) -> Tensor:
     modulus = values.abs()
     bound = zero * (modulus.max() if len(values) else 0.0)
     return (values.real > bound).sum().double() / (modulus > bound).sum()
-
-
-def _unit_or_zero(x: Tensor) -> Tensor:
-    return torch.where((norm(x, 1) != 0)[..., None], unit(x, 1), 0.0)
-
-
-def _share_descending(by_weight: Tensor, by_feedback: Tensor, counted: Tensor) -> Tensor:
-    agreement = (by_weight * by_feedback).sum(-1, dtype=wide_dtype(by_weight))
-    share = (agreement > 0).sum(-1).to(agreement.dtype) / counted.sum(-1)
-    return share.where(agreement.isfinite().all(-1), torch.nan)

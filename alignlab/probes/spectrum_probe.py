@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from alignlab.checks import is_whole
 from alignlab.measures.blocks import block_spectrum
-from alignlab.measures.spectra import descent_fraction_from_signals
+from alignlab.measures.descent import descent_fraction_from_signals
 from alignlab.probes.observation import LayerObservation
 from alignlab.probes.probe import Probe
 
