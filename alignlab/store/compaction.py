@@ -19,18 +19,8 @@ from alignlab.store.joining import Layout, plan
 from alignlab.store.pieces import Array, row
 from alignlab.store.record import Record
 from alignlab.store.segments import Segments
-from alignlab.store.shelf import (
-    COMPACTION,
-    Notify,
-    Phase,
-    Shelf,
-    check_store,
-    holds,
-    read_compaction,
-    read_settled,
-    silent,
-    stamp,
-)
+from alignlab.store.shelf import Notify, Phase, Shelf, silent
+from alignlab.store.surveying import COMPACTION, check_store, holds, read_compaction, read_settled, stamp
 
 PATIENCE = 0.05  # s between looks whether another's turn is over
 

@@ -7,25 +7,19 @@ are still the same, and no further. A run that went on since is read anew from a
 from __future__ import annotations
 
 import functools
-import os
-import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from alignlab.store import rows, zarrs
-from alignlab.store.errors import StoreError
+from alignlab.store import rows
 from alignlab.store.pieces import Piece, by_run, split
-from alignlab.store.record import Damaged, Field, NewerSchema
-from alignlab.store.segments import SUFFIX, Segments
-from alignlab.store.zarrs import Zarr
+from alignlab.store.record import Field
+from alignlab.store.segments import Segments
+from alignlab.store.surveying import stamp, survey
 
-COMPACTION = "compact.zarr"
-LOOKS = 5  # at a compaction that others replace while it is read
-PAUSE = 0.02  # s; longer after each look
 Notify = Callable[[int], None]
 Phase = Callable[[str, int], AbstractContextManager[Notify]]  # what is done, how many there are
 Notes = dict[str, dict[str, Any]]  # of each segment: its runs, when it was written, its file's size and time
@@ -91,53 +85,6 @@ class Shelf:
         return dict(zip(run_ids, ([piece] for piece in pieces), strict=True))
 
 
-def survey(path: Path) -> tuple[Zarr | None, list[str]]:
-    """The compaction of a store where it has one that still holds, and the names of its segments.
-
-    Raises:
-        StoreError: where there is no store, it is empty, or segments that were compacted are no longer there.
-    """
-    if zarrs.is_zarr(path):
-        return read_settled(path) or read_compaction(path), []
-    check_store(path)
-    compaction = read_settled(path / COMPACTION)
-    names = Segments(path).names()  # after it: what another compacted meanwhile is among them
-    if compaction is not None and holds(compaction, path, names):
-        return compaction, names
-    if not names:
-        raise _empty(path)
-    return None, names  # the truth, also where the compaction is replaced all the time
-
-
-def holds(compaction: Zarr, path: Path, names: Sequence[str]) -> bool:
-    """Whether all that was compacted is unchanged in the folder, or the compaction is all there is."""
-    compacted = compaction.record.notes["segments"]
-    missing = sorted(set(compacted) - set(names))
-    if names and missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise StoreError(
-            f"{path} has a compaction of segments that are no longer there: {missing[0]!r}{others}; put them back, "
-            "or move the compaction away"
-        )
-    return not names or all(_unchanged(path, name, note) for name, note in compacted.items())
-
-
-def _unchanged(path: Path, name: str, note: Mapping[str, Any]) -> bool:
-    """Whether a segment is the one that was compacted, by the file's size and time or else by what is in it."""
-    if stamp(path, name) == note["stamp"]:
-        return True
-    return bool(Segments(path).read_record(name, only=()).notes["written"] == note["written"])
-
-
-def stamp(path: Path, name: str) -> list[int]:
-    """Size and modification time (ns) of a segment's file; nothing where it is gone, which its reader tells."""
-    try:
-        status = os.stat(f"{path}/{name}{SUFFIX}")  # many thousand times; a Path takes longer than the disk
-    except FileNotFoundError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
 def silent(what: str, total: int) -> AbstractContextManager[Notify]:
     """A phase that shows nothing."""
     return nullcontext(lambda n: None)
@@ -192,69 +139,3 @@ def _warn_of_gaps(path: Path, notes: Notes) -> None:
 
 def _counted(numbers: Sequence[int]) -> str:
     return ", ".join(f"{n:06d}" for n in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
-
-
-def read_compaction(path: Path) -> Zarr:
-    """What is in a zarr. Raises StoreError where it is none of ours, damaged, or of a newer schema."""
-    try:
-        return zarrs.read(path)
-    except NewerSchema as error:
-        raise StoreError(f"cannot read {path}: {error}; upgrade alignlab") from error
-    except (OSError, Damaged, ValueError) as error:
-        way_out = "remove it and compact again, or restore it from a copy"
-        raise StoreError(
-            f"cannot read {path}: damaged, or no compaction of alignlab ({error}); {way_out}"
-        ) from error
-
-
-def read_settled(path: Path) -> Zarr | None:
-    """What is in a zarr that others may replace meanwhile; None where there is none, or another at every look.
-
-    Raises:
-        StoreError: where it cannot be read though nobody replaced it.
-    """
-    for look in range(LOOKS):
-        time.sleep(PAUSE * look)
-        before = _identity(path)
-        if zarrs.is_zarr(path):
-            try:
-                return read_compaction(path)
-            except StoreError:
-                if _identity(path) == before:
-                    raise
-        elif look == 0:
-            return None
-    return None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What a folder that takes another's name does not share with it."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def check_store(path: Path) -> None:
-    """Raise StoreError where there is no store at `path`, or nothing in it."""
-    if not os.path.exists(path):  # a Path raises where a name is too long
-        raise StoreError(
-            f"no store at {path}: there is no such folder; check the path, or record a run there first"
-        )
-    if not path.is_dir():
-        raise StoreError(f"no store at {path}: it is a file; give the folder that holds the segments")
-    if not (zarrs.is_zarr(path / COMPACTION) or Segments(path).names()):
-        raise _empty(path)
-
-
-def _empty(path: Path) -> StoreError:
-    below = sorted(p.name for p in path.iterdir() if p.is_dir() and (zarrs.is_zarr(p) or Segments(p).names()))
-    if below:
-        listed = ", ".join(below[:5]) + (", ..." if len(below) > 5 else "")
-        return StoreError(
-            f"no segments in {path}, but in its folders {listed}: open one of them, or a list of them"
-        )
-    return StoreError(
-        f"no segments in {path}: nothing was recorded there, or the run died before its first flush"
-    )

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, atomic, chunking, compact, open_runs, record, shelf, zarrs
+from alignlab.store import (
+    Segments,
+    StoreError,
+    atomic,
+    chunking,
+    compact,
+    open_runs,
+    record,
+    surveying,
+    zarrs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +398,7 @@ def test_a_store_opens_while_its_compaction_is_replaced(store, monkeypatch):
         shutil.rmtree(path)
         raise StoreError(f"{path} is damaged")
 
-    monkeypatch.setattr("alignlab.store.shelf.read_compaction", gone)
+    monkeypatch.setattr("alignlab.store.surveying.read_compaction", gone)
     xr.testing.assert_identical(open_runs(store), expected)
 
 
@@ -429,7 +439,7 @@ def test_a_compaction_that_is_replaced_while_it_is_read_is_read_again(
 
 
 def test_a_compaction_that_is_replaced_at_every_look_leaves_the_segments(compacted, make_run, monkeypatch):
-    monkeypatch.setattr(shelf, "PAUSE", 0.0)
+    monkeypatch.setattr(surveying, "PAUSE", 0.0)
 
     def grow():
         Segments(compacted).append(make_run(f"f{len(looks)}"))
