@@ -14,7 +14,7 @@ from alignlab.probes.compiled import unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.geometry import MEASURABLE
 from alignlab.probes.uses import parameter_of, weights_behind
-from alignlab.rules.conversion import ROOT, is_sharded
+from alignlab.rules.convertible import ROOT, is_sharded
 from alignlab.rules.hosts import hosted_parameters
 
 Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None

@@ -2,7 +2,8 @@
 
 from alignlab.rules.backward import backward
 from alignlab.rules.choosing import make_rule, make_rules
-from alignlab.rules.conversion import convert, feedback_layers, revert
+from alignlab.rules.conversion import convert, revert
+from alignlab.rules.convertible import feedback_layers
 from alignlab.rules.convolution import (
     FeedbackConv1d,
     FeedbackConv2d,

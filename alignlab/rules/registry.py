@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from alignlab.rules.backprop import Backprop
-from alignlab.rules.direct import DirectFeedbackAlignment, IndirectFeedbackAlignment
+from alignlab.rules.direct import DirectFeedbackAlignment
 from alignlab.rules.drtp import DirectRandomTargetProjection
+from alignlab.rules.indirect import IndirectFeedbackAlignment
 from alignlab.rules.kolen_pollack import KolenPollack
 from alignlab.rules.node_perturbation import NodePerturbation
 from alignlab.rules.noisy_backprop import NoisyBackprop

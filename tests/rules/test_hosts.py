@@ -25,7 +25,7 @@ from rule_cases import (
 from torch import Tensor, nn
 
 from alignlab import rules
-from alignlab.rules.conversion import CONVERTIBLE
+from alignlab.rules.convertible import CONVERTIBLE
 from alignlab.rules.hosts import FeedbackHost, HostedLinear
 
 over_layerwise = pytest.mark.parametrize("rule", LAYERWISE, ids=str)
