@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.checks import is_number, is_whole
+from alignlab.rules.convertible import feedback_layers
 from alignlab.rules.layers import FeedbackLayer
 from alignlab.rules.outlet import Errors, Handout, backprop_gradients
 from alignlab.rules.replay import Noise
@@ -103,7 +104,7 @@ class NoisyBackprop(Rule):
     def _turned(self, model: nn.Module) -> dict[int, tuple[Number, Number, int | Seeds]]:
         """Cosine, gain and noise of each weight at this step; of tied layers the first one's."""
         found: dict[int, tuple[Number, Number, int | Seeds]] = {}
-        for name, layer in _layers(model).items():
+        for name, layer in feedback_layers(model).items():
             wanted = self._wanted(name, layer.clock)
             found.setdefault(id(layer.weight), (*wanted, layer.feedback_seed + layer.clock))
         return found
@@ -111,7 +112,7 @@ class NoisyBackprop(Rule):
     def _louder(self, model: nn.Module) -> dict[int, Number]:
         """The gain of what else a layer learns: its bias."""
         found: dict[int, Number] = {}
-        for name, layer in _layers(model).items():
+        for name, layer in feedback_layers(model).items():
             gain = self._wanted(name, layer.clock)[1]
             for own, parameter in layer.named_parameters(recurse=False):
                 if own != "weight":
@@ -171,10 +172,6 @@ def turn(gradient: Tensor, cosine: Number, gain: Number, seed: int | Seeds) -> T
 def _scaled(gradient: Tensor, gain: Number) -> Tensor:
     """``gain`` times it; a gain for each of several runs, (K, 1)."""
     return gradient * (beside(gain[:, 0].to(gradient), gradient) if isinstance(gain, Tensor) else gain)
-
-
-def _layers(model: nn.Module) -> dict[str, FeedbackLayer]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, FeedbackLayer)}
 
 
 def _length(tables: Sequence[Table], steps: Sequence[int] | None) -> int | None:
