@@ -17,8 +17,9 @@ from alignlab.audit.contrasts import as_dataset
 from alignlab.audit.controls import Contrast
 from alignlab.audit.decomposition import GROUP, Part, parts_of, told
 from alignlab.audit.evidence import Evidence
+from alignlab.audit.improvement import probability_of_improvement
 from alignlab.audit.multiplicity import coverage
-from alignlab.audit.statistics import paired, probability_of_improvement
+from alignlab.audit.statistics import paired
 from alignlab.audit.verdict import Verdict
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.store.reading import open_all

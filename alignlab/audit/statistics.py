@@ -13,7 +13,7 @@ differences 11 % miss at 5 seeds and 8 % at 19, of lognormal ones 18 and 14 %; o
 59 % of the intervals from five seeds know nothing.
 Differences that are all equal have no spread to go by: of them sign flips alone can tell, and too few of
 them tell nothing. "No difference" is never concluded from a large p, only from equivalence
-tests (Schuirmann 1987). The probability of improvement follows Agarwal et al. 2021, but paired.
+tests (Schuirmann 1987).
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from alignlab.audit.resampling import (
     pivot_p,
     sign_flip_p,
 )
-from alignlab.audit.shares import wilson
 
 __all__ = [
     "SHARE_NEEDS",
@@ -46,7 +45,6 @@ __all__ = [
     "holm_levels",
     "paired",
     "plain",
-    "probability_of_improvement",
     "seeds_needed",
     "share",
     "tost",
@@ -214,33 +212,6 @@ def _not_above_zero(d: NDArray[np.float64]) -> float:
     return found.p_value / 2 if found.estimate > 0 else 1 - found.p_value / 2
 
 
-def probability_of_improvement(
-    treatment: Sequence[float] | NDArray[Any],
-    baseline: Sequence[float] | NDArray[Any],
-    alpha: float = 0.05,
-    *,
-    maximize: bool = False,
-) -> Interval:
-    """P(the treatment's run beats the baseline's run of the same seed), ties counting half, with Wilson's
-    interval.
-
-    Outcomes (n,) each, paired; the smaller wins unless `maximize`. Infinite outcomes (diverged runs) are
-    allowed, as only the order counts. The null is ½; `p_value` is the exact sign test without the ties.
-    Source: Agarwal et al. 2021 (there unpaired), Wilson 1927.
-
-    >>> probability_of_improvement([1.0, 2.0, 3.0, 9.0], [2.0, 3.0, 3.0, 8.0]).estimate
-    0.625
-    """
-    from scipy import special
-
-    better, worse, n = _wins(np.asarray(treatment, float), np.asarray(baseline, float), maximize)
-    p = (better + (n - better - worse) / 2) / n
-    low, high = wilson(p, n, alpha)
-    sign_test = min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
-    se = math.sqrt(p * (1 - p) / n)
-    return Interval(p, low, high, se, n, sign_test, "wilson", alpha)
-
-
 def share(part: Interval, total: Interval) -> float | None:
     """part / total as a fraction, or None unless the total is more than 4 of its standard errors from 0.
 
@@ -267,20 +238,3 @@ def _differences(values: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
             "measured; fix beforehand what such a run counts as, or use probability_of_improvement"
         )
     return d
-
-
-def _wins(
-    treatment: NDArray[np.float64], baseline: NDArray[np.float64], maximize: bool
-) -> tuple[int, int, int]:
-    if treatment.shape != baseline.shape or treatment.ndim != 1 or not len(treatment):
-        raise ValueError(
-            f"treatment {treatment.shape} and baseline {baseline.shape} must hold one outcome a seed each, "
-            "the seeds in the same order"
-        )
-    bad = np.flatnonzero(np.isnan(treatment) | np.isnan(baseline))
-    if len(bad):
-        raise ValueError(
-            f"pair {bad[0]} holds a NaN: give a diverged run an infinite outcome, or repeat the run"
-        )
-    higher, lower = int(np.sum(treatment > baseline)), int(np.sum(treatment < baseline))
-    return (higher, lower, len(treatment)) if maximize else (lower, higher, len(treatment))

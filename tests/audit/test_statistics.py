@@ -13,11 +13,11 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
+from alignlab.audit.improvement import probability_of_improvement
 from alignlab.audit.resampling import bootstrap_pivots, pivot_interval, pivot_p, sign_flip_p
 from alignlab.audit.statistics import (
     Interval,
     paired,
-    probability_of_improvement,
     seeds_needed,
     share,
     tost,
