@@ -14,7 +14,6 @@ import numpy as np
 from alignlab.figures import contents, groups, lines, style
 from alignlab.measures.chance import chance_band
 from alignlab.measures.quantities import QUANTITIES
-from alignlab.rules import RULES
 from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
@@ -39,9 +38,8 @@ def angles(
 
     The band holds 95 % of the angles to a random direction in as many dimensions as the two vectors have:
     fan_in · fan_out for gradients, weights and updates, fan_out for delta_angle and fan_in for local_angle (there for
-    one sample, so that it is too wide for their means). Where a panel shows several layers it is the smallest one's. There is
-    none for the weight_angle of direct rules: how many entries the error has that their B takes is not recorded. A gradient
-    outside of the band is no random direction; that its feedback is better than random does not follow.
+    one sample, so that it is too wide for their means). Where a panel shows several layers it is the smallest one's. A
+    gradient outside of the band is no random direction; that its feedback is better than random does not follow.
 
     Raises:
         ValueError: for a quantity that is no such angle or was not recorded, and for an unknown hue or col.
@@ -54,8 +52,7 @@ def angles(
     with style.styled():
         figure, axes, used = style.wrapped(len(panels))
         drawn = lines.draw_panels(used, panels, quantity, hue, layered=True, log=False)
-        found = [_draw_chance(ax, panel.data, quantity) for ax, panel in zip(used, panels, strict=True)]
-        bands = [half for half in found if half is not None]
+        bands = [_draw_chance(ax, panel.data, quantity) for ax, panel in zip(used, panels, strict=True)]
         lines.label_axes(axes, quantity, log=False)
         _limit(used[0], drawn)
         entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | _legend(bands)
@@ -63,10 +60,8 @@ def angles(
         return style.finish(figure, groups.context(data, hue, col), entries, hue, note)
 
 
-def dimensions(data: xr.Dataset, quantity: str) -> int | None:
-    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer; None if not recorded."""
-    if quantity == "weight_angle" and _has_direct_rule(data):
-        return None
+def dimensions(data: xr.Dataset, quantity: str) -> int:
+    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer."""
     for name in ("fan_in", "fan_out"):
         if name not in data.coords:
             raise ValueError(f"the dataset's layers have no {name!r}, without which there is no chance band")
@@ -74,22 +69,13 @@ def dimensions(data: xr.Dataset, quantity: str) -> int | None:
     return int(np.nanmin({"delta_angle": fan_out, "local_angle": fan_in}.get(quantity, fan_in * fan_out)))
 
 
-def _has_direct_rule(data: xr.Dataset) -> bool:
-    """Whether a B of these goes from the output's error to a layer, and so has another shape than the layer's weight."""
-    rules = np.ravel(data["rule"].values).tolist() if "rule" in data.coords else []
-    return any(name in RULES and RULES[name].direct for name in rules)
-
-
-def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str) -> float | None:
-    """Draw the band and the line at the null value behind the curves; returns its half width in degrees, if there is one."""
+def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str) -> float:
+    """Draw the band and the line at the null value behind the curves; returns the half width in degrees."""
+    low, high = chance_band(dimensions(data, quantity))
+    axes.axhspan(low, high, color=style.SHADE, linewidth=0, zorder=0.5, label="_chance band")
     axes.axhline(
         QUANTITIES[quantity].null or 90.0, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance"
     )
-    entries = dimensions(data, quantity)
-    if entries is None:
-        return None
-    low, high = chance_band(entries)
-    axes.axhspan(low, high, color=style.SHADE, linewidth=0, zorder=0.5, label="_chance band")
     return (high - low) / 2
 
 
@@ -103,9 +89,8 @@ def _limit(axes: Axes, drawn: list[lines.Curve]) -> None:
 def _legend(bands: list[float]) -> dict[str, Artist]:
     from matplotlib.patches import Patch
 
-    reference = lines.reference_entry("chance (90°)")
-    if not bands:
-        return reference
     least, most = f"±{min(bands):.2g}°", f"±{max(bands):.2g}°"
     width = most if least == most else f"{least} to {most}"
-    return reference | {f"95 % of random directions ({width})": Patch(color=style.SHADE)}
+    return lines.reference_entry("chance (90°)") | {
+        f"95 % of random directions ({width})": Patch(color=style.SHADE)
+    }

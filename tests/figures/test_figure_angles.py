@@ -57,14 +57,6 @@ def test_chance_band_is_that_of_the_layers_own_dimension(run, quantity, layer, e
     assert list(middle.get_ydata()) == [90, 90]
 
 
-def test_feedback_of_another_shape_than_the_weight_has_no_band(run):
-    direct = run.assign_coords(rule="dfa")
-    figure = figures.angles(direct, "weight_angle")
-    assert not marks(panels(figure)[0], "_chance band")
-    assert legend(figure)[-1] == "chance (90°)"
-    assert marks(panels(figures.angles(direct, "gradient_angle"))[0], "_chance band")
-
-
 def test_chance_band_of_several_layers_is_the_widest(run):
     (band,) = marks(panels(figures.angles(run))[0], "_chance band")
     assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
