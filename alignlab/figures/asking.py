@@ -32,6 +32,10 @@ HEIGHT, ENTRY, ROOM = (
 )  # in: of a panel and a legend's entry; the share of the means' span below them
 CURVES = 1.2  # in: what is left of a panel's height for the means
 INSIDE = 4  # arms that a legend within a panel has room for; those of more stand below the panels
+LETTERS, ALONE = (
+    42,
+    34,
+)  # of a title in a line: of a panel that shares its y axis, and of one that has its own
 BELOW = 0.45  # in: the axis' ticks and name
 
 
@@ -85,8 +89,12 @@ def questions(
     groups.one_seed_each(data, "arm", "lr")
     rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
-        most = max(len(question.arms) for question in asked)
-        legend, below = ENTRY * most + 0.1, most > INSIDE
+        below = max(len(question.arms) for question in asked) > INSIDE
+        most = max(
+            sum(1 + _told(name, found[arm]).count("\n") for arm, name in question.arms.items())
+            for question in asked
+        )
+        legend = ENTRY * most + 0.1
         room = 0.0 if below else max(ROOM, legend / CURVES)
         height = HEIGHT + (legend if below else (room - ROOM) * CURVES)
         figure, axes = style.grid(-(-len(asked) // columns), columns, 2.75, height, sharey=True)
@@ -169,17 +177,18 @@ def _draw(
     for arm, name in question.arms.items():
         sweep, own = found[arm], look[arm]
         ends = np.nan_to_num([sweep.mean - sweep.low, sweep.high - sweep.mean])
-        lost = int(sweep.diverged.sum())
-        label = f"{name} ({lost} of {int(sweep.finished.sum()) + lost} diverged)" if lost else name
+        label = _told(name, sweep)
         drawn = ax.errorbar(
             sweep.lrs, sweep.mean, ends, **own._asdict(), markeredgecolor="white", markeredgewidth=0.5, elinewidth=1,
             capsize=2.5,
         )  # fmt: skip
-        drawn.lines[0].set_label(label)
+        drawn.lines[0].set_label(label.replace("\n", " "))
         entries[style.plain(label)] = drawn
     lrs = np.unique(np.concatenate([found[arm].lrs for arm in question.arms]))
     scales.lr_axis(ax, lrs, most=7)
-    ax.set_title(style.plain(question.title), loc="left", fontsize=8.5)
+    letters = ALONE if len(ax.figure.axes) == 1 else LETTERS
+    title = "\n".join(style.broken(line, letters) for line in style.plain(question.title).splitlines())
+    ax.set_title(title, loc="left", fontsize=8.5)
     ax.legend(
         list(entries.values()),
         list(entries),
@@ -188,6 +197,13 @@ def _draw(
         borderaxespad=0.2,
         handlelength=2.2,
     )
+
+
+def _told(name: str, sweep: Sweep) -> str:
+    """What a legend calls an arm, in lines that a panel has room for."""
+    lost = int(sweep.diverged.sum())
+    label = f"{name} ({lost} of {int(sweep.finished.sum()) + lost} diverged)" if lost else name
+    return style.broken(label, ALONE - 6)
 
 
 def _place(ax: Axes, below: bool) -> dict[str, Any]:

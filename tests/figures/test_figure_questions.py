@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import xarray as xr
-from figure_reading import labels, line, marks, panels
+from figure_reading import assert_readable, labels, line, marks, panels
 
 from alignlab import figures
 from alignlab.figures.lines import mean_and_interval
@@ -142,6 +142,20 @@ def test_points_are_counted_by_the_runs_that_they_are_means_of(arms):
     figure = figures.questions(arms.assign_coords(status=("run", status)), asked, "validation_loss")
     note = " ".join(figure._supxlabel.get_text().split())
     assert "of 1 to 3 runs that finished (1 without an end left out); bars" in note
+
+
+def test_long_titles_and_names_stand_in_lines_on_the_canvas(arms):
+    long = "is this a long question that somebody asked, and that one line of a panel does not hold?"
+    figure = figures.questions(
+        arms, [figures.Question(long, {"bp": long, "sign_sync": "signs"})], "validation_loss"
+    )
+    (axes,) = panels(figure)
+    assert axes.get_title(loc="left").replace("\n", " ") == long
+    assert axes.get_legend().get_texts()[0].get_text().replace("\n", " ") == long
+    assert labels(axes)[0] == long
+    assert_readable(figure)
+    lowest = min(np.nanmin(axes.transData.transform(drawn.get_xydata())[:, 1]) for drawn in axes.lines[:2])
+    assert axes.get_legend().get_window_extent().y1 < lowest
 
 
 def test_an_arm_that_mixes_conditions_is_refused(arms):
