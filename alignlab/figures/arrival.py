@@ -28,8 +28,9 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
     """Left, the share of an arm's runs with ``outcome`` at ``level`` or better over training, with Wilson's 95 % interval;
     right, the step at which each run was first there, and the median of all, where more than half were.
 
-    ``dataset``: several runs (data contract), all evaluated at the same steps; an arm's runs are its seeds. ``what`` says in
-    words what reaching the level means. Raises ``ValueError`` if the outcome was not recorded.
+    ``dataset``: several runs (data contract); an arm's runs are its seeds, all evaluated at the same steps. ``what`` says in
+    words what reaching the level means. Raises ``ValueError`` if the outcome was not recorded, and where an arm's runs were
+    evaluated at different steps.
     """
     contents.need_outcome(dataset, outcome)
     data = as_runs(dataset)
@@ -63,17 +64,30 @@ def _entry(look: style.Look) -> Artist:
 def _shares(ax: Axes, data: xr.Dataset, outcome: str, level: float, look: Looks) -> None:
     sign = sense(outcome)
     table = contents.values(data, outcome, ("step",)).values
-    evaluated = np.isfinite(table).any(0)
-    steps, there = data["step"].values[evaluated], sign * table[:, evaluated] >= sign * level
     for arm, own in look.items():
-        mine = there[data["arm"].values == arm]
-        shares = [share_of(column) for column in mine.T]
+        ours = np.flatnonzero(data["arm"].values == arm)
+        mine = table[ours]
+        evaluated = _evaluated(arm, data.isel(run=ours), np.isfinite(mine), np.isfinite(table).any(0))
+        steps, there = data["step"].values[evaluated], sign * mine[:, evaluated] >= sign * level
+        shares = [share_of(column) for column in there.T]
         ax.fill_between(
             steps, [s.low for s in shares], [s.high for s in shares], color=own.color, alpha=0.2, linewidth=0
         )
         every = max(1, len(steps) // 8)
         ax.plot(steps, [s.estimate for s in shares], color=own.color, linestyle=own.linestyle, marker=own.marker,
                 markevery=every, markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+
+
+def _evaluated(arm: Hashable, runs: xr.Dataset, known: np.ndarray, any_arm: np.ndarray) -> np.ndarray:
+    """The steps at which an arm's runs were evaluated, (R, S) ``known``; once all have diverged, those of the other arms."""
+    diverged = runs["status"].values == "diverged" if "status" in runs.coords else np.zeros(len(known), bool)
+    going = np.logical_or.accumulate(known[:, ::-1], axis=1)[:, ::-1] | ~diverged[:, None]
+    if (going & ~known & known.any(0)).any():
+        raise ValueError(
+            f"the runs of arm {arm!r} were evaluated at different steps: at some of them there is no share of all runs; select "
+            "the steps that all have"
+        )
+    return np.asarray(known.any(0) | (any_arm & ~going.any(0)))
 
 
 def _durations(ax: Axes, taken: pd.DataFrame, look: Looks) -> None:

@@ -55,3 +55,25 @@ def test_what_falls_is_there_once_it_lies_below_the_level(name):
     assert [line.get_ydata()[-1] for line in left.lines] == pytest.approx([1, 2 / 3, 1 / 3])
     assert [tick.get_text() for tick in right.get_yticklabels()] == ["3 of 3", "2 of 3", "1 of 3"]
     assert left.get_ylabel().endswith("≤ 0.25")
+
+
+def test_each_arm_is_drawn_at_the_steps_of_its_own_evaluations():
+    """Where the other arm alone was evaluated, its share fell to 0 and rose again."""
+    runs = curves(ARRIVALS)
+    runs["train_accuracy"].values[3:6, [1]] = np.nan  # "late" at every other step
+    late = reaching(runs, "train_accuracy", 1.0).axes[0].lines[1]
+    assert late.get_xdata().tolist() == [0, 20, 30]
+    assert late.get_ydata().tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    runs["train_accuracy"].values[3:6, 3] = np.nan
+    late = reaching(runs, "train_accuracy", 1.0).axes[0].lines[1]
+    assert late.get_ydata().tolist() == pytest.approx([0, 1 / 3])
+    status = ["diverged" if arm == "late" else "finished" for arm in runs.arm.values]
+    late = reaching(runs.assign_coords(status=("run", status)), "train_accuracy", 1.0).axes[0].lines[1]
+    assert late.get_ydata().tolist() == pytest.approx([0, 1 / 3, 0])
+
+
+def test_runs_of_one_arm_that_were_evaluated_at_different_steps_are_refused():
+    runs = curves(ARRIVALS)
+    runs["train_accuracy"].values[3, 1] = np.nan
+    with pytest.raises(ValueError, match="arm 'late' were evaluated at different steps"):
+        reaching(runs, "train_accuracy", 1.0)
