@@ -99,10 +99,14 @@ class Interval:
         return -margin <= self.low and self.high <= margin
 
     def __format__(self, spec: str) -> str:
-        """Estimate and ends in the format of numbers that ``spec`` is: ``+0.25 [+0.11, +0.39]`` for ``+.2f``."""
+        """Estimate and ends in the format of numbers that ``spec`` is: ``+0.25 [+0.11, +0.39]`` for ``+.2f``.
+
+        An end that is not 0 is not written as 0: then with one digit that is none, ``[+0.003, +0.39]``.
+        """
         if not spec:
             return str(self)
-        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        low, high = (_written(end, spec) for end in (self.low, self.high))
+        return f"{self.estimate:{spec}} [{low}, {high}]"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, fit for JSON, which has no infinity: an open end is None."""
@@ -113,6 +117,12 @@ class Interval:
         """The inverse of `to_dict`."""
         ends: dict[str, Any] = {"low": -math.inf, "high": math.inf}
         return cls(**{key: ends[key] if key in ends and v is None else v for key, v in data.items()})
+
+
+def _written(end: float, spec: str) -> str:
+    text = format(end, spec)
+    hidden = math.isfinite(end) and end != 0 and not set(text) & set("123456789")
+    return format(end, f"{'+' * spec.startswith('+')}.1g") if hidden else text
 
 
 def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,6 +37,14 @@ def test_an_interval_is_written_in_the_format_of_its_numbers():
     assert f"{interval(1, 0, 2)}" == str(interval(1, 0, 2))
 
 
+def test_an_end_that_is_not_zero_is_not_written_as_zero():
+    """A study's table had [+0.00, +0.05] for an interval that excludes 0."""
+    assert f"{interval(0.02, 0.003, 0.05):+.2f}" == "+0.02 [+0.003, +0.05]"
+    assert f"{interval(-0.2, -0.5, -0.0004):.1f}" == "-0.2 [-0.5, -0.0004]"
+    assert f"{interval(0.0, 0.0, 0.0):+.2f}" == "+0.00 [+0.00, +0.00]"
+    assert f"{interval(0.3, -np.inf, np.inf):+.1f}" == "+0.3 [-inf, +inf]"
+
+
 # --- the paired interval ------------------------------------------------------------------------------------------
 
 
