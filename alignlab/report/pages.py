@@ -26,6 +26,7 @@ CAPTIONS = {
     "spectra": "Eigenvalues of W Bᵀ, layer by layer.",
 }
 MOST = 40  # rows of a table
+ELSEWHERE = ("spec", "differing")  # attributes that the page shows in a section of their own
 
 
 def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None) -> str:
@@ -84,7 +85,9 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
         kind="run" if many.sizes["run"] == 1 else f"{many.sizes['run']} runs",
         asked=_run(many),
         outcomes=_ended(many),
-        provenance=[(name.replace("_", " "), value) for name, value in runs.attrs.items() if name != "spec"],
+        provenance=[
+            (name.replace("_", " "), value) for name, value in runs.attrs.items() if name not in ELSEWHERE
+        ],
         spec=_specs(many),
     )
 

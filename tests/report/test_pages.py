@@ -12,6 +12,7 @@ from known_bench import CLAIM
 import alignlab as al
 from alignlab.audit.decomposition import told
 from alignlab.report import audit_page, run_page
+from alignlab.store.shaping import as_runs
 from alignlab.testing.synthetic import synthetic_run, synthetic_runs
 
 VOID = {"meta", "img", "br"}
@@ -184,6 +185,15 @@ def test_the_spec_shown_is_that_of_the_tables_first_run_and_stands_once():
     assert "The spec of the first run hidden: [4] lr: 0.05" in text
     alone = Page(run_page(one.assign_attrs(spec=specs[0]), {})).text
     assert alone.count("hidden: [9]") == 1
+
+
+def test_a_page_of_recorded_loops_tells_runs_apart_by_what_their_recorders_were_told():
+    one = synthetic_run(steps=5)
+    many = xr.concat([one.assign_coords(seed=s, noise=noise) for noise in (0.5, 0.0) for s in (0, 1)], "run")
+    text = Page(run_page(many, {})).text
+    assert "lr 0.05 noise 0, 0.5 seed 0, 1" in text
+    assert re.search(r"fa 0\.05 0 0 .*fa 0\.05 0 1 .*fa 0\.05 0\.5 0 ", text)
+    assert "differing" not in Page(run_page(as_runs(many), {})).text
 
 
 def test_a_recorded_loop_without_spec_or_end_has_a_page():
