@@ -38,7 +38,9 @@ def angles(
 
     The band holds 95 % of the angles to a random direction in as many dimensions as the two vectors have:
     fan_in · fan_out for gradients, weights and updates, fan_out for delta_angle and fan_in for local_angle (there for
-    one sample, so that it is too wide for their means). Where a panel shows several layers it is the smallest one's. A
+    one sample, so that it is too wide for their means). The weights that direct rules go by have one for each unit and each
+    output; where these are not known (the readout was selected away, a convolution) there is no band. Where a panel shows
+    several layers it is the smallest one's. A
     gradient outside of the band is no random direction; that its feedback is better than random does not follow.
 
     Raises:
@@ -52,7 +54,7 @@ def angles(
     with style.styled():
         figure, axes, used = style.wrapped(len(panels))
         drawn = lines.draw_panels(used, panels, quantity, hue, layered=True, log=False)
-        bands = [_draw_chance(ax, panel.data, quantity) for ax, panel in zip(used, panels, strict=True)]
+        bands = [_draw_chance(ax, panel.data, quantity, data) for ax, panel in zip(used, panels, strict=True)]
         lines.label_axes(axes, quantity, log=False)
         _limit(used[0], drawn)
         entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | _legend(bands)
@@ -60,23 +62,49 @@ def angles(
         return style.finish(figure, groups.context(data, hue, col), entries, hue, note)
 
 
-def dimensions(data: xr.Dataset, quantity: str) -> int:
-    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer."""
+def dimensions(data: xr.Dataset, quantity: str, whole: xr.Dataset | None = None) -> int | None:
+    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer; None where not known.
+
+    ``whole``: the runs with all their layers, where ``data`` has some of them.
+    """
     for name in ("fan_in", "fan_out"):
         if name not in data.coords:
             raise ValueError(f"the dataset's layers have no {name!r}, without which there is no chance band")
+    if quantity == "weight_angle" and (direct := groups.direct(data)).any():
+        sent = _sent_directly(data.isel(run=direct), data if whole is None else whole)
+        others = [] if direct.all() else [dimensions(data.isel(run=~direct), quantity)]
+        found = [*sent, *others]
+        return None if None in found else min(n for n in found if n is not None)
     fan_in, fan_out = data["fan_in"].values.astype(float), data["fan_out"].values.astype(float)
     return int(np.nanmin({"delta_angle": fan_out, "local_angle": fan_in}.get(quantity, fan_in * fan_out)))
 
 
-def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str) -> float:
-    """Draw the band and the line at the null value behind the curves; returns the half width in degrees."""
-    low, high = chance_band(dimensions(data, quantity))
-    axes.axhspan(low, high, color=style.SHADE, linewidth=0, zorder=0.5, label="_chance band")
+def _sent_directly(data: xr.Dataset, whole: xr.Dataset) -> list[int | None]:
+    """Of each layer to which a direct rule sends errors the entries of B: its units times the readout's, which has no B."""
+    there = contents.values(data, "weight_angle", ("layer", "step")).notnull().any(("run", "step")).values
+    last = whole.isel(layer=[-1]) if "layer" in whole.dims else whole
+    last = last.isel(run=groups.direct(last))
+    readout = not np.isfinite(last["weight_angle"].values).any()
+    outputs = float(np.nanmax(last["fan_out"].values.astype(float))) if readout else np.nan
+    units = np.nanmax(np.atleast_2d(data["fan_out"].values.astype(float)), axis=0)
+    linear = (
+        np.atleast_1d(data["kind"].values == "linear") if "kind" in data.coords else np.ones(len(units), bool)
+    )
+    entries = np.where(linear, units * outputs, np.nan)[there]
+    return [int(n) if np.isfinite(n) else None for n in entries] or [None]
+
+
+def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str, whole: xr.Dataset) -> float:
+    """Draw band and line at the null value behind the curves; returns the half width in degrees, NaN without a band."""
+    entries, half = dimensions(data, quantity, whole), np.nan
+    if entries is not None:
+        low, high = chance_band(entries)
+        half = (high - low) / 2
+        axes.axhspan(low, high, color=style.SHADE, linewidth=0, zorder=0.5, label="_chance band")
     axes.axhline(
         QUANTITIES[quantity].null or 90.0, color=style.REFERENCE, linewidth=1, zorder=0.6, label="_chance"
     )
-    return (high - low) / 2
+    return half
 
 
 def _limit(axes: Axes, drawn: list[lines.Curve]) -> None:
@@ -89,7 +117,10 @@ def _limit(axes: Axes, drawn: list[lines.Curve]) -> None:
 def _legend(bands: list[float]) -> dict[str, Artist]:
     from matplotlib.patches import Patch
 
-    least, most = f"±{min(bands):.2g}°", f"±{max(bands):.2g}°"
+    known = [band for band in bands if np.isfinite(band)]
+    if not known:
+        return lines.reference_entry("chance (90°)")
+    least, most = f"±{min(known):.2g}°", f"±{max(known):.2g}°"
     width = most if least == most else f"{least} to {most}"
     return lines.reference_entry("chance (90°)") | {
         f"95 % of random directions ({width})": Patch(color=style.SHADE)

@@ -66,6 +66,20 @@ def having(data: xr.Dataset, key: str, level: Hashable) -> np.ndarray:
     return np.asarray(found == level if level == level else found != found)
 
 
+def direct(data: xr.Dataset) -> np.ndarray:
+    """Whether each run's rule sends the output's error straight to the layers, by a B of another shape than W's (run,)."""
+    from alignlab.rules import RULES
+
+    rules = (
+        np.atleast_1d(data["rule"].values).tolist()
+        if "rule" in data.coords
+        else [""] * data.sizes.get("run", 1)
+    )
+    return np.array(
+        [any(name in RULES and RULES[name].direct for name in str(rule).split("+")) for rule in rules], bool
+    )
+
+
 def one_seed_each(data: xr.Dataset, *names: str) -> None:
     """Raise where runs that agree in these coordinates have a seed twice: another condition would be averaged over."""
     points = list(zip(*(data[name].values.tolist() for name in names), strict=True))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from figure_reading import labels, legend, line, marks, panels, same
 
 from alignlab import figures
@@ -67,6 +68,33 @@ def test_chance_band_knows_layers_that_only_some_runs_have(run):
     shapes = shapes.assign_coords(fan_in=(("run", "layer"), [[64.0, np.nan, 32.0]]))
     (band,) = marks(panels(figures.angles(shapes))[0], "_chance band")
     assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+
+
+@pytest.fixture
+def direct():
+    """As dfa records it: no B at the readout, of 10 units; B of a hidden layer has one weight for each unit and output."""
+    run = synthetic_run("dfa", steps=40)
+    run["weight_angle"].values[:, -1] = np.nan
+    return run
+
+
+def test_the_weights_of_direct_rules_have_the_chance_band_of_their_own_shape(direct):
+    """The band was that of W, ±2.5° in the first layer, and feedback drawn at random was outside of it."""
+    (band,) = marks(panels(figures.angles(direct, "weight_angle"))[0], "_chance band")
+    assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+    (of_gradients,) = marks(panels(figures.angles(direct.sel(layer=["fc1"])))[0], "_chance band")
+    assert of_gradients.get_bbox().y0 == pytest.approx(chance_band(64 * 32)[0])
+    both = xr.concat([direct, synthetic_run("fa", steps=40)], "run")
+    first, *_ = panels(figures.angles(both, "weight_angle", hue="rule", col="layer"))
+    (band,) = marks(first, "_chance band")
+    assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+
+
+def test_where_the_shape_of_direct_feedback_is_not_known_there_is_no_chance_band(direct):
+    for lacking in (direct.sel(layer=["fc1"]), direct.assign_coords(kind=("layer", ["conv2d"] * 3))):
+        figure = figures.angles(lacking, "weight_angle")
+        assert marks(panels(figure)[0], "_chance band") == []
+        assert legend(figure)[-1] == "chance (90°)"
 
 
 def test_frame_reaches_180_degrees_only_for_obtuse_angles(run):
