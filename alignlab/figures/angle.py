@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SINGLE = (
+    "linear",
+    "",
+)  # kinds of layers with one value a unit and sample, and of layers that a run does not have
 ANGLES = ("gradient_angle", "delta_angle", "local_angle", "weight_angle", "update_angle")
 
 
@@ -39,9 +43,9 @@ def angles(
     The band holds 95 % of the angles to a random direction in as many dimensions as the two vectors have:
     fan_in · fan_out for gradients, weights and updates, fan_out for delta_angle and fan_in for local_angle (there for
     one sample, so that it is too wide for their means). The weights that direct rules go by have one for each unit and each
-    output; where these are not known (the readout was selected away, a convolution) there is no band. Where a panel shows
-    several layers it is the smallest one's. A
-    gradient outside of the band is no random direction; that its feedback is better than random does not follow.
+    output. Where the number is not known there is no band: of signals of convolutions, which are maps, of untied weights,
+    and of direct rules' where the readout was selected away. Where a panel shows several layers it is that of the smallest
+    known. A gradient outside of the band is no random direction; that its feedback is better than random does not follow.
 
     Raises:
         ValueError: for a quantity that is no such angle or was not recorded, and for an unknown hue or col.
@@ -76,7 +80,15 @@ def dimensions(data: xr.Dataset, quantity: str, whole: xr.Dataset | None = None)
         found = [*sent, *others]
         return None if None in found else min(n for n in found if n is not None)
     fan_in, fan_out = data["fan_in"].values.astype(float), data["fan_out"].values.astype(float)
-    return int(np.nanmin({"delta_angle": fan_out, "local_angle": fan_in}.get(quantity, fan_in * fan_out)))
+    of_signals = {"delta_angle": fan_out, "local_angle": fan_in}
+    entries = of_signals.get(quantity, fan_in * fan_out)
+    if (
+        "kind" in data.coords
+    ):  # signals of convolutions are whole maps, untied weights as many as their places
+        kinds = data["kind"].values
+        unknown = ~np.isin(kinds, _SINGLE) if quantity in of_signals else kinds == "locally_connected2d"
+        entries = np.where(unknown, np.nan, entries)
+    return None if np.isnan(entries).all() else int(np.nanmin(entries))
 
 
 def _sent_directly(data: xr.Dataset, whole: xr.Dataset) -> list[int | None]:
@@ -87,10 +99,9 @@ def _sent_directly(data: xr.Dataset, whole: xr.Dataset) -> list[int | None]:
     readout = not np.isfinite(last["weight_angle"].values).any()
     outputs = float(np.nanmax(last["fan_out"].values.astype(float))) if readout else np.nan
     units = np.nanmax(np.atleast_2d(data["fan_out"].values.astype(float)), axis=0)
-    linear = (
-        np.atleast_1d(data["kind"].values == "linear") if "kind" in data.coords else np.ones(len(units), bool)
-    )
-    entries = np.where(linear, units * outputs, np.nan)[there]
+    kinds = data["kind"].values if "kind" in data.coords else np.array("linear")
+    single = np.atleast_2d(np.isin(kinds, _SINGLE)).all(axis=0)
+    entries = np.where(single, units * outputs, np.nan)[there]
     return [int(n) if np.isfinite(n) else None for n in entries] or [None]
 
 

@@ -90,6 +90,26 @@ def test_the_weights_of_direct_rules_have_the_chance_band_of_their_own_shape(dir
     assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "quantity", "there"),
+    [
+        ("conv2d", "delta_angle", False),
+        ("conv2d", "local_angle", False),
+        ("conv2d", "gradient_angle", True),
+        ("locally_connected2d", "gradient_angle", False),
+        ("locally_connected2d", "weight_angle", False),
+    ],
+)
+def test_convolutions_have_a_chance_band_where_their_entries_are_known(run, kind, quantity, there):
+    """A delta of 16 channels of 24 x 24 had the band of 16 numbers, ±29°; its angles to random ones spread by 1.2°."""
+    changed = run.assign_coords(kind=("layer", [kind, kind, "linear"]))
+    first = figures.angles(changed.sel(layer=["fc1"]), quantity)
+    assert bool(marks(panels(first)[0], "_chance band")) == there
+    (band,) = marks(panels(figures.angles(changed, quantity))[0], "_chance band")  # of the readout
+    entries = {"delta_angle": 10, "local_angle": 32}.get(quantity, 320)
+    assert band.get_bbox().y0 == pytest.approx(chance_band(entries)[0])
+
+
 def test_where_the_shape_of_direct_feedback_is_not_known_there_is_no_chance_band(direct):
     for lacking in (direct.sel(layer=["fc1"]), direct.assign_coords(kind=("layer", ["conv2d"] * 3))):
         figure = figures.angles(lacking, "weight_angle")
