@@ -179,7 +179,13 @@ def _note(found: list[LevelRatio]) -> str:
     n = sorted({ratio.ratio.n for ratio in found})
     unknown = sum(ratio.ratio.sign == "?" for ratio in found)
     late = sum(ratio.ratio.sign in BOUNDS for ratio in found)
-    return (
-        f"Geometric means of {n[0]} ratios, paired by seed; bands: 95 % t-interval. Best rates: chosen for each level and seed "
-        f"by the other seeds. Of {len(found)} points {late} are bounds; {unknown} are not shown, as neither arm always arrived."
-    )
+    of = f"Of {len(found)} points "
+    told = [
+        f"Geometric means of {n[0]} ratios, paired by seed; bands: 95 % t-interval.",
+        "Best rates: chosen for each level and seed by the other seeds.",
+        f"{of}{late} {'is a bound' if late == 1 else 'are bounds'}." if late else "",
+        f"{of}{unknown} {'is' if unknown == 1 else 'are'} not shown, as neither arm always arrived."
+        if unknown
+        else "",
+    ]
+    return " ".join(filter(None, told))
