@@ -95,11 +95,20 @@ def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
         specs = short
     names = dict.fromkeys(name for spec in specs for name in spec)
     columns = {name: [str(spec.get(name)) for spec in specs] for name in names}
+    replicates = _REPLICATES[:1] if _is_crossed(columns) else _REPLICATES
     return {
         name: ("run", column)
         for name, column in columns.items()
-        if name not in _REPLICATES and len(set(column)) > 1
+        if name not in replicates and len(set(column)) > 1
     }
+
+
+def _is_crossed(columns: Mapping[str, Sequence[str]]) -> bool:
+    """Whether the runs of several seeds have several data orders each, as an audit's placebo: no independent replicates
+    of one condition."""
+    rest = [column for name, column in columns.items() if name != "order"]
+    each = list(zip(*rest, strict=True))
+    return len(set(columns.get("seed", ()))) > 1 and len(set(each)) < len(each)
 
 
 def _without_own_tables(texts: Sequence[str]) -> list[Mapping[str, Any]]:

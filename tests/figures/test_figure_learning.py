@@ -176,6 +176,21 @@ def test_specs_that_differ_in_the_seed_alone_are(runs):
     assert len(panels(figures.learning_curves(seeds.drop_vars("seed")))) == 1
 
 
+def test_a_seed_on_two_data_orders_is_two_conditions(runs):
+    """A baseline and its placebo were one mean of twice as many seeds; one seed on several orders has no other replicates."""
+    fa = runs.isel(run=runs.rule.values == "fa")
+    specs = [f"seed: {i // 2}\norder: {i % 2}\n" for i in range(4)]
+    crossed = fa.assign_coords(spec=("run", specs), seed=("run", [0, 0, 1, 1]))
+    assert [ax.get_title(loc="left") for ax in panels(figures.learning_curves(crossed))] == [
+        "order 0",
+        "order 1",
+    ]
+    alone = fa.assign_coords(
+        spec=("run", [f"seed: 0\norder: {i}\n" for i in range(4)]), seed=("run", [0] * 4)
+    )
+    assert len(panels(figures.learning_curves(alone))) == 1
+
+
 def test_a_condition_that_the_hue_fixes_needs_no_panel(runs):
     arms = np.where(
         runs.rule.values == "bp", "baseline", "treatment " + runs.rule.values.astype(object)
