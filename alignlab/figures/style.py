@@ -8,6 +8,7 @@ still tells them apart. Legends stand outside of the axes, and the figure grows 
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -125,13 +126,17 @@ def level_text(level: Hashable) -> str:
 
 
 def broken(text: str, width: int = 30) -> str:
-    """Text in lines of at most `width`, broken at blanks and after the dots in module names, not in numbers.
+    """Text in lines of at most `width`: between facts, those too long at blanks and after the dots in module names, not in
+    numbers.
 
     >>> broken("sign_sync · period 10 · lr 0.001").splitlines()
-    ['sign_sync · period 10 · lr', '0.001']
+    ['sign_sync · period 10 ·', 'lr 0.001']
     """
     lines = [""]
-    for piece in re.split(r"(?<= )|(?<=\.)(?!\d)|(?<=\D\.)", text):
+    facts = re.split(r"(?<= · )", text)
+    inside = re.compile(r"(?<= )|(?<=\.)(?!\d)|(?<=\D\.)")
+    whole = ([fact] if len(fact.rstrip()) <= width else inside.split(fact) for fact in facts)
+    for piece in itertools.chain.from_iterable(whole):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece

@@ -6,6 +6,7 @@ may lie beyond it. So every curve's optimum carries a star, and one on the edge 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,8 @@ def loss_against_lr(
         hue: a coordinate of the runs, told apart by colour.
         col: another of these, told apart by panel.
         chosen: the learning rate of each level of `hue`, where something else than this figure chose it: it
-            gets the star. Several, one a study: each gets a star,
-            and where the studies disagree the number of those that chose it. By
-            default the best mean has it.
+            gets the star. Several, one a study: each gets a star, and where the studies disagree the number of those that chose
+            it. By default the best mean has it, but for a curve of one rate beside others of several.
 
     Points are means of the runs that finished (geometric on a log axis), bars 95 % t-intervals where at least two did.
     Triangles above the frame count the runs that diverged; a learning rate at which any did is no candidate for
@@ -60,7 +60,7 @@ def loss_against_lr(
     data = as_runs(dataset)
     panels = groups.panels(data, hue, col, layered=False, on_axis=("lr",))
     log = is_log(data, outcome)
-    found = [sweeps(panel.data, outcome, hue, log, chosen) for panel in panels]
+    found = _with_grids([sweeps(panel.data, outcome, hue, log, chosen) for panel in panels])
     if not any(sweep.finished.any() for several in found for sweep in several):
         raise ValueError(f"no run finished with a final {outcome!r}: there is nothing to compare")
     ceiling = ceiling_of(data, outcome, log)
@@ -88,6 +88,16 @@ def loss_against_lr(
             hue,
             _note(data, found, log, ceiling),
         )
+
+
+def _with_grids(found: list[list[Sweep]]) -> list[list[Sweep]]:
+    """The sweeps without an optimum where they have one rate and others have several: an audit's grafts, say, are no grid."""
+    if max(len(sweep.lrs) for several in found for sweep in several) == 1:
+        return found
+    return [
+        [dataclasses.replace(sweep, best=None) if len(sweep.lrs) == 1 else sweep for sweep in several]
+        for several in found
+    ]
 
 
 def _fit(axes: list[Axes], every: list[Sweep], log: bool, ceiling: float) -> None:

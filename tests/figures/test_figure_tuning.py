@@ -70,6 +70,17 @@ def test_an_optimum_on_the_grids_edge_is_flagged(sweep):
     assert "optimum on the grid's edge:\nextend the grid" not in legend(figures.loss_against_lr(sweep))
 
 
+def test_a_single_rate_beside_a_grid_is_no_optimum(sweep):
+    """An audit's placebo and grafts run at one rate; a figure of one rate alone says that it is no grid."""
+    single = (sweep.rule.values == "bp") | (sweep.lr.values == np.unique(sweep.lr.values)[2])
+    figure = figures.loss_against_lr(sweep.isel(run=single))
+    (axes,) = panels(figure)
+    assert len(marks(axes, "_optimum")) == 1
+    assert "optimum on the grid's edge:\nextend the grid" not in legend(figure)
+    alone = figures.loss_against_lr(sweep.isel(run=sweep.lr.values == np.unique(sweep.lr.values)[2]))
+    assert "optimum on the grid's edge:\nextend the grid" in legend(alone)
+
+
 def test_both_ends_of_the_grid_are_edges(sweep):
     bp = sweep.isel(run=sweep.rule.values == "bp")
     for lrs, edge in (((0.001, 0.01), True), ((0.3, 1.0), True), ((0.001, 0.3, 1.0), False), ((0.1,), True)):

@@ -118,7 +118,7 @@ class ReplayedMagnitude(Control):
     def _manipulation(self, worst: float) -> Check:
         """Whether the steps that were taken had the sizes that the specs set."""
         detail = (
-            f"recorded step sizes differ from those replayed by {worst:.1e} beyond rounding (mean over the steps by their "
+            f"recorded step sizes differ from those replayed by {worst:.2g} beyond rounding (mean over the steps by their "
             f"size, in the worst layer of the worst run; tolerance {TOLERANCE:g})"
         )
         return Check(f"manipulation: {self.name}", worst <= TOLERANCE, detail)
