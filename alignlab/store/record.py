@@ -8,6 +8,7 @@ every attribute come back as it was (netCDF knows neither None nor bool), and te
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from alignlab.store.errors import StoreError
 from alignlab.store.schema import DIMS, SCHEMA_VERSION, as_text, is_text, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
     import xarray as xr
@@ -33,6 +36,19 @@ class Damaged(ValueError):
 
 class NewerSchema(ValueError):
     """Content of a schema that this version cannot know."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, otherwise: str, way_out: str) -> Iterator[None]:
+    """What goes wrong in reading a file, as one StoreError; ``otherwise``: what the file is where it is not damaged."""
+    try:
+        yield
+    except NewerSchema as error:
+        raise StoreError(f"cannot read {path}: {error}; upgrade alignlab") from error
+    except PermissionError as error:
+        raise StoreError(f"cannot read {path}: permission denied; ask its owner") from error
+    except (OSError, Damaged, ValueError) as error:
+        raise StoreError(f"cannot read {path}: damaged, or {otherwise} ({error}); {way_out}") from error
 
 
 class Field(NamedTuple):

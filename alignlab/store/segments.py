@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from alignlab.store import atomic, netcdf, schema
 from alignlab.store.errors import StoreError
-from alignlab.store.record import Damaged, NewerSchema, Record
+from alignlab.store.record import Record, reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -155,19 +155,14 @@ class Segments:
         `outlined`: with the values of its coordinates only.
         """
         path = self.file(name)
-        try:
-            return netcdf.from_file(path, only, outlined=outlined)
-        except FileNotFoundError as error:
-            raise StoreError(f"no segment {name!r} in {self.path}; there are {self._some_names()}") from error
-        except NewerSchema as error:
-            raise StoreError(f"cannot read {path}: {error}; upgrade alignlab") from error
-        except PermissionError as error:
-            raise StoreError(f"cannot read {path}: permission denied; ask its owner") from error
-        except (OSError, Damaged, ValueError) as error:
-            way_out = "restore it from a copy, or move it out of the folder to open the rest"
-            raise StoreError(
-                f"cannot read {path}: damaged, or no alignlab segment ({error}); {way_out}"
-            ) from error
+        way_out = "restore it from a copy, or move it out of the folder to open the rest"
+        with reading(path, "no alignlab segment", way_out):
+            try:
+                return netcdf.from_file(path, only, outlined=outlined)
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"no segment {name!r} in {self.path}; there are {self._some_names()}"
+                ) from error
 
     def writer(self, name: str) -> str | None:
         """Who wrote a segment, where `append` was told; raises as `read` does."""

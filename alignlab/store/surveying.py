@@ -13,7 +13,7 @@ from typing import Any
 
 from alignlab.store import zarrs
 from alignlab.store.errors import StoreError
-from alignlab.store.record import Damaged, NewerSchema
+from alignlab.store.record import reading
 from alignlab.store.segments import SUFFIX, Segments
 from alignlab.store.zarrs import Zarr
 
@@ -71,15 +71,9 @@ def stamp(path: Path, name: str) -> list[int]:
 
 def read_compaction(path: Path) -> Zarr:
     """What is in a zarr. Raises StoreError where it is none of ours, damaged, or of a newer schema."""
-    try:
+    way_out = "remove it and compact again, or restore it from a copy"
+    with reading(path, "no compaction of alignlab", way_out):
         return zarrs.read(path)
-    except NewerSchema as error:
-        raise StoreError(f"cannot read {path}: {error}; upgrade alignlab") from error
-    except (OSError, Damaged, ValueError) as error:
-        way_out = "remove it and compact again, or restore it from a copy"
-        raise StoreError(
-            f"cannot read {path}: damaged, or no compaction of alignlab ({error}); {way_out}"
-        ) from error
 
 
 def read_settled(path: Path) -> Zarr | None:
