@@ -222,7 +222,8 @@ def test_angles_of_single_errors_survive_any_scale(scale):
     """The squares of such entries are 0 or infinite in float32."""
     generator = torch.Generator().manual_seed(0)
     rule, bp = (torch.randn(50, 7, generator=generator) for _ in range(2))
-    rule[3], bp[4] = 0, 0
+    rule[3], bp[4], rule[5] = 0, 0, 0
+    rule[5, 0] = -1  # its largest entry, by size
     loud = scale * rule
     mean, std, zeros = (x.item() for x in measures.delta_angle(loud, bp))
     expected = naive.delta_angle(loud.double(), bp.double())
@@ -234,7 +235,8 @@ def test_angles_of_single_errors_survive_any_scale(scale):
 def test_angles_of_weights_survive_any_scale(scale):
     generator = torch.Generator().manual_seed(0)
     B, W = (torch.randn(30, 20, generator=generator) for _ in range(2))
-    for a, b in ((scale * B, W), (B, scale * W), (scale * B, scale * W)):
+    inhibiting = -W.abs().triu()  # its largest entry, by size, is negative
+    for a, b in ((scale * B, W), (B, scale * W), (scale * B, scale * W), (scale * inhibiting, B)):
         expected = naive.weight_angle(a.double(), b.double())
         assert measures.weight_angle(a, b).item() == pytest.approx(expected, abs=1e-4)
 
@@ -344,6 +346,7 @@ UNUSUAL = {
     "tiny": lambda rule, bp, h: rule[2].mul_(1e-30),
     "tiny and huge": lambda rule, bp, h: (h[2].mul_(1e-25), rule[2].mul_(1e25), bp[2].mul_(1e25)),
     "samples that cancel": lambda rule, bp, h: cancelling(rule[2], bp[2], h[2]),
+    "true errors that cancel": lambda rule, bp, h: cancelling(rule[2].clone(), bp[2], h[2]),
     "a sample of each": lambda rule, bp, h: (rule[2, 0].zero_(), rule[2, 1].mul_(1e25), bp[2, 2].mul_(1e-30)),
 }
 
@@ -419,6 +422,20 @@ def test_gradients_whose_samples_cancel_have_no_angle_of_rounding(seed):
     assert measures.gradient_angle(rule, bp, h).item() == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gradient_whose_samples_cancel_has_its_angle_to_one_whose_do_not(seed, runs):
+    rule, bp, h = signals((8, 30, 20), seed)
+    rest = [x.expand(runs - 1, *x.shape) for x in (rule, bp, h)]
+    other = rule.clone()
+    cancelling(rule, bp, h)
+    expected = naive.gradient_angle(other.double(), bp.double(), h.double())
+    for pair in ((other, bp), (bp, other)):
+        given = [torch.cat([many, x[None]]) for many, x in zip(rest, (*pair, h), strict=True)]
+        found = measures.gradient_angle(*(given if runs > 1 else (*pair, h))).flatten()[-1]
+        assert found.item() == pytest.approx(expected, abs=1e-2)
+
+
 @pytest.mark.parametrize("left", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
 @pytest.mark.parametrize("way", ["alone", "among others", "careful"])
 def test_what_is_left_of_samples_that_cancel_has_its_own_angle_and_size(monkeypatch, way, left):
@@ -463,3 +480,59 @@ def test_rows_of_any_length_and_layout_are_measured():
         assert measures.delta_angle(a, b)[0].item() == pytest.approx(sum(expected) / 3, abs=1e-4)
         flat = measures.angle(a.double().flatten(), b.double().flatten()).item()
         assert measures.weight_angle(a, b).item() == pytest.approx(flat, abs=1e-4)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_cosines_and_angles_are_of_all_the_dimensions_asked_for(dims):
+    a, b = (torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    flat = [x.double().flatten(3 - dims) for x in (a, b)]
+    expected = (flat[0] * flat[1]).sum(-1) / (flat[0].norm(dim=-1) * flat[1].norm(dim=-1))
+    assert torch.allclose(measures.cosine(a, b, dims), expected, atol=1e-6)
+    assert torch.allclose(measures.angle(a, b, dims).deg2rad().cos(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_compared_with_itself_is_at_exactly_zero(dtype):
+    delta, h = (torch.randn(2, 6, n, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (4, 9))
+    delta[0, 2] = 0
+    mean, std, zeros = measures.delta_angle(delta, delta)
+    assert (mean.tolist(), std.tolist()) == ([0, 0], [0, 0])
+    assert zeros.tolist() == pytest.approx([1 / 6, 0])
+    assert measures.gradient_angle(delta, delta, h).tolist() == [0, 0]
+    assert measures.weight_angle(delta, delta).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_run_whose_copy_it_is_compared_with_is_at_zero_beside_one_that_is_not(dtype):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 6, 9, generator=generator, dtype=dtype) for _ in range(2))
+    b[0] = a[0]
+    expected = [0, measures.angle(a[1], b[1], dims=2).item()]
+    products = measures.products_from_tied(measures.tied_weight_products(a, b))
+    assert measures.angle_from_products(*products).tolist() == pytest.approx(expected, abs=1e-5)
+    assert measures.weight_angle(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("fast", [True, False])
+def test_small_angles_of_samples_are_resolved_whatever_their_lengths(monkeypatch, fast, ratio):
+    if not fast:
+        monkeypatch.setattr(_host, "takes", lambda *matrices: False)
+    generator = torch.Generator().manual_seed(0)
+    a, other = (torch.randn(50, 7, generator=generator) for _ in range(2))
+    b = ratio * (a + 1e-4 * other)
+    expected = measures.angle(a.double(), b.double()).mean().item()
+    assert 1e-3 < expected < 1e-1
+    assert measures.delta_angle(a, b)[0].item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_the_largest_entry_on_a_diagonal_is_each_runs_own():
+    x = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    x[0, 4, 4], x[1, 2, 2], x[2, 0, 1] = 9, 8, 7
+    assert _host.largest_on_diagonal(x).tolist() == x.diagonal(dim1=-2, dim2=-1).amax(-1).tolist()
+
+
+def test_no_rounding_takes_a_cosine_beyond_one():
+    x = torch.randn(1000, 7, generator=torch.Generator().manual_seed(0))
+    assert measures.cosine(x, x).max() <= 1
+    assert measures.cosine(x, -x).min() >= -1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from alignlab.measures import feedback_spectrum
 from alignlab.measures.blocks import block_spectrum
 from alignlab.testing import naive
 
@@ -45,13 +46,14 @@ def test_the_union_is_the_spectrum_of_the_whole(shape):
     )
     discs = [w.norm() * b.norm() / (w.shape[0] * w.shape[1]) ** 0.5 for w, b in zip(W, B, strict=True)]
     assert found.chance_radius.item() == pytest.approx(float(max(discs)))
-    assert found.method == "exact"
+    assert (found.method, found.symmetric_error) == ("exact", 0)
 
 
 def test_at_most_the_limits_number_of_modes_is_listed_and_the_summaries_are_of_all():
     W, B = weights(6, 4, 5)
     every, largest = block_spectrum(W, B), block_spectrum(W, B, exact_limit=10, k=4)
     assert torch.equal(largest.real, every.real[:10])
+    assert torch.equal(largest.imag, every.imag[:10])
     for name in SUMMARIES:
         assert getattr(largest, name) == getattr(every, name)
 
@@ -62,6 +64,16 @@ def test_blocks_too_large_to_decompose_are_treated_as_one_matrix():
     assert found.method == "arnoldi+lanczos"
     assert found.chance_radius == block_spectrum(W, B).chance_radius  # a block's, not the matrix's
     assert found.real[:4].numpy() == pytest.approx(block_spectrum(W, B).real[:4].numpy(), rel=1e-4)
+
+
+def test_a_single_block_is_treated_as_the_layer_that_it_is():
+    W, B = weights(1, 12, 12)
+    found, layer = (
+        block_spectrum(W, B, exact_limit=8, k=4),
+        feedback_spectrum(W[0], B[0], exact_limit=8, k=4),
+    )
+    assert found.method == layer.method == "arnoldi+lanczos"
+    assert torch.equal(found.real, layer.real)
 
 
 def test_weights_that_are_not_finite_have_no_spectrum():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.measures.iterative import arnoldi, lanczos, symmetric_density
+from alignlab.measures.iterative import Density, arnoldi, lanczos, symmetric_density
 
 
 def randn(*size, seed=0):
@@ -94,3 +94,41 @@ def test_rounding_proves_no_negative_eigenvalue_of_backprop(dtype):
     assert density.edges[0] >= -density.residual
     assert max((exact - edge).abs().min().item() for edge in density.edges) <= density.residual
     assert density.residual < 1e-3 * exact[-1]
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-9, 1e9, 1e18])
+def test_densities_scale_with_their_weights(scale):
+    """Lanczos ended at the first step where products were smaller than what it took for rounding."""
+    W, B = randn(20, 30), randn(20, 30, seed=1)
+    W[15:], B[15:] = 0, 0  # so that the Krylov space is exhausted
+    usual, found = (symmetric_density(size * W, B, probes=4, steps=20) for size in (1, scale))
+    assert [x.item() / scale for x in found.edges] == pytest.approx([x.item() for x in usual.edges])
+    assert found.positive_fraction(1e-5).item() == pytest.approx(usual.positive_fraction(1e-5).item())
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_what_is_nothing_beside_the_largest_eigenvalue_has_no_sign(scale):
+    nodes = scale * torch.tensor([[10.0, 1e-2, 1e-7, -1e-7]], dtype=torch.float64)
+    density = Density(nodes, torch.full_like(nodes, 0.25), 0.0)
+    assert density.positive_fraction(1e-5) == 1
+    assert Density(-nodes, density.weights, 0.0).positive_fraction(1e-5) == 0
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_the_residual_is_that_of_the_ritz_vectors_at_the_edges(steps):
+    W, B = randn(40, 50), randn(40, 50, seed=1)
+    A = (W @ B.mT + B @ W.mT) / 2
+    start = torch.randint(0, 2, (1, 40), generator=torch.Generator().manual_seed(3))[0] * 2.0 - 1
+    powers = [start.double()]
+    for _ in range(steps - 1):
+        powers.append(A @ powers[-1])
+    Q = torch.linalg.qr(torch.stack(powers, 1)).Q
+    values, vectors = torch.linalg.eigh(Q.mT @ A @ Q)
+    ritz = Q @ vectors
+    residuals = (A @ ritz - ritz * values).norm(dim=0)
+    density = symmetric_density(W, B, probes=1, steps=steps, seed=3)
+    assert density.nodes[0].tolist() == pytest.approx(values.tolist())
+    assert density.weights[0].tolist() == pytest.approx(
+        (vectors.mT @ Q.mT @ powers[0]).square().div(40).tolist()
+    )
+    assert density.residual == pytest.approx(max(residuals[0].item(), residuals[-1].item()), rel=1e-6)

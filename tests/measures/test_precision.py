@@ -27,6 +27,11 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def is_switched(kind: str) -> bool:
+    """Whether the settings themselves ask for full precision; ``is_full`` takes a block's word for it."""
+    return all(switch.get() in precision.FULL for switch in SWITCHES[kind])
+
+
 def test_within_the_block_no_product_rounds_and_after_it_all_is_as_it_was(rough: str) -> None:
     before = {kind: [switch.get() for switch in found] for kind, found in SWITCHES.items()}
     assert not is_full("cuda")
@@ -38,15 +43,15 @@ def test_within_the_block_no_product_rounds_and_after_it_all_is_as_it_was(rough:
 
 def _fails_within() -> None:
     with full_precision():
-        assert is_full("cpu")
-        assert is_full("cuda")
+        assert is_switched("cpu")
+        assert is_switched("cuda")
         raise KeyError
 
 
 def test_a_gpus_convolutions_round_by_default_and_are_switched_too() -> None:
     assert not is_full("cuda")
     with full_precision():
-        assert is_full("cuda")
+        assert is_switched("cuda")
 
 
 def test_a_device_without_such_settings_is_of_full_precision() -> None:
@@ -69,8 +74,8 @@ def test_a_setting_that_was_inherited_still_follows_its_parent_after_the_block(f
     """It had become one of its own: who later asked for "ieee" everywhere went on with TF32."""
     PARENTS[0].set(first)
     with full_precision():
-        assert is_full("cpu")
-        assert is_full("cuda")
+        assert is_switched("cpu")
+        assert is_switched("cuda")
     assert PARENTS[0].get() == first
     PARENTS[0].set("ieee")
     assert is_full("cpu")
@@ -82,7 +87,7 @@ def test_a_setting_that_was_inherited_still_follows_its_parent_after_the_block(f
 def test_a_parents_own_setting_is_switched_and_set_again() -> None:
     PARENTS[1].set("tf32")
     with full_precision():
-        assert is_full("cuda")
+        assert is_switched("cuda")
     assert PARENTS[1].get() == "tf32"
     PARENTS[1].set("ieee")
     assert is_full("cuda")
@@ -96,8 +101,8 @@ def test_what_one_thread_ends_does_not_let_another_round(rough: str) -> None:
         thread = Thread(target=recorded.__exit__, args=(None, None, None))
         thread.start()
         thread.join()
-        assert is_full("cpu")
-        assert is_full("cuda")
+        assert is_switched("cpu")
+        assert is_switched("cuda")
     assert torch.get_float32_matmul_precision() == rough
     assert not is_full("cpu")
 
@@ -112,6 +117,16 @@ def test_an_older_torch_is_switched_by_its_one_setting(monkeypatch: pytest.Monke
         assert torch.get_float32_matmul_precision() == "highest"
         assert not backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == rough
+    assert backends.cudnn.allow_tf32
+
+
+def test_an_older_torch_whose_convolutions_alone_round_is_switched_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backends = SimpleNamespace(cudnn=SimpleNamespace(allow_tf32=True))
+    monkeypatch.setattr(precision, "SWITCHES", switches(backends)[1])
+    with full_precision():
+        assert not backends.cudnn.allow_tf32
     assert backends.cudnn.allow_tf32
 
 

@@ -141,6 +141,7 @@ def test_a_diverged_run_has_no_spectrum_and_leaves_its_neighbour_whole(exact_lim
     for name in ("real", "imag", *SUMMARIES):
         assert torch.equal(getattr(spectrum, name)[0], getattr(alone, name)), name
         assert getattr(spectrum, name)[1].isnan().all(), name
+    assert spectrum.parameters.get("converged", 0) == 0
 
 
 @pytest.mark.parametrize("exact_limit", [1024, 20])
@@ -185,6 +186,17 @@ def test_descent_fraction_keeps_vanishing_signals_apart():
     assert measures.descent_fraction_from_signals(*signals) == expected
 
 
+def test_signals_of_half_precision_descend_as_the_numbers_that_they_are():
+    """In float16 the products of small ones are 0, and no error descends."""
+    W, B = (1e-3 * x.half() for x in weights(400, 9))
+    expected = measures.descent_fraction_from_signals(W.double(), B.double())
+    assert 0 < expected < 1
+    assert measures.descent_fraction_from_signals(W, B) == expected
+    errors = torch.randn(300, 400, generator=torch.Generator().manual_seed(3)).half()
+    expected = measures.descent_fraction(errors.double(), W.double(), B.double())
+    assert measures.descent_fraction(errors, W, B) == expected
+
+
 def test_a_broken_error_shows_in_the_descent_fraction():
     errors = torch.ones(3, 2)
     errors[1] = torch.inf
@@ -195,6 +207,9 @@ def test_silent_feedback_descends_nowhere_and_silent_weights_ask_for_nothing():
     signals = torch.ones(2, 3)
     assert measures.descent_fraction_from_signals(signals, torch.zeros(2, 3)) == 0
     assert measures.descent_fraction_from_signals(torch.zeros(2, 3), signals).isnan()
+    half = torch.diag(torch.tensor([1.0, 0.0]))  # of the two errors it hands one down
+    assert measures.descent_fraction(torch.eye(2), half, torch.eye(2)) == 1
+    assert measures.descent_fraction(torch.eye(2), torch.eye(2), half) == 0.5
 
 
 def test_eigenvalues_are_found_on_one_thread(monkeypatch):
@@ -225,8 +240,9 @@ def test_the_error_of_the_symmetric_edges_is_told_and_is_zero_where_they_are_exa
     assert exact.symmetric_error == 0
     few = measures.feedback_spectrum(W, B, exact_limit=20, k=16, steps=5)
     assert few.symmetric_error > 0
-    larger = measures.feedback_spectrum(4 * W, B, exact_limit=20, k=16, steps=5)
-    assert larger.symmetric_error.item() == pytest.approx(4 * few.symmetric_error.item())
+    for factor in (4, 1e-20):
+        larger = measures.feedback_spectrum(factor * W, B, exact_limit=20, k=16, steps=5)
+        assert larger.symmetric_error.item() == pytest.approx(factor * few.symmetric_error.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e20])
@@ -237,9 +253,12 @@ def test_spectra_scale_with_their_weights(scale, exact_limit):
     found = measures.feedback_spectrum(scale * W, scale * B, exact_limit=exact_limit, k=8)
     usual = measures.feedback_spectrum(W, B, exact_limit=exact_limit, k=8)
     largest = usual.real.abs().max().item()
-    for name in ("real", "symmetric_min", "symmetric_max", "trace"):
+    for name in ("real", "symmetric_min", "symmetric_max", "symmetric_error", "trace", "chance_radius"):
         scaled = getattr(found, name) / scale / scale
         assert torch.allclose(scaled, getattr(usual, name), atol=1e-3 * largest), name
+    sizes = found.imag.abs() / scale / scale  # of a pair either may come first
+    assert torch.allclose(sizes, usual.imag.abs(), atol=1e-3 * largest)
+    assert sizes.max() > 0.1 * largest
 
 
 @pytest.mark.parametrize("name", ["exact_limit", "k", "probes", "steps", "seed"])
@@ -247,6 +266,12 @@ def test_spectra_scale_with_their_weights(scale, exact_limit):
 def test_settings_are_whole_numbers(name, value):
     with pytest.raises(ValueError, match=rf"{name} is {value!r}, expected a whole number, at least [01]"):
         measures.feedback_spectrum(*weights(6, 6), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["k", "probes", "steps"])
+def test_nothing_is_estimated_from_no_samples(name):
+    with pytest.raises(ValueError, match=f"{name} is 0, expected a whole number, at least 1"):
+        measures.feedback_spectrum(*weights(6, 6), **{name: 0})
 
 
 def test_no_modes_are_estimated_where_so_many_are_wanted_that_all_can_be_had():

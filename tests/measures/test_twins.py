@@ -161,3 +161,12 @@ def test_one_shared_input_serves_all_runs():
     together = measures.gradient_angle(rule, bp, runs[0]["h"])
     alone = [measures.gradient_angle(run["delta_rule"], run["delta_bp"], runs[0]["h"]) for run in runs]
     assert torch.allclose(together, torch.stack(alone), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_every_number_is_of_double_precision(dtype):
+    values = example((9, 2, 7), dtype)
+    for name, arguments in (ANGLES | SAMPLE_ANGLES | NUMBERS | SIGNED).items():
+        found = getattr(measures, name)(*(values[key] for key in arguments))
+        for number in found if isinstance(found, tuple) else (found,):
+            assert number.dtype == torch.float64, name
