@@ -161,7 +161,7 @@ def turn(gradient: Tensor, cosine: Number, gain: Number, seed: int | Seeds) -> T
     # in place: of many runs each new tensor would cost as much as a draw
     for _ in range(2):  # once more, for what rounding left
         n.addcmul_(torch.where(square > 0, (n * g).sum(1, keepdim=True) / square, 0), g, value=-1)
-    size = torch.where(square > 0, square.sqrt() / n.norm(dim=1, keepdim=True), 0)
+    size = square.sqrt() / n.norm(dim=1, keepdim=True)
     along, across = (
         share.to(g) if isinstance(share, Tensor) else share
         for share in (gain * cosine, gain * (1 - cosine**2) ** 0.5)

@@ -16,7 +16,6 @@ from torch.autograd.graph import GradientEdge
 
 from alignlab.rules.credit import Credit
 from alignlab.rules.outlet import Outlet
-from alignlab.rules.runs import beside
 
 OUTLET: Any = Outlet._backward_cls
 _LEAF: Any = vars(torch._C._functions)["AccumulateGrad"]
@@ -73,7 +72,7 @@ _GATE: Any = SiteGate._backward_cls
 
 
 class Relay(Function):
-    """The loss's value; backward, the model's outputs get their errors and nothing else gets anything."""
+    """The loss's value; backward, of a gradient of 1, the model's outputs get their errors and nothing else gets anything."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, errors: Sequence[Tensor | None], *outputs: Tensor) -> Tensor:
@@ -82,12 +81,7 @@ class Relay(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        return (
-            None,
-            None,
-            *(None if e is None else e * beside(gradient.to(e.dtype), e) for e in ctx.errors),
-        )
+        return (None, None, *ctx.errors)
 
 
 Move = Callable[[Site, Tensor], Tensor]
