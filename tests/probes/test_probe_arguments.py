@@ -208,6 +208,13 @@ def test_a_criterion_gives_the_loss_where_backward_is_called_on_more() -> None:
     assert float(run.loss[0]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_criterion_is_heard_once_at_each_step_and_left_as_it_was() -> None:
+    criterion = nn.CrossEntropyLoss()
+    run = recorded([Loss(criterion)], criterion=criterion)
+    assert run.loss.values.tolist() == recorded([Loss()]).loss.values.tolist()
+    assert not criterion._forward_hooks
+
+
 def test_a_loss_that_was_not_heard_is_absent_rather_than_wrong() -> None:
     def by_function(output: Tensor, y: Tensor) -> Any:
         loss = nn.functional.cross_entropy(output, y)

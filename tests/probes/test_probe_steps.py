@@ -317,6 +317,27 @@ def test_a_closure_that_is_evaluated_once_changes_nothing() -> None:
     assert_same(record(with_closure, optimizer_of=adam), record(plain, optimizer_of=adam))
 
 
+@pytest.mark.parametrize("rule", ["fa", None])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_batch_that_was_thrown_away_before_a_closure_has_no_part_in_the_step(
+    rule: str | None, set_to_none: bool
+) -> None:
+    def body(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(3):
+
+            def closure(step: int = step) -> torch.Tensor:
+                loss = loss_of(model, *WORLD.batch(step))
+                loss.backward()
+                return loss
+
+            loss_of(model, *WORLD.batch(60)).backward()
+            optimizer.zero_grad(set_to_none)
+            optimizer.step(closure)
+            optimizer.zero_grad(set_to_none)
+
+    assert_same(record(body, rule), record(plain, rule))
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_of_a_closures_evaluations_the_first_is_measured_for_it_is_at_the_steps_weights(parts: int) -> None:
     def lbfgs(model: nn.Module) -> torch.optim.Optimizer:
