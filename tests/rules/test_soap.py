@@ -229,3 +229,14 @@ def test_the_guides_feedback_is_kept_up_to_date_and_saved() -> None:
     assert torch.equal(net[2].feedback.sign(), net[2].weight.sign())
     assert "2.feedback" in net.state_dict()
     assert "2.feedback" not in convert(mlp(), guide="bp").state_dict()
+
+
+@pytest.mark.parametrize("form", ["plain", "safeguarded", "rescaled"])
+def test_a_normalisation_learns_from_what_is_handed_down_to_it(form: str) -> None:
+    """Of one sample the biases' gradients are the signals: the normalisation's is that of the layer above, through its B."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    convert(net, form=form)
+    rules.backward(net, lambda: (net(X[:1]) - Y[:1]).square().sum(1))
+    norm, above = net[1], net[2]
+    torch.testing.assert_close(norm.bias.grad, above.bias.grad @ above.feedback, rtol=1e-9, atol=1e-12)
