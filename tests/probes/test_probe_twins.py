@@ -209,6 +209,8 @@ def test_every_value_equals_a_plain_twins(rule: str | None, name: str) -> None:
             for variable, value in values.items():
                 got = float(run[variable].sel(step=step, layer=layer))
                 assert got == pytest.approx(value, abs=1e-5, rel=1e-6, nan_ok=True), (variable, layer, step)
+    if rule in DIRECT:
+        assert "local_angle" not in run
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "positions"])
