@@ -160,7 +160,7 @@ def test_neither_arm_need_be_backprop_nor_have_the_others_rate(tmp_path):
         baseline=al.Arm(rule="fa", lr=0.003),
         task="linear_toy",
         smallest_effect=0.05,
-        seeds=range(4),
+        seeds=range(7),  # where a replay is exact to the bit, differences tie, and fewer ties tell nothing
         setup={"hidden": (20,), "activation": "linear", "steps": 40, "record_every": 1, "batch_size": 16},
         controls=("replayed_magnitude", "weight_norm"),
     )
