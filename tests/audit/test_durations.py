@@ -150,3 +150,6 @@ def test_tuned_runs_are_one_for_each_condition_and_seed() -> None:
     assert tuned(lost, "train_loss", ["arm"])["lr"].values.tolist() == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="fa: 3 runs of 2 seeds at 2"):
         tuned(runs.isel(run=slice(0, -1)), "train_loss", ["arm"])
+    twice = runs.isel(run=[0, 1, 2, 2])  # as many runs as two seeds at two rates have
+    with pytest.raises(ValueError, match="bp: 4 runs of 2 seeds at 2"):
+        tuned(twice, "train_loss", ["arm"])

@@ -26,10 +26,10 @@ KP = RunSpec(
 
 
 def test_the_angle_of_a_triangle() -> None:
-    found = angle_of_sides([3, 1, 2, 1, 1], [4, 1, 1, 1, 0], [5, 2, 1, 1e-9, 1])
+    found = angle_of_sides([3, 1, 2, 1, 1, 1], [4, 1, 1, 1, 0, 0], [5, 2, 1, 1e-9, 1, 1 + 1e-9])
     assert found[:3].tolist() == pytest.approx([90, 180, 0])
     assert found[3] == pytest.approx(np.degrees(1e-9), rel=1e-6)  # where the cosine would be 1
-    assert np.isnan(found[4])
+    assert np.isnan(found[4:]).all()
 
 
 @pytest.mark.parametrize("layer", ["3", "5"])

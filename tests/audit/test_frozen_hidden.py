@@ -6,7 +6,7 @@ import xarray as xr
 from known_bench import CLAIM, KnownBench
 
 import alignlab as al
-from alignlab.audit.controls import FrozenHidden
+from alignlab.audit.controls import ALL, FrozenHidden
 from alignlab.audit.controls.frozen_hidden import frozen_hidden
 from alignlab.rules.registry import RULES
 from alignlab.training import models, tasks, train
@@ -235,7 +235,9 @@ def test_a_real_audit_trains_the_readout_alone(small, tmp_path):
         np.mean(np.subtract(alone, result.outcomes["treatment"])), rel=1e-6
     )
     assert result.evidence.controls == ()
-    assert any(caveat == "not checked by: placebo, spike_in" for caveat in result.verdict.caveats)
+    assert "not checked by: placebo, spike_in" in result.verdict.caveats
+    rivals = ", ".join(name for name in ALL if name not in ("frozen_hidden", "placebo", "spike_in"))
+    assert f"not controlled for: {rivals}" in result.verdict.caveats
     assert "loss_against_lr" in al.figures.audit_figures(result)
 
 
