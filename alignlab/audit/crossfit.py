@@ -44,11 +44,7 @@ def favoured(scores: NDArray[Any]) -> NDArray[np.intp]:
         raise ValueError(
             f"the score of seed {row} at rate {column} is missing: every seed needs a run at every rate"
         )
-    failed = np.isinf(table)
-    finite = np.where(failed, 0.0, table)
-    failures, totals = failed.sum(0) - failed, finite.sum(0) - finite  # of the others
-    means = totals / np.maximum(len(table) - 1 - failures, 1)
-    return np.array([np.lexsort(keys)[0] for keys in zip(means, failures, strict=True)])
+    return np.array([_best(np.delete(table, seed, axis=0)) for seed in range(len(table))])
 
 
 def tuned(runs: xr.Dataset, outcome: str, by: Sequence[str]) -> xr.Dataset:
@@ -89,6 +85,12 @@ def scores_of(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
     values = table[np.arange(len(table)), last]
     scores = -sense(outcome) * values
     return np.where(np.isfinite(scores) & (runs["status"].values != "diverged"), scores, np.inf)
+
+
+def _best(scores: NDArray[np.float64]) -> np.intp:
+    """The column of ``scores`` (n, R) with the fewest infinite ones, then with the lowest sum, which is the lowest mean."""
+    failed = np.isinf(scores)
+    return np.lexsort((np.where(failed, 0.0, scores).sum(0), failed.sum(0)))[0]
 
 
 def _places(runs: xr.Dataset, condition: tuple[Hashable, ...]) -> NDArray[np.intp]:

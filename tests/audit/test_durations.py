@@ -128,6 +128,12 @@ def test_the_others_prefer_rates_that_never_fail() -> None:
     assert favoured(np.array([[INF, INF], [INF, 3], [INF, INF]])).tolist() == [1, 0, 1]
 
 
+def test_a_loss_that_exploded_does_not_drown_what_the_other_seeds_favour() -> None:
+    scores = np.array([[3, 2], [3, 2], [1e20, 2]])
+    assert favoured(scores).tolist() == [1, 1, 1]
+    assert favoured(scores[:, ::-1]).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("scores", [np.ones((1, 3)), np.ones(3), np.ones((2, 0)), [[1, math.nan], [1, 1]]])
 def test_scores_that_nobody_else_can_judge_are_refused(scores: object) -> None:
     with pytest.raises(ValueError, match=r"two seeds or more|is missing"):

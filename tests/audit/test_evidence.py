@@ -101,6 +101,15 @@ def test_seeds_needed_is_asked_of_the_widest_contrast_at_the_controls_level():
     assert gather(seeds(1.0), [], M).seeds_needed is None
 
 
+def test_seeds_needed_are_those_at_which_ties_beside_a_spread_would_tell_too():
+    narrow = seeds(0.2, n=4)
+    assert seeds_needed(narrow, M) == 3
+    for samples in (([0.0] * 4, narrow), (narrow, [0.0] * 4)):
+        assert (
+            gather(seeds(1.0, n=4), [ControlSamples("a", *samples)], M).seeds_needed == 6
+        )  # 2^(1 − 6) < 0.05
+
+
 def test_controls_with_other_seeds_must_say_what_they_removed():
     samples = ControlSamples("tuning", seeds(0.0, n=6), seeds(0.0, n=6))
     with pytest.raises(ValueError, match="'tuning' has 6 seeds and the claim 8"):

@@ -121,6 +121,10 @@ def test_layers_with_a_value_and_errors_beside_accuracies() -> None:
     found = with_errors(RUNS)
     assert found["train_error"].values[0].tolist() == [100, 0, 50, 0]
     assert set(found.data_vars) - set(RUNS.data_vars) == {"train_error"}
+    both = with_errors(
+        RUNS.assign(test_accuracy=RUNS["train_accuracy"] - 0.25)
+    )  # 25 points worse on what is new
+    assert both["error_gap"].values[0].tolist() == [25] * 4
 
 
 def test_unknown_outcomes_and_repeated_seeds_are_refused() -> None:
