@@ -130,6 +130,8 @@ def test_layers_with_a_value_and_errors_beside_accuracies() -> None:
 def test_unknown_outcomes_and_repeated_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no outcome 'joy'.*train_loss, train_accuracy"):
         final(RUNS, "joy")
+    with pytest.raises(ValueError, match="train_loss was never evaluated in 1 of these runs"):
+        final(RUNS.assign(train_loss=RUNS["train_loss"].where(RUNS["run_id"] != "c")), "train_loss")
     with pytest.raises(ValueError, match="arm 'fa' has several runs of seed 1"):
         final(RUNS.assign_coords(seed=("run", [1, 0, 1, 1])), "train_loss")
 

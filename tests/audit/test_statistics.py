@@ -261,6 +261,12 @@ def test_sign_flip_p_counts_every_pattern(n):
     assert sign_flip_p(d) == pytest.approx(np.mean(np.array(sums) >= abs(d.sum()) - 1e-9), abs=1e-15)
 
 
+@pytest.mark.parametrize("n", [8, 25])
+def test_sign_flip_p_is_that_of_other_units(n):
+    d = np.round(np.random.default_rng(n).normal(0.3, 1.0, n), 1)
+    assert sign_flip_p(d) == sign_flip_p(2.0**-60 * d) == sign_flip_p(2.0**60 * d) < 1
+
+
 def test_sign_flip_p_equals_scipys_permutation_test():
     d = SAMPLES[3]
     reference = scipy.stats.permutation_test(
@@ -374,6 +380,8 @@ def test_probability_of_improvement_counts_ties_half(pairs):
     assert result.estimate == pytest.approx(wins / len(pairs))
     expected = proportion_confint(wins, len(pairs), 0.05, method="wilson")
     np.testing.assert_allclose([result.low, result.high], expected, atol=1e-12)
+    share = result.estimate
+    assert result.se == pytest.approx(math.sqrt(share * (1 - share) / len(pairs)))
     flipped = probability_of_improvement(treatment, baseline, maximize=True)
     assert flipped.estimate == pytest.approx(1 - result.estimate)
     assert flipped.p_value == pytest.approx(result.p_value)
@@ -422,6 +430,12 @@ def test_seeds_needed_agrees_with_the_noncentral_t(n, target, alpha):
     d = np.random.default_rng(n).normal(5.0, 1.0, n)
     expected = TTestPower().solve_power(target / d.std(ddof=1), alpha=alpha, power=0.8)
     assert seeds_needed(d, target, alpha) == pytest.approx(expected, rel=0.03, abs=2.0)
+
+
+@pytest.mark.parametrize(("target", "n"), [(1.2, 8), (1.6, 6), (1.8, 5), (2.5, 4), (4.0, 3)])
+def test_few_seeds_needed_are_those_of_the_noncentral_t_to_the_seed(target, n):
+    assert TTestPower().power(target, n, 0.05) > 0.8 > TTestPower().power(target, n - 1, 0.05)
+    assert seeds_needed([-math.sqrt(0.5), math.sqrt(0.5)], target) == n  # a spread of 1
 
 
 def test_seeds_needed_depends_on_the_spread_and_not_on_the_observed_effect():
