@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import alignlab as al
+from alignlab.audit.bench import Bench
 from alignlab.audit.decomposition import told
 from alignlab.audit.result import levels
+from alignlab.audit.running import _unlike
+from alignlab.store import StoreError
 from alignlab.training import SpecError
 
 CLAIM = al.Claim(
@@ -191,3 +194,20 @@ def test_a_rule_that_sets_other_initial_weights_is_told(result, tmp_path, monkey
         "other_start and bp do not begin alike: before the first step their losses differ by"
     )
     assert not any("begin alike" in caveat for caveat in result.verdict.caveats)
+
+
+def test_one_seed_that_begins_at_other_weights_is_enough_to_be_told(monkeypatch, tmp_path):
+    begun = iter([np.array([2.0, 2.0]), np.array([2.0, 2.5])])
+    monkeypatch.setattr(Bench, "begun", lambda bench, specs: next(begun))
+    (caveat,) = _unlike(Bench(CLAIM, tmp_path))
+    assert "differ by up to 0.5 on one seed" in caveat
+
+
+def test_a_run_that_lies_under_the_name_of_another_is_not_read_as_that(tmp_path):
+    claim = CLAIM.changed(seeds=range(2), setup=CLAIM.setup | {"steps": 2})
+    bench = Bench(claim, tmp_path)
+    own, other = bench.specs(claim.baseline)
+    bench.run("runs", [own, other])
+    (tmp_path / f"{bench.name(own)}.nc").write_bytes((tmp_path / f"{bench.name(other)}.nc").read_bytes())
+    with pytest.raises(StoreError, match="holds a run of another spec"):
+        bench.values([own])

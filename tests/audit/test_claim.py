@@ -66,6 +66,7 @@ BAD = [
     ({"seeds": [True, False]}, "seeds is (True, False): expected a number"),
     ({"smallest_effect": True}, "smallest_effect is True: expected a number"),
     ({"alpha": 0.5}, "alpha"),
+    ({"alpha": 0.0}, "alpha"),
     ({"task": "minst"}, "mnist"),
     ({"treatment": {"rule": "fab"}}, "'fa'"),
     ({"treatment": {"rule": "sign_sync", "rule_args": {"period": 0}}}, "period"),

@@ -77,6 +77,16 @@ def test_magnitude_refuses_two_rules_and_two_rates():
             Magnitude().apply(KnownBench(claim, noise), np.zeros(5), np.zeros(5))
 
 
+@pytest.mark.parametrize("name", ["magnitude", "global_magnitude", "spike_in"])
+@pytest.mark.parametrize(
+    "setup", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"clip": 1.0}, {"record_every": 0}]
+)
+def test_sizes_of_steps_that_are_no_gradients_or_unrecorded_are_refused(name, setup):
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, **setup}})
+    with pytest.raises(SpecError, match="checks each step's size against the gradient's"):
+        ALL[name]().check(claim)
+
+
 def parabola(optimum, top):
     return lambda spec: top - np.log10(spec.lr / optimum) ** 2 + noise(spec)
 

@@ -40,6 +40,7 @@ def test_direction_and_size_add_up_to_the_whole_and_the_interaction_has_no_share
     assert interaction.share is None
     assert str(interaction) == ""
     assert direction.effect == paired(contrasts[0].differences)
+    assert told([direction, size, interaction], paired(total)).startswith("Shares are of the total effect")
 
 
 @pytest.mark.parametrize(("share", "ends", "shown"), [

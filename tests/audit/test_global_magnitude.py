@@ -7,7 +7,7 @@ from known_bench import CLAIM, KnownBench
 
 import alignlab as al
 from alignlab.audit.controls import GlobalMagnitude, Magnitude
-from alignlab.audit.controls.magnitude import manipulation_check
+from alignlab.audit.controls.magnitude import _together, manipulation_check
 
 
 def shared_out(spec):
@@ -64,6 +64,11 @@ def test_the_check_takes_the_norm_of_all_layers_together(pair):
     assert not manipulation_check(bench, [each]).passed
     bench.factor = 1.02
     assert manipulation_check(bench, [whole]).failed
+
+
+def test_layers_without_a_norm_do_not_hide_those_of_the_others():
+    nan = np.nan
+    np.testing.assert_equal(_together(np.array([[3.0, nan, 4.0], [nan, nan, nan]])), [[5.0], [nan]])
 
 
 def test_frozen_layers_do_not_count_as_steps_that_were_not_taken(tmp_path):

@@ -51,6 +51,8 @@ def test_steps_to_a_level_count_to_the_first_or_to_the_lasting_arrival() -> None
     lasting = steps_to(RUNS, "train_accuracy", 1, lasting=True)
     assert lasting.loc[1].tolist() == [30, 20]
     assert lasting.loc[0].tolist() == [np.inf, np.inf]  # one diverged, one never came
+    endless = RUNS.assign(train_loss=RUNS["train_loss"].where(RUNS["step"] > 0, np.inf))
+    assert steps_to(endless, "train_loss", 2, interpolated=True).loc[1].tolist() == [10, 10]  # from no line
 
 
 def test_the_best_step_is_the_lowest_loss_or_the_first_highest_accuracy() -> None:

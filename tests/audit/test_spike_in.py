@@ -24,7 +24,8 @@ def planted(worth, given=True):
     def value(spec):
         spiked, graft = spec.rule == "noisy_backprop", spec.graft
         loud = spiked and (graft is None or not given or graft.magnitude == "rule")
-        return worth * loud + 0.01 * np.sin(spec.seed + 5 * spiked)
+        another = 3.0 * (spec.rule == "sign_sync")  # the claim's other arm is no part of the spike
+        return worth * loud + another + 0.01 * np.sin(spec.seed + 5 * spiked)
 
     return value
 
@@ -92,6 +93,7 @@ def test_a_spike_needs_backprop_and_a_gain():
     for gain in (1, 0, -2.0, float("nan"), True, "10"):
         with pytest.raises(ValueError, match="gain is"):
             SpikeIn(gain)
+    assert SpikeIn(0.1).gain == 0.1  # quieter
 
 
 def test_the_runs_that_a_spike_needs_are_foreseen():

@@ -101,6 +101,8 @@ def test_a_contrast_is_above_zero_where_the_treatment_is_better() -> None:
     assert compared(higher, "test_accuracy", {"": [("bp", "fa")]})[0].interval == paired([-2.0, -2.0, -5.0])
     with pytest.raises(ValueError, match=r"no arm 'dfa' to compare: there are fa, bp"):
         compared(runs, "test_loss", {"": [("fa", "bp"), ("dfa", "bp")]})
+    with pytest.raises(ValueError, match=r"no arm 'usf' to compare"):
+        compared(runs, "test_loss", {"": [("fa", "usf")]})
 
 
 def test_contrasts_become_what_a_forest_plot_draws() -> None:
