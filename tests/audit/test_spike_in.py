@@ -77,6 +77,15 @@ def test_two_intervals_that_noise_may_leave_fail_the_check_together_at_alpha(lef
     assert SPIKE._checked(total, samples, CLAIM).passed is passed
 
 
+def test_a_rest_above_m_on_single_seeds_passes_where_it_is_explained():
+    rest = tuple(np.tile([0.11, -0.11], 4))  # its interval ends at 0.098, m is 0.1
+    check = SPIKE._checked(
+        tuple(3.0 + 0.1 * np.sin(np.arange(8))), ControlSamples("magnitude", rest, rest), CLAIM
+    )
+    assert check.passed
+    assert "by 0.11 at most" in check.detail
+
+
 def test_probes_that_read_another_gain_than_the_planted_one_fail_the_check():
     found, _ = applied(SpikeIn(gain=6.9), CLAIM, planted(1.0))
     assert found.checks[1].detail.startswith("a gain of 7 was read")

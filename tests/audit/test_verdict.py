@@ -255,6 +255,8 @@ def test_inconclusive_names_what_is_undecided_and_asks_for_seeds_only_where_they
     for structural in (None, (0.5, 0.9)):  # no more than m is left without it, yet it does not suffice
         settled = control("noise", without=(-0.05, 0.05), given=structural, removed=(0.0, 1.0))
         assert str(decide(evidence(settled, seeds_needed=17))) == "inconclusive"
+        wide = control("noise", without=(-0.5, 0.5), given=structural, removed=(0.0, 1.0))
+        assert decide(evidence(wide, seeds_needed=17)).more_seeds == 12  # more may yet be left without it
 
 
 @pytest.mark.parametrize("needed", [None, 4, 5])
