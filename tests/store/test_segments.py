@@ -329,6 +329,16 @@ def test_the_leftover_of_a_dead_writer_is_swept_at_the_next_append(make_run, tmp
     assert segments.names() == ["run-000000"]
 
 
+def test_what_was_written_read_and_swept_is_not_left_open(make_run, tmp_path):
+    open_files = []
+    for _ in range(2):  # the first opens what stays, such as imports
+        leftover(tmp_path)
+        segments = Segments(tmp_path)
+        segments.read(segments.append(make_run()).stem)
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert open_files[0] == open_files[1]
+
+
 def test_the_temporary_of_a_living_writer_is_left_alone(make_run, tmp_path):
     path = leftover(tmp_path, age=10 * atomic.ABANDONED)
     with path.open("rb") as file:
