@@ -252,6 +252,9 @@ def test_what_layers_share_over_runs_stays_on_layer(make_run, tmp_path):
     assert other.fan_in.dims == ("run", "layer")
     assert other.fan_in.values.tolist() == [[4, 5], [4, 99]]
     check(other)
+    append_all(tmp_path / "bare", make_run("a"), make_run("b", layers=("fc9",)).drop_vars("fan_in"))
+    bare = open_runs(tmp_path / "bare")
+    np.testing.assert_array_equal(bare.fan_in, [4, 5, np.nan])  # unknown, not 0
 
 
 def test_scalars_that_only_some_runs_have_are_empty_elsewhere(make_run, tmp_path):
