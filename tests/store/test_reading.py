@@ -453,6 +453,15 @@ def test_two_runs_under_one_run_id_are_refused_by_any_coordinate(make_run, tmp_p
         open_runs(tmp_path)
 
 
+def test_a_run_without_a_learning_rate_is_one_run(make_run, tmp_path):
+    for steps in ([0, 10], [20]):
+        Segments(tmp_path).append(make_run(steps=steps, lr=np.nan))
+    assert open_runs(tmp_path).step.values.tolist() == [0, 10, 20]
+    Segments(tmp_path).append(make_run(steps=[30], lr=0.1))
+    with pytest.raises(StoreError, match="'run' is two runs: lr is nan in"):
+        open_runs(tmp_path)
+
+
 def versions(make_run, *told):
     """Runs of these (spec, code), of which either may be missing."""
     return [

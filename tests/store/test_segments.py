@@ -339,6 +339,16 @@ def test_what_was_written_read_and_swept_is_not_left_open(make_run, tmp_path):
     assert open_files[0] == open_files[1]
 
 
+def test_leftovers_that_cannot_be_looked_at_keep_nobody_from_writing(make_run, tmp_path, monkeypatch):
+    def no_clock(folder):
+        raise OSError(errno.EDQUOT, "no room for a clock")
+
+    monkeypatch.setattr(atomic, "_now", no_clock)
+    path = leftover(tmp_path)
+    Segments(tmp_path).append(make_run())
+    assert path.exists()
+
+
 def test_the_temporary_of_a_living_writer_is_left_alone(make_run, tmp_path):
     path = leftover(tmp_path, age=10 * atomic.ABANDONED)
     with path.open("rb") as file:
