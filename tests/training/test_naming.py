@@ -99,8 +99,9 @@ def draw(like, generator):
 def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def names(text: str) -> list[str]:
-        """Of runs by the rule, with the draw, and with neither, as another process would name them."""
+    def names(text: str) -> list[tuple[str, str]]:
+        """Of runs by the rule, with the draw, and with neither, as another process would name them, and what they say of
+        what computed them."""
         (tmp_path / "own_rule.py").write_text(text)
         monkeypatch.delitem(sys.modules, "own_rule", raising=False)
         importlib.invalidate_caches()
@@ -108,14 +109,17 @@ def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
         monkeypatch.setitem(RULES, "own", own.Own)
         monkeypatch.setitem(INITS, "own", own.draw)
         patterns = {"1": {"rule": "fa", "init": "own"}, "*": "bp"}
-        return [cell_name(BASE.changed(rule=rule)) for rule in ("own", patterns, "fa", "bp")]
+        specs = [BASE.changed(rule=rule) for rule in ("own", patterns, "fa", "bp")]
+        return [(cell_name(spec), naming.version(spec, tasks.load(spec.task))) for spec in specs]
 
-    without = cell_name(BASE)
+    without = cell_name(BASE), code_hash()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     first, again, other = names(OWN), names(OWN), names(OWN.replace("2 *", "3 *"))
     assert first == again
-    assert [a == b for a, b in zip(first, other, strict=True)] == [False, False, True, True]
+    for part in (0, 1):
+        same = [a[part] == b[part] for a, b in zip(first, other, strict=True)]
+        assert same == [False, False, True, True]
     assert first[2] == without
 
 
