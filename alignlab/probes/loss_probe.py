@@ -22,7 +22,7 @@ class Loss(Probe):
     """``loss``: the training loss of the step; ``samples_seen``: samples in training forward passes so far, this step included.
 
     Without an argument the loss is the scalar on which ``.backward()`` is called (several micro-batches: their sum, as
-    their gradients add; without the scale of the recorder's ``grad_scaler``). With ``criterion``, an ``nn.Module``, it is
+    their gradients add; without the scale of a ``GradScaler``). With ``criterion``, an ``nn.Module``, it is
     that module's output, times its weight in what is differentiated (a third, where that is divided by 3): use it where
     ``backward`` is called on something else, a sum with regularisers, say, or ``torch.autograd.backward`` is. To count the
     samples it leaves one hook on the model between measured steps.

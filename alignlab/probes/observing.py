@@ -77,22 +77,6 @@ def observe(
     return found
 
 
-def unscale(taken: Taken, scale: Tensor, landed: dict[str, Tensor]) -> None:
-    """Divide all signals by the scale that a ``GradScaler`` put on the loss."""
-    landed.update({name: _divided(gradient, scale) for name, gradient in landed.items()})
-    for use in (use for uses in taken.values() for use in uses):
-        assert use.delta_rule is not None
-        rule, bp = use.delta_rule, use.delta_bp
-        use.delta_rule = _divided(rule, scale)
-        if bp is not None:
-            use.delta_bp = use.delta_rule if bp is rule else _divided(bp, scale)
-        use.handed = None if use.handed is None else _divided(use.handed, scale)
-
-
-def _divided(signal: Tensor, scale: Tensor) -> Tensor:
-    return signal.to(torch.promote_types(signal.dtype, torch.float32)) / scale.to(signal.device)
-
-
 def observes_all(model: nn.Module, layers: Mapping[str, nn.Module]) -> bool:
     """Whether no layer of the model that could be is left out."""
     observed = set(layers.values())

@@ -43,8 +43,8 @@ class Recorder:
     ``layers``: which layers to observe (of the kinds in ``geometry.KINDS``): module names or patterns (``"features.*"``), or a
     function (name, module) → bool; by default all. ``flush_every``: measured steps between two writes. ``attrs``: facts to
     store with the run. ``coords``: its coordinates (rule, lr, seed, task, arm, control). ``grad_scaler``: the loop's
-    ``GradScaler``, if it has one, so that loss and norms are reported unscaled. ``run_id``: the run's name in its store; by
-    default a new one.
+    scaler, so that loss and norms are reported unscaled; a ``GradScaler`` that steps the optimizer is found without it.
+    ``run_id``: the run's name in its store; by default a new one.
 
     Steps, samples and time are counted from where it attaches. A run that goes on from a checkpoint is one run if its recorder
     does too: keep :meth:`state_dict` in the checkpoint, and give it to :meth:`load_state_dict` of the new recorder.
@@ -221,7 +221,8 @@ def _check(model: Any, optimizer: Any, schedule: Any, grad_scaler: Any) -> None:
         raise TypeError(f"model is {type(model).__name__}, expected an nn.Module")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
-    if isinstance(grad_scaler, type) or not (grad_scaler is None or hasattr(grad_scaler, "_scale")):
+    is_scaler = isinstance(grad_scaler, torch.amp.GradScaler) or hasattr(grad_scaler, "_scale")
+    if isinstance(grad_scaler, type) or not (grad_scaler is None or is_scaler):
         raise TypeError(
             f"grad_scaler is {grad_scaler!r}, expected the torch.amp.GradScaler of the loop, or None"
         )

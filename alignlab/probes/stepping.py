@@ -21,10 +21,11 @@ from alignlab.probes.capture import Capture
 from alignlab.probes.compiled import unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.observation import Observation
-from alignlab.probes.observing import observe, observes_all, unscale, weights_of
+from alignlab.probes.observing import observe, observes_all, weights_of
 from alignlab.probes.probe import Probe
 from alignlab.probes.recording import Recording
 from alignlab.probes.resuming import RunState
+from alignlab.probes.scaling import scale_of, unscale
 from alignlab.probes.schedule import NEVER, Schedule, consult
 from alignlab.probes.selection import Replaced, main_rate
 
@@ -174,8 +175,7 @@ class Steps:
                 "Was the loss computed from this model, and backward() called before optimizer.step()?"
             )
         self._replaced.check_layers(taken)
-        scale = getattr(self._grad_scaler, "_scale", None)
-        if scale is not None:
+        if (scale := scale_of(self._grad_scaler)) is not None:
             unscale(taken, scale, self._capture.landed)
         self._recording.self_test.add(step, taken)
         used = ((name, uses[0].weight) for name, uses in taken.items())

@@ -445,6 +445,23 @@ def test_a_scaled_loss_is_measured_without_its_scale() -> None:
     assert_same(run, record(plain))
 
 
+@pytest.mark.parametrize("optimizer_of", [sgd, partial(sgd, fused=True)])
+def test_the_scaler_that_steps_the_optimizer_is_found(optimizer_of: Any) -> None:
+    """Without ``grad_scaler`` losses and norms were 2¹⁰ times too large, and projected_lr as many times too small."""
+    run = record(lambda model, optimizer: scaled(model, optimizer, ScalerOnCpu()), optimizer_of=optimizer_of)
+    assert_same(run, record(plain, optimizer_of=optimizer_of))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_scaler_that_is_switched_off_scales_nothing(given: bool) -> None:
+    """``GradScaler(enabled=use_amp)`` is how scripts have it; it was refused as none."""
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    run = record(
+        lambda model, optimizer: scaled(model, optimizer, scaler), grad_scaler=scaler if given else None
+    )
+    assert_same(run, record(plain))
+
+
 @pytest.mark.parametrize("spoiled", [(0,), (1,), (1, 2)])
 def test_a_step_that_the_scaler_skips_is_none(spoiled: tuple[int, ...]) -> None:
     scaler = ScalerOnCpu()

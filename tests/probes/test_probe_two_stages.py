@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignlab import measures
 from alignlab.probes import Capture, EffectiveLR, GradientAngle, Probe, Recorder, kept
-from alignlab.probes.observing import unscale
+from alignlab.probes.scaling import unscale
 
 WORLD = WORLDS["mlp"]
 RULES = [None, "bp", "fa", "dfa", "kolen_pollack", "weight_perturbation"]
