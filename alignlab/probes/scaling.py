@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignlab.probes.callers import stepping_scaler
 from alignlab.probes.uses import Use
 
 
 def scale_of(scaler: Any) -> Tensor | None:
     """The scale of the loop's ``scaler``, or of the one that steps the optimizer at this moment; None without, or where it is
     switched off."""
-    return getattr(_stepping() if scaler is None else scaler, "_scale", None)
-
-
-def _stepping() -> Any:
-    """The scaler that we are called by: it leaves no other trace on an optimizer."""
-    frame = sys._getframe()
-    while frame is not None and frame.f_code is not torch.amp.GradScaler.step.__code__:
-        frame = frame.f_back  # type: ignore[assignment]
-    return None if frame is None else frame.f_locals["self"]
+    return getattr(stepping_scaler() if scaler is None else scaler, "_scale", None)
 
 
 def unscale(taken: Mapping[str, Sequence[Use]], scale: Tensor, landed: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from alignlab.measures.precision import full_precision
 from alignlab.probes.answers import ask, ask_values
+from alignlab.probes.callers import outermost
 from alignlab.probes.capture import Capture
 from alignlab.probes.compiled import unwrapped
 from alignlab.probes.errors import ProbeError
@@ -86,7 +87,7 @@ class Steps:
     def begin(self) -> None:
         """Count from here on; nothing is measured before :meth:`plan`."""
         self._start = time.perf_counter()
-        self._counter = self.optimizer.register_step_post_hook(self._after_step)
+        self._counter = self.optimizer.register_step_post_hook(outermost(self._after_step, self.optimizer))
         for probe in self.probes:
             probe.attach(self.model)
 
@@ -117,7 +118,8 @@ class Steps:
     def _arm(self) -> None:
         if self._sentinel is None:
             self._capture.arm()
-            self._sentinel = self.optimizer.register_step_pre_hook(self._before_step)
+            hook = outermost(self._before_step, self.optimizer)
+            self._sentinel = self.optimizer.register_step_pre_hook(hook)
         for probe in self.probes:
             probe.prepare()
 

@@ -577,6 +577,37 @@ def test_a_group_of_biases_does_not_give_the_run_its_learning_rate() -> None:
     np.testing.assert_allclose(run.effective_lr, 0.0625 * run.feedback_gain, rtol=1e-6)
 
 
+class Decaying(torch.optim.SGD):
+    """An optimizer of the user's on top of torch's, whose step has hooks too once there was an SGD in the process."""
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(0.9)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("probe", [EffectiveLR, GradientAngle])  # after the step, and before it
+def test_a_step_that_makes_its_base_classes_step_is_one(probe: Any) -> None:
+    """It was counted twice and its decay left out, or it was an error: no signal was left for the step within it."""
+    model = WORLD.model("fa")
+    assert sgd(model).step  # SGD.step has hooks from here on
+    optimizer, norms = Decaying(model.parameters(), lr=0.05), []
+    with Recorder(model, optimizer, [probe()], every(2)) as recorder:
+        for step in range(5):
+            before = model.enter.weight.detach().clone()
+            optimizer.zero_grad()
+            loss_of(model, *WORLD.batch(step)).backward()
+            optimizer.step()
+            norms.append(float((model.enter.weight.detach() - before).norm()))
+    run = recorder.to_dataset()
+    assert recorder.step == 5
+    assert run.step.values.tolist() == [0, 2, 4]
+    if probe is EffectiveLR:
+        np.testing.assert_allclose(run.update_norm.sel(layer="enter"), norms[::2], rtol=1e-6)
+
+
 def test_a_step_without_a_backward_pass_is_an_error() -> None:
     with pytest.raises(
         ProbeError, match=r"step 0: no error signal passed .*enter, .*backward\(\) called before"
