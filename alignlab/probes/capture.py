@@ -79,7 +79,7 @@ class Capture:
         self._signals = Signals(self.arrivals, self._ruled)
         self._above = Above(self)
         self._following = False  # whether it is, since it was armed
-        self._root: Any = None  # the end of the graph that is differentiated
+        self._root: Any = None  # the end of the graph that is differentiated, as far as it is known
 
     def arm(self) -> None:
         """Start to listen."""
@@ -177,8 +177,8 @@ class Capture:
         self._fresh, self._asked, self._count, self._root = [], [], 0, None
         self._in_part = False
 
-    def _on_root(self, value: Tensor) -> None:
-        self._root = value.grad_fn
+    def _on_root(self, value: Tensor | None) -> None:
+        self._root = None if value is None else value.grad_fn
 
     def _on_start(self, model: nn.Module, args: Any) -> None:
         self._fresh = []  # of a forward pass that did not reach its end
@@ -255,15 +255,14 @@ class Capture:
             names = {layer: name for name, layer in self.layers.items()}
             for use, signal in asked:
                 self.arrivals.reach(names[use.layer], use, signal)
-        if self._ruled.is_chained and (self._landing.test.due or self._is_reached_beside(fresh)):
+        if self._ruled.is_chained and (self._landing.test.due or self._may_be_reached_beside(fresh)):
             with asking(self._ruled.credits, true=False):
                 self._ask("expected", fresh, below, error)
 
-    def _is_reached_beside(self, fresh: Placed) -> bool:
-        """Whether what is differentiated depends on a layer past the model's output too: on hidden activations."""
-        return self._root is not None and passes_by_tap(
-            self._root, self, {edge.node: use for use, edge in fresh}
-        )
+    def _may_be_reached_beside(self, fresh: Placed) -> bool:
+        """Whether what is differentiated depends on a layer past the model's output too: on hidden activations. What
+        ``torch.autograd.backward`` and ``grad`` differentiate is not known."""
+        return self._root is None or passes_by_tap(self._root, self, {edge.node: use for use, edge in fresh})
 
     def _ask(self, kind: str, fresh: Placed, below: GradientEdge, error: Tensor) -> list[tuple[Use, Tensor]]:
         """Note the errors that ``error`` at the output causes; return the uses that one reaches, with theirs."""

@@ -1,4 +1,4 @@
-"""What is differentiated: who listens is told of each tensor whose ``backward()`` is called, before it runs."""
+"""What is differentiated: who listens is told of each tensor whose ``backward()`` is called, before it runs, and of its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Listener = Callable[[Tensor], None]
+Listener = Callable[[Tensor | None], None]
 
 _listeners: list[Listening] = []
 _calls = threading.local()
@@ -32,7 +32,8 @@ class Listening:
 
 
 def listen(listener: Listener) -> Listening:
-    """Call ``listener`` with each tensor whose ``backward()`` is called from now on, but within another such call."""
+    """Call ``listener`` with each tensor whose ``backward()`` is called from now on, but within another such call; and with
+    None when that has ended."""
     global _installed
     if torch.Tensor.backward is not _installed:
         _installed = _announced(torch.Tensor.backward)
@@ -47,12 +48,15 @@ def _announced(original: Any) -> Any:
     @functools.wraps(original)
     def backward(self: Tensor, *args: Any, **kwargs: Any) -> Any:
         outer = getattr(_calls, "inside", False)
-        for each in () if outer else tuple(_listeners):
+        told = () if outer else tuple(_listeners)
+        for each in told:
             each.listener(self)
         _calls.inside = True
         try:
             return original(self, *args, **kwargs)
         finally:
             _calls.inside = outer
+            for each in told:
+                each.listener(None)
 
     return backward

@@ -66,7 +66,10 @@ class Use:
         """Set the signals to what the ``counted`` backward passes brought together; let go of the graph."""
         for handle in self.handles:
             handle.remove()
-        counted = [p for p in counted if p in self.signals.get("delta_rule", ())]
+        arrived = self.signals.get("delta_rule", {})
+        counted = [p for p in counted if p in arrived]
+        if tested := self.signals.get("expected"):
+            self.signals["expected"] = arrived | tested  # of a pass that is not tested, what arrived
         for kind, by_pass in self.signals.items():
             if counted and all(p in by_pass for p in counted):
                 setattr(self, kind, sum((by_pass[p] for p in counted[1:]), by_pass[counted[0]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,65 @@ def test_a_loss_on_hidden_activations_is_found_at_the_step_at_which_it_comes(fir
     with pytest.raises(ProbeError, match=r"layer '0\.a' received another error"):
         record(model, loss, 16, layers=["0.a", "0.b", "1"])
     assert reached[-1] == first
+
+
+def differentiated(how: str, loss: Tensor, model: nn.Module) -> None:
+    if how == "backward":
+        torch.autograd.backward([loss])
+        return
+    parameters = list(model.parameters())
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+    ):
+        parameter.grad = gradient
+
+
+@pytest.mark.parametrize("how", ["backward", "grad"])
+def test_a_loss_on_hidden_activations_is_found_whoever_differentiates_it(how: str) -> None:
+    """Past ``Tensor.backward`` it was found in steps 0, 1, 2, 4, 8, … alone, and the angles of step 3 were of another loss."""
+    model = made(nn.Sequential(Features(), nn.Linear(6, CLASSES)), "fa")
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, [GradientAngle()]) as recorder:
+        for _ in range(3):
+            F.cross_entropy(
+                model(X), Y
+            ).backward()  # what is differentiated here says nothing of the next pass
+            optimizer.step()
+            optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), Y) + model[0].hidden.square().mean()
+        differentiated(how, loss, model)
+        with pytest.raises(ProbeError, match=r"layer '0\.a' received another error"):
+            optimizer.step()
+    assert recorder.step == 3
+
+
+@pytest.mark.parametrize("how", ["backward", "grad"])
+def test_whoever_differentiates_a_loss_of_the_output_it_is_measured(how: str) -> None:
+    model = made(nn.Sequential(Features(), nn.Linear(6, CLASSES)), "fa")
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, [GradientAngle()], layers=["0.a", "0.b", "1"]) as recorder:
+        for _ in range(4):
+            differentiated(how, F.cross_entropy(model(X), Y), model)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert np.isfinite(recorder.to_dataset().gradient_angle).all()
+
+
+def test_a_loss_on_hidden_activations_is_found_in_one_of_two_passes_on_a_graph() -> None:
+    """Step 3 was compared only if both passes had such a loss."""
+    model = made(nn.Sequential(Features(), nn.Linear(6, CLASSES)), "fa")
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, [GradientAngle()]) as recorder:
+        for step in range(4):
+            loss = F.cross_entropy(model(X), Y)
+            loss.backward(retain_graph=True)
+            (loss + model[0].hidden.square().mean() if step == 3 else loss).backward()
+            if step < 3:
+                optimizer.step()
+                optimizer.zero_grad()
+        with pytest.raises(ProbeError, match=r"layer '0\.a' received another error"):
+            optimizer.step()
+    assert recorder.step == 3
 
 
 def test_a_loss_on_hidden_activations_of_weight_zero_is_none() -> None:
