@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from alignlab.probes.compiled import unwrapped
 from alignlab.probes.errors import ProbeError
@@ -23,6 +24,10 @@ Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
 def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     """The layers (of the kinds that can be measured) of ``model`` that ``wanted`` names, in the model's order."""
     chosen = _chosen(model, wanted)
+    if lazy := [name for name, layer in chosen.items() if is_lazy(parameter_of(layer))]:
+        raise ValueError(
+            f"{', '.join(lazy)}: the weight gets its shape in the first call of the layer: call model(x) once before"
+        )
     if split := [name for name, layer in chosen.items() if any(map(is_sharded, layer.modules()))]:
         raise ValueError(
             f"{', '.join(split)}: a process holds but a part of each weight (fully_shard, tensor parallelism), whose angles "

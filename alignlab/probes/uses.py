@@ -131,7 +131,8 @@ def weights_behind(layer: nn.Module) -> tuple[nn.Parameter, ...]:
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight, outside the graph, asked for without a trace.
 
-    A parametrisation may draw random numbers or move its buffers (spectral_norm) when it is computed for training.
+    A parametrisation may draw random numbers or move its buffers (spectral_norm) when it is computed for training. It is
+    computed even where ``parametrize.cached()`` holds it: from before a step.
     """
     parameter = parameter_of(layer)
     if parameter is not None or not parametrize.is_parametrized(layer, "weight"):
@@ -141,7 +142,7 @@ def weight_of(layer: nn.Module) -> Tensor:
         module.training = False
     try:
         with torch.no_grad():
-            return layer.weight.detach()  # type: ignore[operator]
+            return layer.parametrizations.weight().detach()  # type: ignore[operator,union-attr]
     finally:
         for module in at_work:
             module.training = True

@@ -168,7 +168,8 @@ class FeedbackLayer(nn.Module):
         with torch.no_grad():
             self.rule.refresh(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # torch's name for it, by which a model may hand it over
         if not torch.is_grad_enabled():
             if self.training and not torch.compiler.is_compiling():
                 agree(self)  # a checkpoint with use_reentrant=True, which draws B after the pass

@@ -78,6 +78,16 @@ def test_a_model_without_layers_is_an_error() -> None:
         Recorder(model, sgd(model), [GradientAngle()])
 
 
+def test_a_layer_whose_weight_is_not_there_yet_is_told() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
+    with pytest.raises(
+        ValueError, match=r"1: the weight gets its shape in the first call .* model\(x\) once before"
+    ):
+        Recorder(model, sgd(model), [GradientAngle()])
+    model(torch.ones(1, 3))
+    Recorder(model, sgd(model), [GradientAngle()])
+
+
 # schedules
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 from probe_worlds import CLASSES, WORLDS, World, loss_of, seeded, sgd
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 from alignlab.probes import (
@@ -138,6 +138,22 @@ def test_a_weight_that_is_computed_for_training_is_not_computed_for_the_probes()
     """Each time that spectral_norm's weight is asked for, its power iteration goes on."""
     bare, probed = (ends(make(Spectral), probed) for probed in (False, True))
     assert all(map(torch.equal, bare, probed))
+
+
+def test_a_weight_that_is_held_for_a_whole_step_takes_the_step_all_the_same() -> None:
+    """Its update was read of what ``parametrize.cached()`` held, and was zero."""
+
+    def update(held: bool) -> float:
+        model = make(Hidden)
+        parametrizations.weight_norm(model.b)
+        optimizer = sgd(model)
+        holding = parametrize.cached() if held else contextlib.nullcontext()
+        with Recorder(model, optimizer, [EffectiveLR()]) as recorder, holding:
+            plain_step(model, 0)
+            optimizer.step()
+        return float(recorder.to_dataset().update_norm.sel(step=0, layer="b"))
+
+    assert update(True) == update(False) > 0
 
 
 def test_random_numbers_drawn_by_a_hook_inside_the_model_stay_the_same() -> None:

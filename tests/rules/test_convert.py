@@ -63,6 +63,15 @@ def test_a_single_layer_is_a_model_too(
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_layers_take_their_input_by_name_as_before() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Conv1d(3, 2, 1), nn.ConvTranspose2d(2, 2, 1)).double()
+    inputs = [normal(3, 3), normal(3, 3), normal(1, 2, 3, 3)]
+    before = [layer(input=x) for layer, x in zip(model, inputs, strict=True)]
+    rules.convert(model, "fa")
+    for layer, x, output in zip(model, inputs, before, strict=True):
+        close(layer(input=x), output)
+
+
 @over_rules
 def test_revert_undoes_convert(rule: RuleCase) -> None:
     model = convnet()
