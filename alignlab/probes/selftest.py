@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from alignlab.probes.cleared import holds_cleared
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.geometry import is_plain, runs
 from alignlab.probes.hooks import Hook
@@ -111,12 +112,28 @@ class GradientTest:
         """
         landed, self._landed, weights, self._weights = self._landed, {}, self._weights, {}
         self._steps += 1
+        mixed = []
         for name, by_pass in landed.items():
             if parts := [by_pass[p] for p in passes[name] if p in by_pass]:
+                rest = [gradient for p, gradient in by_pass.items() if p not in passes[name]]
+                weight = parameter_of(layers[name])
+                if rest and weight is not None and weight.grad is not None:
+                    mixed += [name] * holds_cleared(weight.grad, parts, rest)
                 tied = [n for n in taken if parameter_of(layers[n]) is parameter_of(layers[name])]
                 uses = [use for n in tied for use in taken[n] if use.delta_rule is not None]
                 if difference := _elsewhere(uses, sum(parts[1:], parts[0]), weights[name]):
                     self._tell(name, layers[name], difference)
+        self._tell_of_cleared([name for name in layers if name in mixed and name not in self.elsewhere])
+
+    def _tell_of_cleared(self, names: list[str]) -> None:
+        self.elsewhere.update(dict.fromkeys(names))
+        if names:
+            warnings.warn(
+                f"layers {', '.join(names)}: gradients that had been cleared from .grad have a part in the step, too (several "
+                "losses', put together by hand). Gradients and angles are of the loss that was not cleared; take the losses' "
+                "gradients by torch.autograd.grad, and all count",
+                stacklevel=2,
+            )
 
     def _tell(self, name: str, layer: nn.Module, difference: float) -> None:
         told = f"layer {name!r}: its weight got another gradient than deltaᵀ h (they differ by {difference:.1e}, relative)"

@@ -206,6 +206,35 @@ def test_gradients_of_tasks_put_together_by_hand_are_all_seen() -> None:
     np.testing.assert_allclose(recorded(RESIDUAL.model(), by_hand).update_angle, 0, atol=1e-3)
 
 
+def task_by_task(model: Any, i: int, factors: tuple[float, float]) -> None:
+    """As implementations of PCGrad do it: each task's gradients are copied out of ``.grad``, cleared, and put together."""
+    output, y = model(MLP.batch(i)[0]), MLP.batch(i)[1]
+    found = []
+    for loss in (F.cross_entropy(output, y), output.square().mean()):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        found.append([p.grad.clone() for p in model.parameters()])
+    for parameter, *gradients in zip(model.parameters(), *found, strict=True):
+        parameter.grad = sum(f * g for f, g in zip(factors, gradients, strict=True))
+
+
+@pytest.mark.parametrize("rule", [None, "fa", "dfa"])
+def test_gradients_that_were_cleared_and_put_together_by_hand_are_told(rule: str | None) -> None:
+    """Those of the last task alone were recorded as the step's."""
+    with pytest.warns(UserWarning, match=r"layers a, b: .* cleared .* torch\.autograd\.grad") as told:
+        run = recorded(make(Hidden, rule), partial(task_by_task, factors=(1.0, 0.8)))
+    assert len(told) == 1
+    assert run.attrs["weights_that_learn_elsewhere_too"] == "a, b"
+
+
+@pytest.mark.parametrize("rule", [None, "fa"])
+def test_gradients_that_were_cleared_and_stayed_so_are_not_told(rule: str | None) -> None:
+    """The last task's, clipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded(make(Hidden, rule), partial(task_by_task, factors=(0.0, 0.3)))
+
+
 def test_tied_layers_have_the_gradient_of_their_weight() -> None:
     run = recorded(make(Tied), plain_step)
     np.testing.assert_allclose(run.update_angle, 0, atol=1e-3)
