@@ -24,7 +24,7 @@ Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
 def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     """The layers (of the kinds that can be measured) of ``model`` that ``wanted`` names, in the model's order."""
     chosen = _chosen(model, wanted)
-    if lazy := [name for name, layer in chosen.items() if is_lazy(parameter_of(layer))]:
+    if lazy := [name for name, layer in chosen.items() if any(map(is_lazy, weights_behind(layer)))]:
         raise ValueError(
             f"{', '.join(lazy)}: the weight gets its shape in the first call of the layer: call model(x) once before"
         )

@@ -142,7 +142,7 @@ def weight_of(layer: nn.Module) -> Tensor:
         module.training = False
     try:
         with torch.no_grad():
-            return layer.parametrizations.weight().detach()  # type: ignore[operator,union-attr]
+            return layer.parametrizations.weight().detach()  # type: ignore[no-any-return,operator,union-attr]
     finally:
         for module in at_work:
             module.training = True
