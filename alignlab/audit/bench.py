@@ -13,9 +13,10 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.measures.quantities import sense
 from alignlab.store import Segments
 from alignlab.store.shelf import Phase, silent
+from alignlab.training import tasks
 from alignlab.training.errors import SpecError
 from alignlab.training.naming import check_stored, short
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import SPLITS, RunSpec
 from alignlab.training.sweep import Sweep
 from alignlab.training.workers import opened
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from alignlab.store.record import Record
+    from alignlab.training.task import Task
     from alignlab.training.workers import Executor
 
     Outcomes = npt.NDArray[np.float64]
@@ -135,14 +137,23 @@ class Bench:
         """The last evaluation of a run; of a diverged one, which counts as having learned nothing, that before training, which
         stands there under "initial …" besides."""
         if spec not in self._final:
-            fields = self._record(spec).fields
-            self._final[spec] = _final_values({name: field.data for name, field in fields.items()})
+            run = {name: field.data for name, field in self._record(spec).fields.items()}
+            self._final[spec] = _final_values(run, _samples(tasks.load(spec.task)))
         return self._final[spec]
 
     def begun(self, specs: Sequence[RunSpec]) -> Outcomes:
         """The loss of each run before training, on the split of the claim's outcome."""
         loss = self.claim.outcome.split("_")[0] + "_loss"
         return np.array([self.final(spec)[f"initial {loss}"] for spec in specs])
+
+    def gained(self, specs: Sequence[RunSpec]) -> Outcomes:
+        """By how much each run's outcome is better than before training; 0 where it diverged."""
+        metric = self.claim.outcome
+        ends = np.array(
+            [[self.final(spec)[f"{when}{metric}"] for when in ("", "initial ")] for spec in specs]
+        )
+        gains: Outcomes = sense(metric) * (ends[:, 0] - ends[:, 1])
+        return gains
 
     def diverged(self, specs: Sequence[RunSpec]) -> npt.NDArray[np.bool_]:
         """Whether each of the runs diverged."""
@@ -163,17 +174,33 @@ class Bench:
         return self._names[spec]
 
 
-def _final_values(run: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """Of a run's variables by name, NaN where a step has none."""
+def _samples(task: Task) -> dict[str, int]:
+    """Of how many samples each accuracy of a task is a share."""
+    return {f"{split}_accuracy": len(getattr(task, split)) for split in SPLITS}
+
+
+def _final_values(
+    run: Mapping[str, npt.NDArray[Any]], samples: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """Of a run's variables by name, NaN where a step has none; ``samples``: see :func:`_samples`."""
     diverged = str(run["status"]) == "diverged"
     found = {"diverged": float(diverged)}
     for name, column in run.items():
         if name.endswith(("_loss", "_accuracy")):
             known = ~np.isnan(column)
             values = column[known] if known.any() else column
-            first, last = (
-                float(str(end)) for end in values[[0, -1]]
-            )  # as written: 0.91, not float32's 0.91000003
+            first, last = (_unrounded(end, (samples or {}).get(name)) for end in values[[0, -1]])
             found[name] = first if diverged or not np.isfinite(last) else last
             found[f"initial {name}"] = first
     return found
+
+
+def _unrounded(value: np.floating[Any], samples: int | None) -> float:
+    """What float32 stands for: 0.91, not 0.91000003, and of a share of so many ``samples`` the very fraction, 37/41.
+
+    Equal differences of accuracies are then equal, whatever float32 made of these.
+    """
+    written = float(str(value))
+    if samples is None or not np.isfinite(written):
+        return written
+    return round(written * samples) / samples

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from alignlab.audit.bench import Bench
+from alignlab.audit.bench import Bench, Group
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls import ALL, Control
 from alignlab.audit.evidence import Check
@@ -161,9 +161,8 @@ def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
     """What a reader must know: diverged runs, missing controls, the scale of the evidence."""
     claim, notes = bench.claim, []
     for name, group in bench.groups.items():
-        diverged = int(np.sum(bench.diverged(group.specs)))
-        if diverged and group.kind != "search":  # that grids reach into divergence is what they are for
-            notes.append(f"{diverged} of {len(group.specs)} runs of '{name}' diverged and count as untrained")
+        if group.kind != "search":  # that grids reach into divergence is what they are for
+            notes += _lost(bench, name, group)
     left_out = [control for control in ALL.values() if control.name not in {c.name for c in controls}]
     for words, explains in (("not controlled for", True), ("not checked by", False)):
         if names := [control.name for control in left_out if control.explains == explains]:
@@ -173,6 +172,22 @@ def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:
         f"shown on {claim.task} with {steps} steps and {n} seeds; nothing is said about other settings, and what happens in "
         f"{100 * unseen_share(n, claim.alpha):.2g} % of seeds or fewer may be missing from these by chance"
     )
+    return notes
+
+
+def _lost(bench: Bench, name: str, group: Group) -> list[str]:
+    """How many runs of a group diverged, and how many others ended worse than they began by more than m, which has no limit."""
+    diverged = bench.diverged(group.specs)
+    behind = np.where(diverged, 0.0, -bench.gained(group.specs))
+    worse = behind > bench.claim.smallest_effect
+    of, notes = f"of {len(diverged)} runs of '{name}'", []
+    if diverged.any():
+        notes.append(f"{diverged.sum()} {of} diverged and count as untrained")
+    if worse.any():
+        notes.append(
+            f"{worse.sum()} {of} ended worse than they began, by up to {behind.max():.3g}, and count as they ended: what "
+            "differs from these by much tells that training failed there"
+        )
     return notes
 
 

@@ -125,9 +125,31 @@ def test_a_search_that_diverges_needs_no_caveat_but_an_arm_named_like_one_does()
         "bp, lr 10": Group((None,), "bp", "search"),
         "sync, lr high, tuned": Group((None, None), "sync, lr high"),
     }
-    bench = SimpleNamespace(claim=CLAIM, groups=groups, diverged=len)
+    bench = SimpleNamespace(
+        claim=CLAIM,
+        groups=groups,
+        diverged=lambda specs: np.ones(len(specs), bool),
+        gained=lambda specs: np.zeros(len(specs)),
+    )
     assert [c for c in _caveats(bench, []) if "diverged" in c] == [
         "2 of 2 runs of 'sync, lr high, tuned' diverged and count as untrained"
+    ]
+
+
+def test_runs_that_ended_worse_than_they_began_are_told_by_more_than_m_and_what_diverged_is_told_once():
+    finals = {
+        "a": {"diverged": 1.0, "train_loss": 2.0, "initial train_loss": 2.0},
+        "b": {"diverged": 0.0, "train_loss": 3.5e6, "initial train_loss": 2.0},
+        "c": {"diverged": 0.0, "train_loss": 2.05, "initial train_loss": 2.0},
+        "d": {"diverged": 0.0, "train_loss": 0.1, "initial train_loss": 2.0},
+    }
+    bench = Bench(CLAIM, "nowhere")
+    bench.final = finals.get
+    bench.groups = {"bp with its sizes": Group(tuple(finals), "bp"), "lr 10": Group(("b",), "bp", "search")}
+    told = [c for c in _caveats(bench, []) if "bp with its sizes" in c or "lr 10" in c]
+    assert [caveat.partition(" and count")[0] for caveat in told] == [
+        "1 of 4 runs of 'bp with its sizes' diverged",
+        "1 of 4 runs of 'bp with its sizes' ended worse than they began, by up to 3.5e+06,",
     ]
 
 

@@ -4,16 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from known_bench import CLAIM, KnownBench
+from known_bench import CLAIM, KnownBench, RecordingBench
 
 import alignlab as al
-from alignlab.audit.bench import _final_values
-from alignlab.audit.controls import ALL, Magnitude, Placebo, Tuning
+from alignlab.audit.bench import _final_values, _samples
+from alignlab.audit.controls import ALL, Magnitude, Placebo, ReplayedMagnitude, Tuning, WeightNorm
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.gathering import gather
 from alignlab.audit.statistics import paired
 from alignlab.training.errors import SpecError
-from alignlab.training.spec import RunSpec
+from alignlab.training.spec import SPLITS, RunSpec
 
 
 def noise(spec):
@@ -41,6 +41,22 @@ def test_magnitude_separates_direction_from_size():
     assert np.mean(found.samples.sufficiency) == pytest.approx(-0.5)
     assert effects["direction"] + effects["magnitude"] == pytest.approx(2.5)
     assert found.checks[0].passed
+
+
+@pytest.mark.parametrize("control", [Magnitude(), ReplayedMagnitude(), WeightNorm()], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("rule", "bias", "told"),
+    [("weight_perturbation", True, 1), ("weight_perturbation", False, 0), ("fa", True, 0)],
+)
+def test_what_a_rule_that_fills_gradients_itself_does_to_biases_is_told_to_count_as_direction(
+    control, rule, bias, told
+):
+    setup = {**CLAIM.setup, "bias": bias}
+    claim = CLAIM.model_copy(update={"treatment": al.Arm(rule=rule), "setup": setup})
+    bench = RecordingBench(claim, noise)
+    sides = (bench.outcomes(arm.label, arm) for arm in (claim.treatment, claim.baseline))
+    caveats = control.apply(bench, *sides).caveats
+    assert sum(f"what {rule} does to biases alone counts as direction" in c for c in caveats) == told
 
 
 def test_magnitude_works_where_backprop_is_the_treatment():
@@ -191,6 +207,18 @@ def test_equal_differences_of_accuracies_are_equal_although_float32_rounds_them(
 
     assert np.ptp([np.float32(a) - np.float64(np.float32(b)) for a, b in ((0.91, 0.66), (0.26, 0.01))]) > 1e-9
     assert paired([ends(0, 0.91) - ends(0, 0.66), ends(0, 0.26) - ends(0, 0.01)]).tied
+
+
+def test_equal_differences_of_accuracies_are_equal_where_no_decimal_is_a_share_of_the_samples():
+    def ends(right):
+        table = {
+            "test_accuracy": np.array([0, right / 41], np.float32),
+            "status": np.array("finished"),
+        }
+        return _final_values(table, _samples(SimpleNamespace(**dict.fromkeys(SPLITS, range(41)))))
+
+    right = [(37, 36), (34, 33), (35, 34)]
+    assert paired([ends(a)["test_accuracy"] - ends(b)["test_accuracy"] for a, b in right]).tied
 
 
 def test_controls_are_listed_under_the_names_that_claims_use():

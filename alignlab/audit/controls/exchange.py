@@ -15,6 +15,7 @@ from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import Contrast
 from alignlab.audit.controls.recorded import table
+from alignlab.rules.choosing import make_rules
 from alignlab.training.errors import SpecError
 
 
@@ -46,6 +47,17 @@ def common_rate(claim: Claim, control: str) -> float:
             f"control {control!r} needs one learning rate for both arms, the claim has {sorted(rates)}"
         )
     return rates.pop()
+
+
+def bias_caveats(claim: Claim, control: str) -> list[str]:
+    """A caveat for each arm whose rule fills gradients itself, and so may treat a bias otherwise than its weight."""
+    return [
+        f"{control} sizes steps by the weights, and a bias takes its weight's factor: what {arm.label} does to biases alone "
+        "counts as direction"
+        for arm in (claim.treatment, claim.baseline)
+        if claim.spec(arm, claim.seeds[0]).bias
+        and any(rule.explicit or rule.closure for rule in make_rules(arm.rule, **arm.rule_args).values())
+    ]
 
 
 def unrecorded(bench: Bench, arms: tuple[Arm, ...], quantity: str) -> list[str]:

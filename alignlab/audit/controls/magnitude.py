@@ -13,7 +13,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
-from alignlab.audit.controls.exchange import common_rate, effects, rule_arm
+from alignlab.audit.controls.exchange import bias_caveats, common_rate, effects, rule_arm
 from alignlab.audit.controls.recorded import learning, table
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
@@ -27,7 +27,10 @@ ROUNDING = 2.0**-23  # of the weights' norm: a smaller step may be lost in them 
 
 
 class Magnitude(Control):
-    """Give each arm the other's step norms: N = the treatment's direction with the baseline's norms, S = the reverse."""
+    """Give each arm the other's step norms: N = the treatment's direction with the baseline's norms, S = the reverse.
+
+    Norms are those of the weights' gradients; a bias takes its weight's factor.
+    """
 
     name = "magnitude"
     without, given = "without its magnitudes", "against a baseline given its magnitudes"
@@ -65,7 +68,8 @@ class Magnitude(Control):
         decomposed = effects(treatment, baseline, y_tb, y_bt, self.labels)
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
         checks = [manipulation_check(bench, runs, self.name)]
-        return Finding(samples, checks, decomposed, curves={kept: WITHOUT, given: GIVEN})
+        caveats = bias_caveats(claim, self.name)
+        return Finding(samples, checks, decomposed, caveats, curves={kept: WITHOUT, given: GIVEN})
 
     def _grafted(self, claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
         """What changes in the arm that is no backprop: treatment's direction with baseline's size, and the reverse."""

@@ -14,7 +14,7 @@ import numpy as np
 from alignlab.audit.bench import Bench, Kind
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
-from alignlab.audit.controls.exchange import effects, unrecorded
+from alignlab.audit.controls.exchange import bias_caveats, effects, unrecorded
 from alignlab.audit.controls.magnitude import ROUNDING
 from alignlab.audit.evidence import Check
 from alignlab.audit.statistics import paired
@@ -82,7 +82,11 @@ class ReplayedMagnitude(Control):
             self.samples(y_tb - baseline, treatment - y_bt),
             [self._manipulation(max((off for off, _ in compared), default=0.0))],
             effects(treatment, baseline, y_tb, y_bt, self.labels),
-            [self._caveat(claim), *self._idle_caveat(max((idle for _, idle in compared), default=0.0))],
+            [
+                self._caveat(claim),
+                *self._idle_caveat(max((idle for _, idle in compared), default=0.0)),
+                *bias_caveats(claim, self.name),
+            ],
             curves=dict(zip(groups, (WITHOUT, GIVEN), strict=True)),
         )
         if self.itself:
