@@ -159,6 +159,11 @@ class Claim(SpecModel):
         """+1 where higher outcomes are better, −1 where lower ones are."""
         return 1 if self.direction == "higher" else -1
 
+    @property
+    def continuous(self) -> bool:
+        """Whether outcomes are no counts, so that different runs do not end alike: those of a loss."""
+        return self.outcome.endswith("_loss")
+
     def digest(self) -> str:
         """A hash of all fields; of a single study as before there could be several, so that its store is found again."""
         fields = self.model_dump(mode="json")

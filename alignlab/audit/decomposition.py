@@ -45,11 +45,16 @@ class Part:
         return f"{middle:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def parts_of(contrasts: Sequence[Contrast], total: Sequence[float], alpha: float = 0.05) -> list[Part]:
-    """The contrasts that decompose ``total`` (n,), one difference a seed, with intervals at 1 − alpha."""
+def parts_of(
+    contrasts: Sequence[Contrast], total: Sequence[float], alpha: float = 0.05, *, continuous: bool = False
+) -> list[Part]:
+    """The contrasts that decompose ``total`` (n,), one difference a seed, with intervals at 1 − alpha.
+
+    ``continuous``: see :func:`alignlab.audit.statistics.paired`.
+    """
     whole, found = paired(total, alpha), []
     for contrast in (contrast for contrast in contrasts if contrast.group == GROUP):
-        effect = paired(contrast.differences, alpha)
+        effect = paired(contrast.differences, alpha, continuous=continuous)
         known = contrast.compares and not (effect.unbounded or whole.unbounded)
         estimate = share(effect, whole) if known else None
         ends = None if estimate is None else fieller(contrast.differences, total, alpha)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from alignlab.audit.evidence import Check, ControlEvidence, Evidence, explains
 from alignlab.audit.multiplicity import stepdown_levels
 from alignlab.audit.resampling import all_equal
-from alignlab.audit.statistics import paired, seeds_needed, tost
+from alignlab.audit.statistics import Interval, paired, seeds_needed, tost
 
 __all__ = ["ControlSamples", "gather"]
+
+Read = Callable[[Sequence[float], float], Interval]  # differences at a level
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def gather(
     checks: Sequence[Check] = (),
     caveats: Sequence[str] = (),
     max_seeds: int = 1000,
+    continuous: bool = False,
 ) -> Evidence:
     """The evidence table from seed-paired differences, all oriented so that > 0 means "the treatment is
     better".
@@ -53,19 +57,20 @@ def gather(
     Holm-corrected, stepping down on "k explains the effect" (see `multiplicity`): at alpha / K each until
     some control explains it, so the chance that any wrong control is named is at most alpha. `seeds_needed`
     comes from the widest contrast, and from those whose differences are all equal; where differences are of
-    studies, it is that of whole studies of the same size.
+    studies, it is that of whole studies of the same size. `continuous`: see `paired`.
     """
     if not (smallest_effect > 0 and math.isfinite(smallest_effect)):
         raise ValueError(f"smallest_effect is {smallest_effect}: say which effect > 0 would matter")
-    levels = stepdown_levels([_explaining_at(samples, smallest_effect) for samples in controls], alpha)
+    read = partial(paired, continuous=continuous)
+    levels = stepdown_levels([_explaining_at(samples, smallest_effect, read) for samples in controls], alpha)
     needed = _needed(controls, smallest_effect, alpha, max_seeds) if controls else None
     same = tost(total, smallest_effect, alpha)
     return Evidence(
-        total=paired(total, alpha),
+        total=read(total, alpha),
         equivalent=same.equivalent,
         equivalence=same.interval,
         smallest_effect=float(smallest_effect),
-        controls=tuple(_at_level(c, total, level) for c, level in zip(controls, levels, strict=True)),
+        controls=tuple(_at_level(c, total, level, read) for c, level in zip(controls, levels, strict=True)),
         checks=tuple(checks),
         caveats=tuple(caveats),
         seeds_needed=needed,
@@ -96,15 +101,15 @@ def _asked(controls: Sequence[ControlSamples], size: int, m: float, alpha: float
     return size * max(known) if len(known) == len(found) else None
 
 
-def _explaining_at(samples: ControlSamples, m: float) -> Callable[[float], bool]:
+def _explaining_at(samples: ControlSamples, m: float, read: Read) -> Callable[[float], bool]:
     def rejects(level: float) -> bool:
-        given = None if samples.sufficiency is None else paired(samples.sufficiency, level)
-        return explains(paired(samples.necessity, level), given, m)
+        given = None if samples.sufficiency is None else read(samples.sufficiency, level)
+        return explains(read(samples.necessity, level), given, m)
 
     return rejects
 
 
-def _at_level(samples: ControlSamples, total: Sequence[float], level: float) -> ControlEvidence:
+def _at_level(samples: ControlSamples, total: Sequence[float], level: float, read: Read) -> ControlEvidence:
     removed = samples.removed
     if removed is None:
         if len(samples.necessity) != len(total):
@@ -113,7 +118,7 @@ def _at_level(samples: ControlSamples, total: Sequence[float], level: float) -> 
                 "pass `removed` for the seeds that they share"
             )
         removed = (np.asarray(total, float) - np.asarray(samples.necessity, float)).tolist()
-    given = None if samples.sufficiency is None else paired(samples.sufficiency, level)
-    necessity = paired(samples.necessity, level)
+    given = None if samples.sufficiency is None else read(samples.sufficiency, level)
+    necessity = read(samples.necessity, level)
     said = (samples.without, samples.given, samples.study_size)
-    return ControlEvidence(samples.name, necessity, given, paired(removed, level), *said)
+    return ControlEvidence(samples.name, necessity, given, read(removed, level), *said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,8 @@ class AuditResult:
         rows: list[tuple[str, str, Any]] = [
             (contrast_name(r["name"], r["contrast"]), _group(r), _drawn(r)) for r in self.evidence.rows()
         ]
-        rows += [(c.label, c.group, paired(c.differences, self.claim.alpha)) for c in self.contrasts]
+        read = partial(paired, alpha=self.claim.alpha, continuous=self.claim.continuous)
+        rows += [(c.label, c.group, read(c.differences)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
         about["counted"] = _counted(self.evidence.rows())
@@ -101,7 +102,8 @@ class AuditResult:
     def decomposition(self) -> list[Part]:
         """What the total effect is made of, by each control that decomposes it: absolute effects, and shares if it has any."""
         treatment, baseline = self._oriented()
-        return parts_of(self.contrasts, treatment - baseline, self.claim.alpha)
+        continuous = self.claim.continuous
+        return parts_of(self.contrasts, treatment - baseline, self.claim.alpha, continuous=continuous)
 
     @cached_property
     def all_runs(self) -> xr.Dataset:

@@ -89,6 +89,7 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         samples,
         claim.smallest_effect,
         alpha=claim.alpha,
+        continuous=claim.continuous,
         checks=[
             *_divergence(bench, treatment - baseline),
             *(check for finding in findings for check in finding.checks),

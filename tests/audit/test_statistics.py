@@ -174,6 +174,14 @@ def test_equal_differences_tell_what_sign_flips_tell_and_few_of_them_nothing(val
         assert (result.low, result.high) == (value, value)
 
 
+@pytest.mark.parametrize("n", [2, 4, 30])
+def test_losses_that_are_alike_on_every_seed_differ_by_nothing_however_few(n):
+    alike = paired([0.0] * n, 0.01, continuous=True)
+    assert (alike.low, alike.high, alike.p_value) == (0.0, 0.0, 1.0)
+    for other in ([0.25] * n, [0.0] * (n - 1) + [0.1]):  # equal otherwise, or not all
+        assert paired(other, continuous=True) == paired(other)
+
+
 def test_differences_that_rounding_alone_sets_apart_are_equal():
     d = np.array([0.9, 0.8, 0.7, 0.6]) - np.array([0.65, 0.55, 0.45, 0.35])
     assert np.ptp(d) > 0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -308,6 +309,19 @@ def test_two_equal_differences_decide_nothing_and_the_verdict_says_why():
     assert "T = +0.25 (all 2 differences are equal, and so few seeds cannot tell)" in verdict.text
     assert "leave it open" in verdict.text
     assert Evidence.from_dict(json.loads(json.dumps(table.to_dict(), allow_nan=False))) == table
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 6])
+@pytest.mark.parametrize("rounded", ["N", "S", "both", "neither"])
+def test_one_verdict_whether_runs_that_compute_the_same_are_rounded_alike_or_apart(n, rounded):
+    apart, alike = 1e-8 * np.sin(np.arange(n)), np.zeros(n)
+    samples = ControlSamples(
+        "magnitude",
+        apart if rounded in ("N", "both") else alike,
+        apart if rounded in ("S", "both") else alike,
+    )
+    total = 0.3 + 0.01 * np.cos(np.arange(n))
+    assert str(decide(gather(total, [samples], 0.02, continuous=True))) == "explained_by:magnitude"
 
 
 def test_ties_of_a_control_ask_for_the_seeds_at_which_they_would_tell():

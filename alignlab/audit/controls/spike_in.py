@@ -95,7 +95,9 @@ class SpikeIn(Control):
     def _checked(self, total: Sequence[float], samples: ControlSamples, claim: Claim) -> Check:
         """What the audit makes of the planted claim. At equal step sizes the two are one, so that no seed may differ by more
         than m; where rounding grew to noise, the intervals decide."""
-        evidence = gather(total, [samples], claim.smallest_effect, alpha=claim.alpha)
+        evidence = gather(
+            total, [samples], claim.smallest_effect, alpha=claim.alpha, continuous=claim.continuous
+        )
         verdict = decide(evidence)
         what = f"backprop {self.gain:g} times as loud differs from backprop by {evidence.total:+.3g}"
         if verdict.kind == "not_reproduced":
