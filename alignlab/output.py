@@ -117,8 +117,7 @@ def report(result: AuditResult, folder: Path) -> None:
     )
     typer.echo(f"and nothing below {claim.smallest_effect:g} matters.\n")
     typer.echo(summary(result))
-    runs = {name for group in result.runs.values() for name in group}  # some stand in several groups
-    typer.echo(summed_up(result.computed, len(runs), folder))
+    typer.echo(summed_up(result.computed, len(result.run_names), folder))
 
 
 def summed_up(computed: int, runs: int, folder: Path) -> str:

@@ -56,8 +56,13 @@ class AuditResult:
 
     def __repr__(self) -> str:
         """In a line; all that it holds would be pages."""
-        runs = len({name for names in self.runs.values() for name in names})
-        return f"<AuditResult of {self.claim.statement!r}: {self.verdict}; {runs} runs in {self.store}; see .table()>"
+        told = f"{self.verdict}; {len(self.run_names)} runs in {self.store}"
+        return f"<AuditResult of {self.claim.statement!r}: {told}; see .table()>"
+
+    @property
+    def run_names(self) -> list[str]:
+        """The names in the store of all runs that the audit is of, each once: a run may stand in several groups."""
+        return list(dict.fromkeys(name for names in self.runs.values() for name in names))
 
     def table(self) -> str:
         """The evidence as plain text, one contrast a line, in units of the outcome (> 0: the treatment is better).

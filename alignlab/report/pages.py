@@ -55,7 +55,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         checks=[(MARKS[check.passed], check) for check in result.evidence.checks],
         outcomes=_outcomes(result),
         provenance=[(name.replace("_", " "), value) for name, value in result.provenance.items()]
-        + [("runs", f"{sum(map(len, result.runs.values()))} in {result.store}")],
+        + [("runs", f"{len(result.run_names)} in {result.store}")],
         spec=claim.model_dump_json(indent=1),
     )
 

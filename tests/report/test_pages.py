@@ -1,6 +1,7 @@
 """The pages: they say what the result says, number by number, and need nothing but themselves."""
 
 import base64
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -106,6 +107,16 @@ def test_an_audits_page_names_the_controls_that_were_applied(result):
     assert alone.to_dict()["controls"] == ["placebo"]
     assert "controls placebo alpha" in Page(audit_page(alone, PICTURES)).text
     assert "controls magnitude, placebo alpha" in Page(audit_page(result, PICTURES)).text
+
+
+def test_an_audits_page_counts_a_run_once_that_stands_in_several_groups(result):
+    twice = {
+        name: {**getattr(result, name), "again": getattr(result, name)["treatment"]}
+        for name in ("runs", "outcomes", "kinds", "arms")
+    }
+    count = sum(map(len, result.runs.values()))
+    for one in (result, dataclasses.replace(result, **twice)):
+        assert f"runs {count} in {result.store}" in Page(audit_page(one, PICTURES)).text
 
 
 def test_a_page_needs_nothing_but_itself(html):
