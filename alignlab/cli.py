@@ -113,6 +113,16 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    studies: Annotated[
+        int | None,
+        typer.Option(
+            "--studies",
+            min=1,
+            help="In how many studies, each with its part of the seeds, learning rates and the like are chosen anew "
+            "(tuning_studies), in place of the claim's own number.",
+            show_default=False,
+        ),
+    ] = None,
     controls: Annotated[
         str | None,
         typer.Option(
@@ -140,8 +150,9 @@ def audit(
 
     imported(own)
     name, found = gallery.claim(claim)
-    if seed is not None or seeds is not None:
-        found = found.changed(seeds=gallery.counted_on(found.seeds, seed, seeds))
+    if (seed, seeds, studies) != (None, None, None):  # together, for studies share the seeds out
+        split = found.tuning_studies if studies is None else studies
+        found = found.changed(seeds=gallery.counted_on(found.seeds, seed, seeds), tuning_studies=split)
     if controls is not None:
         named = tuple(filter(None, map(str.strip, controls.split(","))))
         if not named:

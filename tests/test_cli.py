@@ -179,6 +179,20 @@ def test_an_audit_takes_other_controls_and_more_seeds_and_keeps_the_runs_that_it
     assert "5 of 25 runs computed" in capsys.readouterr().out
 
 
+def test_an_audit_takes_more_studies_with_the_seeds_that_they_share_out(tmp_path, monkeypatch, capsys):
+    out, path = tmp_path / "out", tmp_path / "claim.yaml"
+    path.write_text(yaml.safe_dump({**CLAIM, "controls": ["tuning"], "tuning_studies": 2}))
+    assert run(["audit", path, "--out", out, "--workers", 1, "--seeds", 5], monkeypatch) == 2
+    assert "take 4 or 6 seeds" in capsys.readouterr().err
+    found = []
+    for more in ([], ["--seeds", 6, "--studies", 3]):
+        assert run(["audit", path, "--out", out, "--workers", 1, *more], monkeypatch) == 0
+        found.append(json.loads((out / "result.json").read_text()))
+    assert [one["evidence"]["controls"][0]["necessity"]["n"] for one in found] == [2, 3]
+    first, both = (set(sum(one["runs"].values(), [])) for one in found)
+    assert first < both  # whole studies more, of the same size, change no other's
+
+
 def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
     assert run(["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn"], monkeypatch) == 0
