@@ -15,6 +15,7 @@ from alignlab.probes.parts import decoded, encoded, stored_parts
 from alignlab.probes.selftest import LastLayers
 from alignlab.probes.tape import Tape, Value
 from alignlab.store import Segments, StoreError, check
+from alignlab.store.schema import check_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,6 +53,7 @@ class Recording:
 
         Where the run goes on, a segment without steps tells from where: what the store has beyond counts no more.
         """
+        check_free(facts)
         self.facts, self.attrs = dict(facts), dict(attrs)
         empty = self._labelled(self._tape.flush())
         check(empty)

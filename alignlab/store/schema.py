@@ -17,6 +17,8 @@ import numpy as np
 from alignlab.measures.quantities import QUANTITIES, Quantity
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
     import numpy.typing as npt
     import xarray as xr
 
@@ -67,6 +69,15 @@ def check(dataset: xr.Dataset) -> None:
     _check_attrs(dataset)
 
 
+def check_free(names: Iterable[Hashable]) -> None:
+    """Raise `ContractError` where a variable that lies not along a dim of its own name has the name of one."""
+    for name in names:
+        if name in DIMS[1:]:
+            _refuse(
+                str(name), "a variable of this name not along the dim", "another name, or values along it"
+            )
+
+
 def is_text(values: npt.NDArray[Any]) -> bool:
     """Whether an array holds strings and nothing else, in any of numpy's ways to hold strings."""
     return values.dtype.kind in "UT" or (
@@ -114,6 +125,7 @@ def _check_dims(dataset: xr.Dataset) -> None:
                 _refuse(str(name), f"unknown dim {dim!r}", f"dims out of {', '.join(DIMS)}")
         if not isinstance(name, str) or not name or any(c.isspace() or c in "/\0" for c in name):
             _refuse(repr(name), "not a name", "a word without spaces and slashes")
+    check_free(name for name in dataset.variables if name not in dataset.dims)
     if "step" not in dataset.dims:
         _refuse("step", "no such dim", "every dataset to have the dim step")
     for dim in dataset.dims:

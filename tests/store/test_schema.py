@@ -66,6 +66,8 @@ BROKEN = {
     "an attribute that is an object": (lambda r: r.assign_attrs(probe=object()), "dataset", "probe"),
     "an attribute of netCDF's own": (lambda r: r.assign_attrs(_FillValue=0), "dataset", "_FillValue"),
     "another schema": (lambda r: r.assign_attrs(schema_version=99), "dataset", "99"),
+    "a mode of the run": (lambda r: r.drop_dims("mode").assign_coords(mode="eager"), "mode", "not along"),
+    "a layer of the run": (lambda r: r.drop_dims("layer").assign_coords(layer="0"), "layer", "not along"),
     "a name with a space": (lambda r: r.assign({"my loss": r.loss}), "my loss", "spaces"),
     "text with NUL": (lambda r: r.assign_coords(arm=np.array("a\0b", dtype=object)), "arm", "NUL"),
 }
