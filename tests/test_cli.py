@@ -302,10 +302,12 @@ def test_modules_that_add_tasks_and_rules_are_imported_first_by_workers_too(tmp_
     [
         ("nowhere_tab", "cannot import 'nowhere_tab' (ModuleNotFoundError"),
         ("tab.py", "give a module's name, tab, not its file"),
+        ("a_script", "cannot import 'a_script' (SystemExit: 3)"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_line(module, told, spec, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("a_script.py").write_text("import sys\nsys.exit(3)\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert run(["run", spec, "--import", module], monkeypatch) == 2
     error = capsys.readouterr().err.strip()

@@ -172,7 +172,7 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
             if together
             else [train(spec, device=job.device) for spec in specs]
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a loss of the user's may call sys.exit
         reason = told(error)
     else:
         return {
@@ -206,6 +206,6 @@ def _segments(store: Path) -> Segments:
     return Segments(store)
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An error in a line."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

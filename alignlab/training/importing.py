@@ -23,7 +23,7 @@ def import_own(modules: Iterable[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             hint = f"; give a module's name, {name[:-3]}, not its file" if name.endswith(".py") else ""
             raise SpecError(f"cannot import {name!r} ({type(error).__name__}: {error}){hint}") from error
         if name not in _imported:

@@ -73,7 +73,7 @@ def _cached(name: str, seed_data: int, made: _Content) -> Task:
         try:
             with random_states_kept():  # it may seed them
                 found = found(seed_data)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"the task {name!r} of your own cannot be made: {type(error).__name__}: {error}"
             ) from error

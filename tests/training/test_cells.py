@@ -40,13 +40,16 @@ def store(tmp_path: Path) -> Any:
         yield tmp_path
 
 
-def trained(failing: int, tried: list[list[int]]) -> Any:
+NO_LUCK = ValueError("no luck")
+
+
+def trained(failing: int, tried: list[list[int]], error: BaseException = NO_LUCK) -> Any:
     """Stands in for ``train_population``; fails where one seed is among those asked for."""
 
     def stand_in(specs: list[RunSpec], device: torch.device) -> list[xr.Dataset]:
         tried.append([spec.seed for spec in specs])
         if failing in tried[-1]:
-            raise ValueError("no luck")
+            raise error
         return [train(spec) for spec in specs]
 
     return stand_in
@@ -94,6 +97,13 @@ def test_a_pack_fails_only_for_those_that_cannot_be_trained(
     failed = Outcome("failed", "ValueError: no luck")
     assert run_job(job(store, lockstep=True)) == [DONE, DONE, failed, DONE]
     assert tried == [[0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+
+
+def test_a_loss_that_calls_exit_costs_no_other_cell(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the sweep, or one worker after the other."""
+    monkeypatch.setattr(cells, "train_population", trained(2, [], SystemExit("no\ndata")))
+    failed = Outcome("failed", "SystemExit: no data")
+    assert run_job(job(store, lockstep=True)) == [DONE, DONE, failed, DONE]
 
 
 @pytest.mark.parametrize(

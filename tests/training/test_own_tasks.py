@@ -161,6 +161,9 @@ def test_a_function_that_raises_or_returns_no_task_is_told() -> None:
         DataError, match=r"^the task 'own' of your own cannot be made: FileNotFoundError: .*nowhere.csv"
     ):
         Sweep([spec()])
+    TASKS["exits"] = lambda seed: sys.exit("no data here")
+    with pytest.raises(DataError, match="'exits' of your own cannot be made: SystemExit: no data here"):
+        Sweep([spec(task="exits")])
     TASKS["none"] = lambda seed: None
     with pytest.raises(SpecError, match=r"^the function TASKS\['none'\] returned None, expected a Task"):
         Sweep([spec(task="none")])
