@@ -113,7 +113,8 @@ class GradientGraft:
         own: Any = getattr(layer, name).grad
         if name not in ("weight", "feedback"):  # a feedback that learns takes the steps of W
             true = added(summed(layer, known(use.delta_bp)) for use in uses)
-        return true.to(own.dtype) if self._all_by_bp else torch.where(beside(self._by_bp, own), true, own)
+        true = true.to(own.dtype)  # of half precision it is float32's
+        return true if self._all_by_bp else torch.where(beside(self._by_bp, own), true, own)
 
 
 def _flags(graft: Graft | Sequence[Graft | None]) -> tuple[Any, ...]:

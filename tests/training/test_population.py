@@ -167,9 +167,9 @@ def test_every_member_is_its_own_sequential_run(arm: dict[str, Any]) -> None:
         assert float(alone["train_loss"][0]) != float(alone["train_loss"][-1])
 
 
-def doubled(task: Task = TINY) -> Task:
+def doubled(task: Task = TINY, dtype: torch.dtype = torch.float64) -> Task:
     splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
-    made = {name: Split(split.inputs.double(), split.targets) for name, split in splits.items()}
+    made = {name: Split(split.inputs.to(dtype), split.targets) for name, split in splits.items()}
     return replace(task, **made)
 
 
@@ -201,6 +201,15 @@ def test_members_of_any_rule_and_rate_equal_their_sequential_runs_in_double_to_1
     own: Any, double: None
 ) -> None:
     agree(of_one_shape(own))
+
+
+def test_grafted_runs_of_half_precision_stand_beside_others() -> None:
+    """A gradient of float32 fell to a weight of half precision: an error of torch's."""
+    graft = {"direction": "bp", "magnitude": "rule"}
+    members = of_one_shape([{"rule": "fa"}, {"rule": "fa", "graft": graft}], steps=3, record_every=0)
+    half = doubled(dtype=torch.bfloat16)
+    for together, spec in zip(train_population(members, task=half), members, strict=True):
+        np.testing.assert_allclose(together["train_loss"], train(spec, task=half)["train_loss"], rtol=0.05)
 
 
 MAPS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [  # of convolutional nets: in common, side by side
