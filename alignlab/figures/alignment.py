@@ -103,7 +103,9 @@ def aligning(
         _finish_lower(below, data, marked)
         clouds_of = f"layer {style.plain(cloud)}, seed {shown['seed'].item()}"
         title = f"{groups.context(data, 'layer')} · clouds: {clouds_of}, each to its scale"
-        return style.finish(figure, title, _legend(data, control, marked), "", lines.note(drawn, False, True))
+        losses = lines.unplaced([(data, name) for name in LOSSES if name in data], "rule")
+        note = f"{lines.note(drawn, False, True)} {losses}".strip()
+        return style.finish(figure, title, _legend(data, control, marked), "", note)
 
 
 def _one_condition(data: xr.Dataset) -> None:

@@ -65,8 +65,8 @@ def questions(
     several; without it the arm's best mean. Legends stand in the panels, or below them where one has more than four arms.
     ``words`` name the y axis, ``chance`` draws a line there.
 
-    Raises ``ValueError`` for an arm without runs, if an outcome was not recorded, with ``choose`` if an arm lacks a seed at
-    some rate, where an arm has a seed twice at one rate, and for no questions.
+    Raises ``ValueError`` for an arm without runs or without a rate above 0, if an outcome was not recorded, with ``choose`` if
+    an arm lacks a seed at some rate, where an arm has a seed twice at one rate, and for no questions.
     """
     if not asked:
         raise ValueError("no questions given: expected at least one Question")
@@ -80,6 +80,8 @@ def questions(
         raise ValueError(f"no run has the arm {', '.join(lost)}; there are {', '.join(map(str, known))}")
     log = not (final_values(data, outcome) <= 0).any()  # an error of 0 has no place on a log axis
     found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log)}
+    if lost := [repr(arm) for arm in dict.fromkeys(arm for q in asked for arm in q.arms) if arm not in found]:
+        raise ValueError(f"no run of the arm {', '.join(lost)} has a learning rate above 0")
     shown = [found[arm] for question in asked for arm in question.arms]
     used, columns = {sweep.level for sweep in shown}, min(COLUMNS, len(asked))
     look = style.looks(
@@ -131,7 +133,7 @@ def _counted(shown: Sequence[Sweep], runs: int) -> str:
     """Of how many runs the points are means, and what is neither in them nor counted as diverged."""
     n = sorted({int(count) for sweep in shown for count in sweep.finished if count}) or [0]
     known = sum(int(sweep.finished.sum() + sweep.diverged.sum()) for sweep in shown)
-    without = f" ({runs - known} without an end left out)" if runs > known else ""
+    without = f" ({runs - known} without an end or a rate above 0 left out)" if runs > known else ""
     return f"{n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} runs that finished{without}"
 
 

@@ -101,7 +101,9 @@ def board(
         for ax in style.bottoms(axes):
             ax.set_xlabel("optimizer step")
             ax.tick_params(labelbottom=True)
-        note = f"{lines.note(drawn, *(panel.log for panel in panels))} {remark}".strip()
+        logs = [(_of_layer(data, panel.layer), panel.name) for panel in panels if panel.log]
+        told = [lines.note(drawn, *(panel.log for panel in panels)), lines.unplaced(logs, hue), remark]
+        note = " ".join(filter(None, told))
         title = groups.context(
             data, hue, "layer", "rule", "lr", "feedback_init", *data.attrs.get("differing", ())
         )

@@ -172,9 +172,8 @@ def _label_rows(figure: Figure, ax: Axes, contrasts: xr.Dataset, rows: list[str 
     """Groups in bold and labels under them, flush left; returns the inches that text takes on both sides."""
     named = zip(contrasts["label"].values.tolist(), contrasts["group"].values.tolist(), strict=True)
     labels = [label.removeprefix(f"{group}: ") for label, group in named]  # which stands above it
-    texts = [
-        style.plain(row) if isinstance(row, str) else f"   {style.level_text(labels[row])}" for row in rows
-    ]
+    short = style.level_texts(labels)
+    texts = [style.plain(row) if isinstance(row, str) else f"   {short[labels[row]]}" for row in rows]
     ax.set_yticks(range(len(rows)), texts, ha="left")
     for tick, row in zip(ax.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if isinstance(row, str) else "normal")

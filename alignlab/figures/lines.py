@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures.contents import values
-from alignlab.figures.groups import Panel, having, levels
+from alignlab.figures.groups import Panel, having, levels, named
 from alignlab.figures.scales import limits, log_axis, step_axis
 from alignlab.figures.style import REFERENCE, Look, axis_label, bottoms, level_texts, looks, present
 
@@ -248,6 +248,18 @@ def unseen(data: xr.Dataset, name: str, hue: str) -> str:
         else [level for level in levels(data, hue) if not there[having(data, hue, level)].any()]
     )
     texts = level_texts(levels(data, hue)) if gone else {}
-    which = f" (all of {', '.join(texts[level] for level in gone)})" if gone else ""
+    which = f" (all of {', '.join(named(hue, level, texts[level]) for level in gone)})" if gone else ""
     have = "run has" if lost == 1 else "runs have"
     return f"{lost} {have} no {name.replace('_', ' ')}{which}."
+
+
+def unplaced(shown: Iterable[tuple[xr.Dataset, str]], hue: str) -> str:
+    """Which levels of the hue have values that a log axis leaves out, in these variables; empty if none has."""
+    gone: dict[Hashable, str] = {}
+    for data, name in shown:
+        texts = level_texts(levels(data, hue))
+        low = (data[name].values <= 0).any(
+            axis=tuple(i for i, dim in enumerate(data[name].dims) if dim != "run")
+        )
+        gone |= {level: text for level, text in texts.items() if low[having(data, hue, level)].any()}
+    return f"Not on log axes: values of 0 or less ({', '.join(gone.values())})." if gone else ""

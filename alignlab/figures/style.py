@@ -144,10 +144,13 @@ def broken(text: str, width: int = 30) -> str:
 
 
 def level_texts(levels: Iterable[Hashable]) -> dict[Hashable, str]:
-    """`level_text` of each, in full where the short forms of two levels would be the same."""
+    """`level_text` of each, in full where the short forms of two levels would be the same; names all or none."""
     short = {level: level_text(level) for level in levels}
     forms = list(short.values())
-    return {level: text if forms.count(text) == 1 else plain(level) for level, text in short.items()}
+    alike = {level for level, text in short.items() if forms.count(text) > 1}
+    names = {level for level in short if isinstance(level, str)}
+    full = alike | names if alike & names else alike
+    return {level: (plain(level) or text) if level in full else text for level, text in short.items()}
 
 
 @contextmanager

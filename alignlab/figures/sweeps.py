@@ -55,12 +55,17 @@ def sweeps(
     log: bool,
     chosen: Mapping[Any, float | Sequence[float]] | None = None,
 ) -> list[Sweep]:
-    """One sweep for each level of `hue`; its optimum, if not `chosen`, is among the rates at which no run diverged."""
+    """One sweep for each level of `hue` that has a rate above 0; others have no place on a log axis.
+
+    Its optimum, if not `chosen`, is among the rates at which no run diverged.
+    """
     final, status = final_values(data, outcome), _status(data)
     found = []
     for level in groups.levels(data, hue):
         mine = groups.having(data, hue, level)
-        lrs = np.unique(data["lr"].values[mine])
+        lrs = np.unique(data["lr"].values[mine & (data["lr"].values > 0)])
+        if not lrs.size:
+            continue
         at = [mine & (data["lr"].values == lr) for lr in lrs]
         tables = [final[here & (status == "finished") & np.isfinite(final)] for here in at]
         points = [

@@ -49,8 +49,8 @@ def loss_against_lr(
 
     Points are means of the runs that finished (geometric on a log axis), bars 95 % t-intervals where at least two did.
     Triangles above the frame count the runs that diverged; a learning rate at which any did is no candidate for
-    the optimum. Runs that crashed, still go on or have no value are left out, and the note below says how many. Losses
-    beyond ten times the untrained one leave the frame at its top, so that one rule's explosion does not flatten
+    the optimum. Runs that crashed, still go on, have no value or no rate above 0 are left out, and the note below says how
+    many. Losses beyond ten times the untrained one leave the frame at its top, so that one rule's explosion does not flatten
     all the optima; the note tells how far they go.
 
     Raises:
@@ -62,7 +62,9 @@ def loss_against_lr(
     log = is_log(data, outcome)
     found = _with_grids([sweeps(panel.data, outcome, hue, log, chosen) for panel in panels])
     if not any(sweep.finished.any() for several in found for sweep in several):
-        raise ValueError(f"no run finished with a final {outcome!r}: there is nothing to compare")
+        raise ValueError(
+            f"no run finished with a final {outcome!r} at a rate above 0: there is nothing to compare"
+        )
     ceiling = ceiling_of(data, outcome, log)
     order = list(dict.fromkeys(level for panel in panels for level in groups.levels(panel.data, hue)))
     look = style.looks(order)
@@ -92,7 +94,7 @@ def loss_against_lr(
 
 def _with_grids(found: list[list[Sweep]]) -> list[list[Sweep]]:
     """The sweeps without an optimum where they have one rate and others have several: an audit's grafts, say, are no grid."""
-    if max(len(sweep.lrs) for several in found for sweep in several) == 1:
+    if max((len(sweep.lrs) for several in found for sweep in several), default=1) == 1:
         return found
     return [
         [dataclasses.replace(sweep, best=None) if len(sweep.lrs) == 1 else sweep for sweep in several]
@@ -198,6 +200,6 @@ def _note(data: xr.Dataset, found: list[list[Sweep]], log: bool, ceiling: float)
         )
     counted = sum(int(sweep.finished.sum() + sweep.diverged.sum()) for several in found for sweep in several)
     if left_out := data.sizes["run"] - counted:
-        which = "that did not finish, or have no rate or no final value, left out"
+        which = "that did not finish, or have no final value or no rate above 0, left out"
         parts.append(f"{left_out} run{'s' if left_out > 1 else ''} {which}.")
     return " ".join(parts)

@@ -99,3 +99,11 @@ def test_losses_of_runs_and_control_are_the_same_kind_of_mean(fa, drawn):
     (control,) = marks(drawn.axes[-1], "_control")
     np.testing.assert_allclose(control.get_ydata(), np.exp(np.log(bp).mean(axis=0)))
     assert "mean (geometric on log axes) of 3 runs" in drawn._supxlabel.get_text().replace("\n", " ")
+
+
+def test_a_loss_of_0_is_told(fa, drawn):
+    assert "Not on log axes" not in drawn._supxlabel.get_text()
+    learned = fa.copy(deep=True)
+    learned["loss"].values[0, -1] = 0.0
+    figure = figures.aligning(learned, cloud="fc2")
+    assert "Not on log axes: values of 0 or less (fa)." in " ".join(figure._supxlabel.get_text().split())

@@ -103,3 +103,11 @@ def test_nothing_to_draw_is_told(runs):
         figures.board(runs, [], hue="rule")
     with pytest.raises(ValueError, match="no questions given"):
         figures.questions(runs, [], "train_loss")
+
+
+def test_whose_values_have_no_place_on_a_log_axis_is_told(runs):
+    """Backprop's weight angle is 0, and its line was missing without a word."""
+    told = " ".join(figures.board(runs, PANELS[:1], hue="rule")._supxlabel.get_text().split())
+    assert "Not on log axes: values of 0 or less (bp)." in told
+    linear = figures.board(runs, [Shown("weight_angle", "fc2")], hue="rule")
+    assert "Not on log axes" not in linear._supxlabel.get_text()

@@ -318,3 +318,11 @@ def test_a_rule_without_an_angle_is_told(runs):
     lost["gradient_angle"].values[runs.rule.values == "fa"] = np.nan
     note = " ".join(figures.angles(lost, hue="rule", col="layer")._supxlabel.get_text().split())
     assert "4 runs have no gradient angle (all of fa)." in note
+
+
+def test_which_rates_have_no_value_is_told_with_what_they_are(runs):
+    rates = np.where(runs.rule.values == "fa", 0.0, runs.lr.values)
+    lost = runs.assign_coords(lr=("run", rates)).copy(deep=True)
+    lost["train_loss"].values[rates == 0] = np.nan
+    figure = figures.learning_curves(lost, hue="lr", col="rule")
+    assert "(all of lr 0)." in " ".join(figure._supxlabel.get_text().split())

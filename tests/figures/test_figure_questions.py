@@ -141,7 +141,7 @@ def test_points_are_counted_by_the_runs_that_they_are_means_of(arms):
     status[at & (arms.seed.values == 1)] = "crashed"
     figure = figures.questions(arms.assign_coords(status=("run", status)), asked, "validation_loss")
     note = " ".join(figure._supxlabel.get_text().split())
-    assert "of 1 to 3 runs that finished (1 without an end left out); bars" in note
+    assert "of 1 to 3 runs that finished (1 without an end or a rate above 0 left out); bars" in note
 
 
 def test_long_titles_and_names_stand_in_lines_on_the_canvas(arms):
@@ -164,3 +164,12 @@ def test_an_arm_that_mixes_conditions_is_refused(arms):
         ValueError, match=r"2 runs of arm bp, lr 0\.001 have seed 0: select one of each seed first"
     ):
         figures.questions(both, ASKED, "validation_loss")
+
+
+def test_runs_at_a_rate_of_0_are_left_out_and_told(arms):
+    rates = np.where(arms.lr.values == 0.001, 0.0, arms.lr.values)
+    figure = figures.questions(arms.assign_coords(lr=("run", rates)), ASKED[:1], "validation_loss")
+    assert list(panels(figure)[0].get_xticks()) == [0.01, 0.1, 0.3, 1.0]
+    assert "(6 without an end or a rate above 0 left out)" in " ".join(figure._supxlabel.get_text().split())
+    with pytest.raises(ValueError, match="no run of the arm 'bp', 'sign_sync' has a learning rate above 0"):
+        figures.questions(arms.assign_coords(lr=("run", 0.0 * rates)), ASKED, "validation_loss")

@@ -8,6 +8,7 @@ import pytest
 from figure_reading import assert_readable, panels, texts
 
 from alignlab import figures
+from alignlab.figures.style import level_texts
 from alignlab.testing.synthetic import synthetic_audit, synthetic_run, synthetic_runs
 
 LONG = [f"encoder.blocks.{i}.attention.output_projection.dense" for i in range(6)]
@@ -212,3 +213,25 @@ def test_the_package_names_what_it_has():
     assert all(callable(getattr(figures, name)) for name in figures.__all__)
     with pytest.raises(AttributeError, match="no attribute 'pie'"):
         _ = figures.pie
+
+
+def test_names_are_all_short_or_all_in_full():
+    """One legend had "feedback al…, clipped at norm 1" beside full names, of those that a short form does not tell apart."""
+    names = [
+        f"feedback alignment with B from {b}, clipped at norm {c}"
+        for b in ("a normal", "Kaiming's normal")
+        for c in (1, 0.1)
+    ]
+    names.append("feedback alignment, its rate chosen by the other seeds")
+    assert list(level_texts(names).values()) == names
+    assert list(level_texts([0.1 + 0.2, names[0]]).values()) == ["0.3", "feedback al…mal, clipped at norm 1"]
+
+
+def test_rows_of_a_forest_that_differ_in_the_middle_of_their_names_can_be_told_apart():
+    audit = synthetic_audit().isel(contrast=[0, 1])
+    names = [
+        f"feedback alignment, {middle}, against backprop at its best" for middle in ("clipped", "slowed")
+    ]
+    (axes,) = panels(figures.forest(audit.assign_coords(label=("contrast", names))))
+    rows = [tick.get_text().strip() for tick in axes.get_yticklabels()]
+    assert [row for row in rows if row in names] == names

@@ -117,7 +117,7 @@ def test_unfinished_runs_are_left_out_and_counted(sweep):
     status[[0, 1]] = "crashed", "running"
     figure = figures.loss_against_lr(sweep.assign_coords(status=("run", status)))
     note = " ".join(figure._supxlabel.get_text().split())
-    assert "2 runs that did not finish, or have no rate or no final value, left out." in note
+    assert "2 runs that did not finish, or have no final value or no rate above 0, left out." in note
 
 
 def test_tasks_get_panels_but_rates_do_not(sweep):
@@ -213,3 +213,30 @@ def test_stars_at_one_rate_stand_side_by_side_where_they_would_cover_each_other(
     gaps = np.linalg.norm(np.diff(seen, axis=0), axis=1) * 72 / figure.dpi
     assert (gaps > 8.5).all()
     assert (np.ptp(seen[:, 0]) > 1) == apart
+
+
+def with_rates(sweep, rate):
+    """The sweep with another rate in the place of its lowest."""
+    rates = np.where(sweep.lr.values == 0.001, rate, sweep.lr.values)
+    return sweep.assign_coords(lr=("run", rates))
+
+
+def test_runs_at_a_rate_of_0_are_left_out_and_told(sweep):
+    """Their place on a log axis is nowhere: a tick there pressed all other rates into the frame's edge."""
+    figure = figures.loss_against_lr(with_rates(sweep, 0.0))
+    (axes,) = panels(figure)
+    assert list(axes.get_xticks()) == [0.01, 0.1, 0.3, 1.0]
+    assert axes.get_xlim()[0] > 1e-3
+    assert "6 runs that did not finish, or have no final value or no rate above 0, left out." in " ".join(
+        figure._supxlabel.get_text().split()
+    )
+    with pytest.raises(ValueError, match="no run finished with a final 'validation_loss' at a rate above 0"):
+        figures.loss_against_lr(sweep.assign_coords(lr=0.0 * sweep.lr))
+
+
+def test_runs_without_a_rate_hide_no_edge(sweep):
+    """NaN was the grid's last rate, so that an optimum at the highest one was taken to lie inside."""
+    bp = sweep.isel(run=np.flatnonzero((sweep.rule.values == "bp") & (sweep.lr.values < 0.2)))
+    with_nan = bp.assign_coords(lr=("run", np.where(bp.lr.values == 0.001, np.nan, bp.lr.values)))
+    (axes,) = panels(figures.loss_against_lr(with_nan))
+    assert "0.1\n(edge)" in {text.get_text() for text in axes.texts}
