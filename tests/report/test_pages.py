@@ -225,3 +225,11 @@ def test_a_recorded_loop_without_spec_or_end_has_a_page():
 def test_a_dataset_without_a_run_has_no_page(nothing, lacks):
     with pytest.raises(ValueError, match=f"nothing to show: the dataset holds {lacks}"):
         run_page(nothing)
+
+
+def test_on_a_narrow_screen_words_of_tables_stay_whole_and_verdicts_break():
+    """Tables that scroll broke their first column into syllables, and a verdict of several controls left its box."""
+    style = run_page(synthetic_run()).split("<style>")[1].split("</style>")[0]
+    assert ".wide td { overflow-wrap: normal; }" in style
+    anywhere = next(line for line in style.splitlines() if "overflow-wrap: anywhere" in line)
+    assert ".verdict b" in anywhere
