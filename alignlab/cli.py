@@ -18,7 +18,7 @@ import typer
 from alignlab.complaints import ended
 from alignlab.data_commands import data_app
 from alignlab.options import Device, Import, Out, Scheduler, Seed, Workers, imported, start_ahead, where_to
-from alignlab.output import draw_runs, make_room, progress, report, summed_up, write, write_result
+from alignlab.output import draw_runs, make_room, own_name, progress, report, summed_up, write, write_result
 
 app = typer.Typer(
     name="alignlab",
@@ -210,7 +210,7 @@ def figures(
     """
     from alignlab.store import open_runs
 
-    draw_runs(open_runs(store).load(), out or Path("figures") / store.resolve().name)
+    draw_runs(open_runs(store).load(), out or Path("figures") / own_name(store))
 
 
 @app.command()

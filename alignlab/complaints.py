@@ -25,7 +25,7 @@ def ended(command: Callable[[], Any]) -> int:
             raise
         return _fail(_told(error) if usage is None else usage())
     if code == STOPPED:
-        typer.echo("\nstopped; what was finished is stored, the same command goes on from there", err=True)
+        typer.echo("\nstopped; what was finished is stored, the same command does the rest", err=True)
     return code if isinstance(code, int) else 0
 
 

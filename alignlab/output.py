@@ -57,6 +57,12 @@ def draw_runs(runs: Any, folder: Path) -> dict[str, bytes]:
     return pictures
 
 
+def own_name(store: Path) -> str:
+    """What a store goes by: its folder's name, or that of what it belongs to, where all stores are called so."""
+    names = reversed(store.resolve().parts[1:])
+    return next((name for name in names if name not in ("store", "compact.zarr")), "store")
+
+
 def _saved(figures: Mapping[str, Figure], folder: Path) -> dict[str, bytes]:
     from alignlab.figures import save
 

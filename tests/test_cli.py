@@ -18,6 +18,7 @@ from own_task import written
 
 import alignlab
 from alignlab import cli, output
+from alignlab.complaints import ended
 from alignlab.options import where_to
 from alignlab.rules import RULES
 from alignlab.store import Segments, StoreError
@@ -197,6 +198,14 @@ def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
     assert run(["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn"], monkeypatch) == 0
     assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
+
+
+def test_figures_of_two_runs_do_not_replace_each_other(spec, tmp_path, monkeypatch):
+    """Every run's store is called store, and so was the folder of its figures."""
+    monkeypatch.chdir(tmp_path)
+    run(["run", spec, "--out", "one"], monkeypatch)
+    assert run(["figures", "one/store"], monkeypatch) == 0
+    assert (tmp_path / "figures" / "one" / "angles.png").exists()
 
 
 @pytest.fixture
@@ -476,6 +485,16 @@ def test_no_command_shows_what_there_is(command, monkeypatch, capsys):
 def test_the_embedded_images_have_a_path(monkeypatch, capsys):
     assert run(["data", "path", "mnist_small"], monkeypatch) == 0
     assert os.path.exists(capsys.readouterr().out.strip())
+
+
+def test_an_interrupted_run_is_not_said_to_go_on_where_it_was(capsys):
+    """What a single run had computed is lost; the line promised that the same command goes on from there."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert ended(interrupted) == 130
+    assert "finished is stored, the same command does the rest" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):

@@ -41,10 +41,10 @@ class Recorder:
     ``schedule``: at which optimizer steps, counted from 0: ``every(n)``, ``log_spaced(total, n)`` or any callable
     step → bool. ``path``: a folder to store the run in (``alignlab.open_runs`` reads it); None keeps it in memory.
     ``layers``: which layers to observe (of the kinds in ``geometry.KINDS``): module names or patterns (``"features.*"``), or a
-    function (name, module) → bool; by default all. ``flush_every``: measured steps between two writes. ``attrs``: facts to
-    store with the run. ``coords``: its coordinates (rule, lr, seed, task, arm, control). ``grad_scaler``: the loop's
-    scaler, so that loss and norms are reported unscaled; a ``GradScaler`` that steps the optimizer is found without it.
-    ``run_id``: the run's name in its store; by default a new one.
+    function (name, module) → bool; by default all. ``flush_every``: measured steps between two writes. ``coords``: the run's
+    coordinates (rule, lr, seed, task, arm, control). ``attrs``: facts to store with it; where runs of one store differ in them,
+    figures take them for coordinates. ``grad_scaler``: the loop's scaler, so that loss and norms are reported unscaled; a
+    ``GradScaler`` that steps the optimizer is found without it. ``run_id``: the run's name in its store; by default a new one.
 
     Steps, samples and time are counted from where it attaches. A run that goes on from a checkpoint is one run if its recorder
     does too: keep :meth:`state_dict` in the checkpoint, and give it to :meth:`load_state_dict` of the new recorder.
