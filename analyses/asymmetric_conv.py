@@ -15,8 +15,8 @@ their stable rates lower, at 0.05. What differs is how conv1 learns: in runs bes
 34 % with conv1 frozen, seed by seed alike, and on 24 and 26 % with clipping at norm 1. Why its steps run away is not tested.
 
 On the grid's edge: untied nets with random feedback (0.3) and one layer of it (0.03) in two seeds of three, convolutions with
-backprop (0.3) in one. A start of 100 steps cannot show over-fitting (no image is seen twice), nor with three seeds whether
-depth costs fa more than bp. ``--full`` can.
+backprop (0.3) in one or two. A start of 100 steps cannot show over-fitting (no image is seen twice), nor with three seeds
+whether depth costs fa more than bp. ``--full`` can.
 
     alignlab study asymmetric_conv
 """

@@ -1,17 +1,17 @@
 """Which random feedback holds out in deep networks: layer by layer (fa), from the output straight to each layer (dfa), or
 to the first layer alone and from there forward (ifa)?
 
-The shape is that of Nøkland's table 1, hidden layers of 240 tanh and RMSprop with batches of 64, but from PyTorch's weights and
-for 200 steps (1.6 epochs of 8,000 images) in place of his 300 epochs, at three learning rates, with three seeds. B comes
+The shape is that of Nøkland's table 1, hidden layers of 240 tanh and RMSprop with batches of 64, but from PyTorch's weights
+and for 200 steps (1.6 epochs of 8,000 images) in place of his 300 epochs, at three learning rates, with three seeds. B comes
 from Lillicrap's U(±0.5) or Nøkland's U(±1/√240): they differ in scale alone, and RMSprop divides the scale of a gradient
-out, so that the two columns agree wherever training is stable. With three hidden layers all four rules err on 7.4 to 7.9 % of
-the test images. With seven, three seeds cannot tell bp (9.8), fa (10.4) and dfa (8.8 %) apart. Ifa errs on 11 % or more in each
-seed, more than any of the others, but by how much cannot be said: its training is so unstable that another order of summation
-(runs trained one by one) moves its mean from 13 to 15 % with Lillicrap's B and from 17 to 13 % with Nøkland's, and the
-interval of its difference to bp holds 0 each time. The angle of the lowest layer's gradient to the true one has the same
-order: 57° for dfa, 61° for fa, 69 to 71° for ifa. No rate suits all: at 0.001 dfa is at its best, and backprop errs on 24 to
-90 %. On the grid's edge with seven layers: bp and fa at the lowest rate, 3e-4, in three seeds of three, so that they may be
-better than shown; ifa with Nøkland's B at the highest in one.
+out, so that the two columns agree wherever training is stable. With three hidden layers all four rules err on 7.4 to 7.9 %
+of the test images. With seven, three seeds cannot tell bp (9.8), fa (10.4) and dfa (8.8 %) apart. Ifa errs on 11 % or more
+in each seed, more than any of the others, but by how much cannot be said: its training is so unstable that another order of
+summation (other numbers of runs trained together) moves its mean between 13 and 15 % with Lillicrap's B and between 13 and
+25 % with Nøkland's, and the interval of its difference to bp holds 0 each time. The angle of the lowest layer's gradient to
+the true one has the same order: 57° for dfa, 61° for fa, 68 to 76° for ifa. No rate suits all: at 0.001 dfa is at its best,
+and backprop errs on 24 to 90 %. On the grid's edge with seven layers: bp and fa at the lowest rate, 3e-4, in three seeds of
+three, so that they may be better than shown; ifa with Nøkland's B at the highest in one.
 
     alignlab study dfa_ifa
 """

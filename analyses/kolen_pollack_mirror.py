@@ -7,7 +7,7 @@ chosen on validation by other seeds (3 rates x 2 decays); Kolen-Pollack and bp a
 The answer: with the mirror B is under 10 degrees after 120 to 200 steps (4.0 and 3.1 at the end, where theory has 2.8), with
 Kolen-Pollack at the decay that validation prefers not within 1,000 steps (40 and 15), with ten times that decay after 400 to
 760 (5.1 and 1.6); the measured angle lies on the predicted curve. Accuracy does not wait for it: neither rule can be told from
-bp, Kolen-Pollack at 40 degrees (0.4 to 0.5 points better, intervals from -0.2 to 1.1) nor the mirror at 4 (0.3 [-1.1, 1.7]).
+bp, Kolen-Pollack at 40 degrees (0.4 to 0.5 points better, intervals from -0.5 to 1.2) nor the mirror at 4 (0.3 [-1.1, 1.7]).
 The stronger decay costs Kolen-Pollack 1.3 to 1.4 points and bp 1.0, each against itself at the weaker one; the costs differ by
 less than their intervals, and with it the two are 0.1 apart [-0.6, 0.7]. fa stays 0.7 points [0.1, 1.4] below, at a gradient
 angle of 34 degrees and a gain of 0.08. What the mirror costs: 0.2 of the products of a training step; it spares the first

@@ -3,11 +3,12 @@
 "About twice as long" was read off one pair of loss curves at one learning rate. Here is that ratio at every level of the
 training loss and at five learning rates, for a network 784-100-10 of ReLUs and plain SGD. B is drawn either as W is, from
 U(±1/√fan_in), or from Lillicrap's U(±0.5), which is five times as large here. At one rate for both the ratio is whatever the
-size of B makes it: 1.5 to 2.3 for B as W (rates up to 0.1), 0.5 to 0.85 for the larger B (rates up to 0.03), so that feedback
-alignment is the *faster* one; at 0.3, which suits backprop best, it is 20 to 54 for B as W at the losses that it always
-reaches (0.7 to 0.4), and else it comes too late to tell. Each at its own best rate, the size of B does not matter. The ratio
-is 3 at a loss of 0.7, 2 at 0.5, its least, rises to 4 to 5 at 0.2, and is seen to grow no further: 4 at 0.15 and 0.1 for B as
-W, while the larger B does not always get to 0.1. At best rates "about twice" is the least.
+size of B makes it: 1.5 to 2.3 for B as W (rates up to 0.1), 0.5 to 0.85 for the larger B (rates up to 0.03), so that
+feedback alignment is the *faster* one; at 0.3, which suits backprop best, it is 20 to 55 for B as W at losses of 0.7 to 0.4
+(at 0.4, where rounding decides whether each seed arrives, perhaps more), and else it comes too late to tell. Each at its own
+best rate, the size of B does not matter. The ratio is 3 at a loss of 0.7, 2 at 0.5, its least, rises to 4 to 5 at 0.2, and
+is seen to grow no further: 4 at 0.15 and 0.1 for B as W, while the larger B does not always get to 0.1. At best rates "about
+twice" is the least.
 
     alignlab study mnist_fa
 """
