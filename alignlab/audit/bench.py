@@ -198,9 +198,11 @@ def _final_values(
 def _unrounded(value: np.floating[Any], samples: int | None) -> float:
     """What float32 stands for: 0.91, not 0.91000003, and of a share of so many ``samples`` the very fraction, 37/41.
 
-    Equal differences of accuracies are then equal, whatever float32 made of these.
+    Equal differences of accuracies are then equal, whatever float32 made of these. A share of something else, as of all
+    positions of sequences, is no such fraction.
     """
     written = float(str(value))
     if samples is None or not np.isfinite(written):
         return written
-    return round(written * samples) / samples
+    fraction = round(written * samples) / samples
+    return fraction if value.dtype.type(fraction) == value else written

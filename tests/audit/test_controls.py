@@ -221,6 +221,12 @@ def test_equal_differences_of_accuracies_are_equal_where_no_decimal_is_a_share_o
     assert paired([ends(a)["test_accuracy"] - ends(b)["test_accuracy"] for a, b in right]).tied
 
 
+def test_an_accuracy_over_positions_of_sequences_is_not_rounded_to_a_share_of_the_sequences():
+    table = {"test_accuracy": np.array([0, 0.37], np.float32), "status": np.array("finished")}
+    samples = _samples(SimpleNamespace(**dict.fromkeys(SPLITS, range(10))))
+    assert _final_values(table, samples)["test_accuracy"] == 0.37
+
+
 def test_controls_are_listed_under_the_names_that_claims_use():
     assert all(name == control.name for name, control in ALL.items())
     with pytest.raises(SpecError, match=f"expected different ones out of {', '.join(ALL)}"):
