@@ -203,6 +203,15 @@ def test_signals_that_do_not_fit_together_are_named(rule, bp, h, message):
         measures.gradient_products(rule, bp, h)
 
 
+@pytest.mark.parametrize("measure", ["update_products", "update_angle", "projected_lr"])
+@pytest.mark.parametrize(
+    ("n", "message"), [(3, "3 error rows, 4 input rows"), (0, "0 error rows, 4 input rows")]
+)
+def test_a_step_is_compared_with_the_gradient_of_whole_samples(measure, n, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(measures, measure)(torch.ones(2, 5), torch.ones(n, 2), torch.ones(4, 5))
+
+
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="int64"):
         measures.angle(torch.ones(3, dtype=torch.int64), torch.ones(3))
@@ -235,8 +244,8 @@ def test_angles_of_single_errors_survive_any_scale(scale):
 def test_angles_of_weights_survive_any_scale(scale):
     generator = torch.Generator().manual_seed(0)
     B, W = (torch.randn(30, 20, generator=generator) for _ in range(2))
-    inhibiting = -W.abs().triu()  # its largest entry, by size, is negative
-    for a, b in ((scale * B, W), (B, scale * W), (scale * B, scale * W), (scale * inhibiting, B)):
+    inhibiting = [-scale * x.abs().triu() for x in (B, W)]  # the largest entry, by size, is negative
+    for a, b in ((scale * B, W), (B, scale * W), (scale * B, scale * W), inhibiting):
         expected = naive.weight_angle(a.double(), b.double())
         assert measures.weight_angle(a, b).item() == pytest.approx(expected, abs=1e-4)
 

@@ -47,6 +47,7 @@ def test_the_union_is_the_spectrum_of_the_whole(shape):
     discs = [w.norm() * b.norm() / (w.shape[0] * w.shape[1]) ** 0.5 for w, b in zip(W, B, strict=True)]
     assert found.chance_radius.item() == pytest.approx(float(max(discs)))
     assert (found.method, found.symmetric_error) == ("exact", 0)
+    assert {getattr(found, name).dtype for name in SUMMARIES} == {torch.float64}
 
 
 def test_at_most_the_limits_number_of_modes_is_listed_and_the_summaries_are_of_all():
