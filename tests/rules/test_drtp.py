@@ -62,11 +62,12 @@ def test_cross_entropy_sends_the_target_at_the_losss_own_scale(reduction: str, s
     _assert_by_hand(net, F.one_hot(CLASSES, 4).double(), _softmax, scale)
 
 
+@pytest.mark.parametrize("bits", [BITS, torch.ones_like(BITS)])
 @pytest.mark.parametrize(("reduction", "scale"), [("mean", 1 / 32), ("sum", 1.0)])
-def test_binary_cross_entropy_sends_every_target(reduction: str, scale: float) -> None:
+def test_binary_cross_entropy_sends_every_target(reduction: str, scale: float, bits: Tensor) -> None:
     net = _net("binary_cross_entropy")
-    F.binary_cross_entropy_with_logits(net(X), BITS, reduction=reduction).backward()
-    _assert_by_hand(net, BITS, torch.sigmoid, scale)
+    F.binary_cross_entropy_with_logits(net(X), bits, reduction=reduction).backward()
+    _assert_by_hand(net, bits, torch.sigmoid, scale)
 
 
 @pytest.mark.parametrize("factor", [2.0**16, 2.0**-20, 1e-30, 0.5])

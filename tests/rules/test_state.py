@@ -356,6 +356,21 @@ def test_feedback_that_no_error_passes_rests_until_one_does(
         assert torch.equal(nets[0][0].feedback, nets[1][0].feedback)
 
 
+@pytest.mark.parametrize("rule", LAYERWISE, ids=str)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_feedback_that_a_pass_brought_up_to_date_is_so_in_its_checkpoint(rule: RuleCase, steps: int) -> None:
+    """A phase of a mirror was not to be had twice."""
+    net, other = rule.convert(mlp()), rule.convert(mlp(seed=3))
+    batches = [(normal(4, 5, seed=s), normal(4, 2, seed=s + 9)) for s in range(steps)]
+    train(net, torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1), batches)
+    net(normal(4, 5, seed=8))
+    other.load_state_dict(net.state_dict())
+    for each in (net, other):
+        each(normal(4, 5, seed=8))
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
 def test_a_mirror_spares_the_layer_whose_feedback_no_error_passes() -> None:
     net = rules.convert(mlp(), "weight_mirror", samples=3)
     first, second = net[0].feedback, net[2].feedback

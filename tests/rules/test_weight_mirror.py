@@ -181,6 +181,15 @@ def test_without_decay_feedback_grows_and_growth_control_keeps_its_norm() -> Non
     assert _angle(controlled) < 25  # and it has learnt
 
 
+def test_growth_control_keeps_a_small_norm_too() -> None:
+    init = lambda like, generator: 1e-3 * torch.randn(like.shape, generator=generator)  # noqa: E731
+    layer = _layer(samples=50, rate=0.2, growth_control=True, init=init)
+    start = layer.feedback.norm()
+    assert 0 < start < 0.1
+    _phase(layer, 3)
+    torch.testing.assert_close(layer.feedback.norm(), start, rtol=1e-12, atol=0)
+
+
 def test_growth_control_changes_no_direction() -> None:
     layer = _layer(samples=50, rate=0.2, decay=0.1, growth_control=True)
     for _ in range(5):
