@@ -358,13 +358,19 @@ def test_feedback_that_no_error_passes_rests_until_one_does(
 
 @pytest.mark.parametrize("rule", LAYERWISE, ids=str)
 @pytest.mark.parametrize("steps", [1, 2])
-def test_feedback_that_a_pass_brought_up_to_date_is_so_in_its_checkpoint(rule: RuleCase, steps: int) -> None:
-    """A phase of a mirror was not to be had twice."""
+@pytest.mark.parametrize("copied", [False, True])
+def test_feedback_that_a_pass_brought_up_to_date_is_so_in_its_copy_and_checkpoint(
+    rule: RuleCase, steps: int, copied: bool
+) -> None:
+    """A phase of a mirror must not be had twice."""
     net, other = rule.convert(mlp()), rule.convert(mlp(seed=3))
     batches = [(normal(4, 5, seed=s), normal(4, 2, seed=s + 9)) for s in range(steps)]
     train(net, torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1), batches)
     net(normal(4, 5, seed=8))
-    other.load_state_dict(net.state_dict())
+    if copied:
+        other = copy.deepcopy(net)
+    else:
+        other.load_state_dict(net.state_dict())
     for each in (net, other):
         each(normal(4, 5, seed=8))
     for key, value in net.state_dict().items():
