@@ -622,11 +622,11 @@ def test_images_do_not_count_as_positions() -> None:
     assert net[0].feedback.shape == (60, 60)
 
 
-def test_one_image_without_a_batch_dimension_is_one_sample() -> None:
+@pytest.mark.parametrize("second", [nn.Conv2d, rules.LocallyConnected2d])
+def test_one_image_without_a_batch_dimension_is_one_sample(second: Any) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 2, 2), nn.Flatten(-3), nn.Tanh(), nn.Linear(18, 5)
-    )
+    middle = second(5, 2, kernel_size=2, **{} if second is nn.Conv2d else {"input_size": 4})
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), middle, nn.Flatten(-3), nn.Tanh(), nn.Linear(18, 5))
     rules.convert(net.double(), "dfa")
     x = normal(3, 6, 6)
     net(x).square().sum().backward()
