@@ -264,6 +264,21 @@ def test_feedback_is_compared_with_the_weights_before_the_update(rule: str) -> N
         )
 
 
+def test_double_precision_tells_feedback_from_weights_that_it_all_but_equals() -> None:
+    world = WORLDS["mlp"]
+    model = world.model("fa", dtype=torch.float64)
+    layer = measurable(model)["4"]
+    W = layer.weight.detach().clone()
+    noise = torch.randn(W.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    across = noise - (noise * W).sum() / W.square().sum() * W
+    layer.feedback = W + 1e-10 * W.norm() / across.norm() * across
+    with Recorder(model, sgd(model), [WeightAngle()]) as recorder:
+        loss_of(model, *world.batch(0, dtype=torch.float64)).backward()
+        recorder.optimizer.step()
+    found = float(recorder.to_dataset().weight_angle.sel(step=0, layer="4"))
+    assert math.radians(found) == pytest.approx(1e-10, rel=1e-3)
+
+
 def test_a_skip_connection_leaves_no_product_of_weights_to_compare_direct_feedback_with() -> None:
     world = WORLDS["residual"]
     model = world.model("dfa")
