@@ -236,6 +236,7 @@ def test_a_real_audit_trains_the_readout_alone(small, tmp_path):
     )
     assert result.evidence.controls == ()
     assert "not checked by: placebo, spike_in" in result.verdict.caveats
+    assert {result.arms[group] for group in result.arms} == {"sign_sync", "bp", "readout alone"}
     rivals = ", ".join(name for name in ALL if name not in ("frozen_hidden", "placebo", "spike_in"))
     assert f"not controlled for: {rivals}" in result.verdict.caveats
     assert "loss_against_lr" in al.figures.audit_figures(result)

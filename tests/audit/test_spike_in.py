@@ -43,6 +43,7 @@ def test_a_spike_that_its_size_explains_passes_whether_it_helps_or_harms(claim, 
     assert [check.passed for check in found.checks] == [True, True, True]
     assert "at equal step sizes by 0.0" in found.checks[0].detail
     assert np.mean(found.contrasts[0].differences) == pytest.approx(1.0, abs=0.02)
+    assert not any(contrast.compares for contrast in found.contrasts)
     assert bench.claim is claim
     assert {name for name, group in bench.groups.items() if group.kind == "compared"} == {"t", "b"}
 
