@@ -8,7 +8,7 @@ import pytest
 import alignlab as al
 from alignlab.audit.bench import Bench
 from alignlab.audit.decomposition import told
-from alignlab.audit.result import levels
+from alignlab.audit.result import _drawn, levels
 from alignlab.audit.running import _unlike
 from alignlab.store import StoreError
 from alignlab.training import SpecError
@@ -69,6 +69,7 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
     assert set(result.tree.children) == groups
     assert result.tree["verdict"].attrs["verdict"] == str(result.verdict)
     assert set(result.tree["decomposition"]["label"].values) == {"direction", "magnitude", "interaction"}
+    assert set(result.tree["contrasts"]["group"].values) == {"total", "magnitude", "validity"}
 
 
 def test_the_table_tells_absolute_effects_then_their_shares_of_the_total(result):
@@ -129,6 +130,13 @@ def test_a_level_that_all_controls_share_is_told_once():
     assert told(a=0.025, b=0.025).startswith("as claimed 95 %, each control 97.5 % (Holm")
     assert told(a=0.025, b=0.05).startswith("as claimed 95 %, a 97.5 %, b 95 % (Holm")
     assert told(a=0.0003, b=0.0003).startswith("as claimed 95 %, each control 99.97 % (Holm")  # not 100 %
+
+
+def test_only_a_control_that_changed_nothing_is_drawn_without_the_ends_it_has_not():
+    open_ends = {"contrast": "removed", "estimate": 0.0, "low": -np.inf, "high": np.inf}
+    assert np.isnan([_drawn(open_ends)[end] for end in ("low", "high")]).all()
+    for other in ({"contrast": "without"}, {"estimate": 0.1}, {"low": 0.0, "high": 0.0}):
+        assert _drawn(open_ends | other) == open_ends | other
 
 
 def test_caveats_name_the_controls_left_out(result):

@@ -78,6 +78,20 @@ def test_sizes_that_are_lost_in_the_weights_rounding_do_not_fail_the_check(contr
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
+def test_what_rounding_may_take_is_a_share_of_the_weights_norm(control, monkeypatch):
+    """Of weights of norm 10, 1.2e-6 of a step, and 1.2e-7 of one relative to them."""
+    own = RecordingBench.dataset
+
+    def slow(self, spec):
+        run = own(self, spec)
+        run[control.quantity].loc[{"layer": "1"}] = 5e-7 * (spec.step_sizes is None)
+        return run
+
+    monkeypatch.setattr(RecordingBench, "dataset", slow)
+    assert applied(control, CLAIM)[0].checks[0].passed is not control.relative
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
 @pytest.mark.parametrize("gradient", [0.0, 1.0], ids=["none", "some"])
 def test_a_step_without_a_gradient_is_told_and_is_no_size_that_did_not_take(control, gradient, monkeypatch):
     own = RecordingBench.dataset

@@ -92,7 +92,7 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
     size, and does not count; the detail says how much that was.
     """
     each = [_off(bench.dataset(spec), spec) for spec in specs]
-    worst, idle = (max((pair[k] for pair in each), default=0.0) for k in (0, 1))
+    worst, idle = (max(pair[k] for pair in each) for k in (0, 1))
     detail = (
         f"steps differ from the grafted size by {worst:.2g} beyond rounding (mean over the steps by their size, in the worst "
         f"layer of the worst run; tolerance {TOLERANCE:g})"

@@ -80,11 +80,11 @@ class ReplayedMagnitude(Control):
         compared = [self._compared(bench.dataset(spec), spec) for spec in given]
         found = Finding(
             self.samples(y_tb - baseline, treatment - y_bt),
-            [self._manipulation(max((off for off, _ in compared), default=0.0))],
+            [self._manipulation(max(off for off, _ in compared))],
             effects(treatment, baseline, y_tb, y_bt, self.labels),
             [
                 self._caveat(claim),
-                *self._idle_caveat(max((idle for _, idle in compared), default=0.0)),
+                *self._idle_caveat(max(idle for _, idle in compared)),
                 *bias_caveats(claim, self.name),
             ],
             curves=dict(zip(groups, (WITHOUT, GIVEN), strict=True)),
