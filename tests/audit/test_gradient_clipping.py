@@ -27,7 +27,8 @@ def share_of(spec):
 
 
 class ClippedBench(KnownBench):
-    """Whose runs of 10 steps record, at steps 4 and 10, the share that was clipped, and steps as long as their threshold."""
+    """Whose runs of 10 steps record, at steps 4 and 10, the share that was clipped, and a step half as long as their threshold before
+    one as long."""
 
     def __init__(self, claim, value, share=share_of, length=lambda spec: spec.lr * spec.clip):
         super().__init__(claim, value)
@@ -37,12 +38,12 @@ class ClippedBench(KnownBench):
         share, length = self._share(spec), self._length(spec)
         steps = np.array([0, 3, 4, 10])
         norms = np.full((4, 2), np.nan)
-        norms[1] = 0.6 * length, 0.8 * length
+        norms[:2] = np.outer([0.5, 1.0], [0.6 * length, 0.8 * length])
         columns = {
             "clip_fraction": ("step", [np.nan, np.nan, share, share]),
             "update_norm": (("step", "layer"), norms),
             "weight_norm": (("step", "layer"), np.full((4, 2), 5.0)),
-            "learning_rate": ("step", [np.nan, spec.lr, np.nan, np.nan]),
+            "learning_rate": ("step", [spec.lr, spec.lr, np.nan, np.nan]),
         }
         return xr.Dataset(columns, {"step": steps})
 
