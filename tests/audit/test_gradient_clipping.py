@@ -27,8 +27,8 @@ def share_of(spec):
 
 
 class ClippedBench(KnownBench):
-    """Whose runs of 10 steps record, at steps 4 and 10, the share that was clipped, and a step half as long as their threshold before
-    one as long."""
+    """Whose runs of 10 steps record, at steps 4 and 10, the share that was clipped, and a step as long as their threshold
+    after one half as long."""
 
     def __init__(self, claim, value, share=share_of, length=lambda spec: spec.lr * spec.clip):
         super().__init__(claim, value)
