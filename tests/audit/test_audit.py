@@ -69,7 +69,11 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
     assert set(result.tree.children) == groups
     assert result.tree["verdict"].attrs["verdict"] == str(result.verdict)
     assert set(result.tree["decomposition"]["label"].values) == {"direction", "magnitude", "interaction"}
-    assert set(result.tree["contrasts"]["group"].values) == {"total", "magnitude", "validity"}
+    contrasts = result.tree["contrasts"]
+    assert set(contrasts["group"].values) == {"total", "magnitude", "validity"}
+    roles = dict(zip(contrasts["label"].values, contrasts["role"].values, strict=True))
+    parts = {"magnitude: what it accounts for", "placebo"}
+    assert {label for label, role in roles.items() if role == "part"} == parts
 
 
 def test_the_table_tells_absolute_effects_then_their_shares_of_the_total(result):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -324,6 +325,8 @@ def test_an_interval_survives_json():
 def test_an_interval_that_no_rule_could_read_is_refused(bounds):
     with pytest.raises(ValueError, match=r"finite|upside down"):
         interval(*bounds)
+    with pytest.raises(ValueError, match="alpha is 5"):
+        replace(interval(0.5, 0.0, 1.0), alpha=5)  # percent
 
 
 # --- equivalence --------------------------------------------------------------------------------------------------
