@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from alignlab.training import RunSpec
 from alignlab.training.evaluation import tabulated
-from alignlab.training.optimizers import STACKED, learning_rate, learning_rates
+from alignlab.training.optimizers import STACKED, clip_each, learning_rate, learning_rates
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,23 @@ def test_the_table_of_rates_takes_little_memory_beside_itself() -> None:
 def test_the_share_of_clipped_steps_is_that_since_the_last_evaluation() -> None:
     found = tabulated({step: {"train_loss": 1.0} for step in (0, 2, 4)}, [True, True, False, True])
     assert found["clip_fraction"].values.tolist() == pytest.approx([float("nan"), 1, 0.5], nan_ok=True)
+
+
+def test_each_runs_gradient_is_clipped_as_torch_clips_it_alone_and_left_where_it_is_short() -> None:
+    generator, largest = torch.Generator().manual_seed(0), torch.tensor([0.5, 3.9, 4.1, 100.0, float("inf")])
+    own = [[torch.randn(shape, generator=generator) for shape in ((3, 2), (3,))] for _ in largest]
+    own = [[4 * g / torch.cat([g.flatten() for g in run]).norm() for g in run] for run in own]  # of norm 4
+    stacked = [nn.Parameter(torch.zeros(5, *shape)) for shape in ((3, 2), (3,))]
+    for i, parameter in enumerate(stacked):
+        parameter.grad = torch.stack([run[i] for run in own])
+    assert clip_each(stacked, largest).tolist() == [True, True, False, False, False]
+    for k, run in enumerate(own):
+        alone = [nn.Parameter(torch.zeros_like(g)) for g in run]
+        for parameter, g in zip(alone, run, strict=True):
+            parameter.grad = g.clone()
+        nn.utils.clip_grad_norm_(alone, float(largest[k]))
+        for parameter, single in zip(stacked, alone, strict=True):
+            torch.testing.assert_close(parameter.grad[k], single.grad)
 
 
 def test_a_stacked_step_calls_its_hooks_once_around_the_update() -> None:
