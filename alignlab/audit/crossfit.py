@@ -87,10 +87,10 @@ def scores_of(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
     return np.where(np.isfinite(scores) & (runs["status"].values != "diverged"), scores, np.inf)
 
 
-def _best(scores: NDArray[np.float64]) -> np.intp:
+def _best(scores: NDArray[np.float64]) -> int:
     """The column of ``scores`` (n, R) with the fewest infinite ones, then with the lowest sum, which is the lowest mean."""
     failed = np.isinf(scores)
-    return np.lexsort((np.where(failed, 0.0, scores).sum(0), failed.sum(0)))[0]
+    return int(np.lexsort((np.where(failed, 0.0, scores).sum(0), failed.sum(0)))[0])
 
 
 def _places(runs: xr.Dataset, condition: tuple[Hashable, ...]) -> NDArray[np.intp]:

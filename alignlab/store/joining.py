@@ -118,7 +118,7 @@ def plan(runs: Runs) -> Layout:
         if name in axes.values:
             fields[name] = Field((name,), axes.values[name], {})
         elif name in coords or not dims:
-            fields[name] = _joined(name, told, sizes, collapse=name in coords and dims != ())
+            fields[name] = _joined(name, told, sizes, collapse=dims != ())
         else:
             dtype = _dtype(name, told)
             if dtype.kind in "biu" and not _whole(told, dims, sizes):
