@@ -320,6 +320,13 @@ def test_a_run_that_numbers_its_segments_has_one_writer(make_run, tmp_path, monk
     assert first.names() == ["run-000000", "run-000001"]
 
 
+def test_a_segment_of_a_number_is_ones_own_by_its_tokens(make_run, tmp_path):
+    segments = Segments(tmp_path)
+    segments.append(make_run(), number=0, tokens=["first", "second"])
+    asked = [(["first", "second"], 0), (["first"], 0), (["other"], 0), (["first", "second"], 1)]
+    assert [segments.is_by(tokens, "run", number) for tokens, number in asked] == [True, False, False, False]
+
+
 def test_the_leftover_of_a_dead_writer_is_swept_at_the_next_append(make_run, tmp_path):
     path = leftover(tmp_path)
     segments = Segments(tmp_path)
