@@ -160,11 +160,15 @@ def used_feedback(layer: nn.Module) -> Tensor | None:
 
 
 def joined(parts: list[Tensor]) -> Tensor:
-    """The samples of several uses, one a row, as one batch; rows of smaller maps are filled up with zeros."""
-    if len(parts) == 1:
-        return parts[0]
+    """The samples of several uses, one a row, as one batch; rows of smaller maps are filled up with zeros.
+
+    No samples (of an expert that nothing is sent to) are one of zeros, which has no angle either.
+    """
     width = max(part.shape[-1] for part in parts)
-    return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts], -2)
+    found = (
+        parts[0] if len(parts) == 1 else torch.cat([F.pad(p, (0, width - p.shape[-1])) for p in parts], -2)
+    )
+    return found if found.shape[-2] else F.pad(found, (0, 0, 0, 1))
 
 
 def added(gradients: Iterable[Tensor]) -> Tensor:

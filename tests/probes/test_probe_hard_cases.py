@@ -195,6 +195,28 @@ def test_gradients_that_do_not_go_into_grad_have_no_part(rule: str | None, befor
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=2e-5)
 
 
+class Routed(nn.Module):
+    """A mixture of experts: each sample goes through one, and in some steps none through the second."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.a, self.some, self.none = nn.Linear(6, 6), nn.Linear(6, CLASSES), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        return torch.cat([self.some(h), self.none(h[:0])])
+
+
+@pytest.mark.parametrize("rule", [None, "fa", "dfa"])
+def test_a_layer_that_no_sample_passes_has_a_gradient_of_zeros_and_no_angle(rule: str | None) -> None:
+    run = recorded(make(Routed, rule), plain_step)
+    assert (run.gradient_norm.sel(layer="none") == 0).all()
+    assert (run.update_norm.sel(layer="none") == 0).all()
+    for name in ("gradient_angle", "delta_angle", "update_angle", "feedback_gain"):
+        assert np.isnan(run[name].sel(layer="none")).all()
+        assert np.isfinite(run[name].sel(layer="a")).all()
+
+
 def test_gradients_of_tasks_put_together_by_hand_are_all_seen() -> None:
     def by_hand(model: Any, i: int) -> None:
         x, y = RESIDUAL.batch(i)
