@@ -6,8 +6,10 @@ masks a compiled graph may draw otherwise; other steps stay compiled.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +37,18 @@ def release_eager() -> None:
         if _holders == 0:
             _stance.__exit__(None, None, None)
             _stance = None
+
+
+def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """``hook``, which is no part of the graph where an optimizer's ``step`` is compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return hook  # nothing is compiled, and to import the compiler takes longer than all else
+    apart = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    def called(*args: Any) -> Any:
+        return apart(*args) if torch.compiler.is_compiling() else hook(*args)
+
+    return called
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

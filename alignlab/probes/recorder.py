@@ -49,9 +49,10 @@ class Recorder:
     Steps, samples and time are counted from where it attaches. A run that goes on from a checkpoint is one run if its recorder
     does too: keep :meth:`state_dict` in the checkpoint, and give it to :meth:`load_state_dict` of the new recorder.
 
-    The loop's results are bitwise those of a run without a recorder; not where the loop calls a compiled model, whose measured
-    steps run uncompiled: they round otherwise, and dropout may draw other masks. Raises ``TypeError`` and ``ValueError`` for
-    arguments that are none, and :class:`ProbeError` where a signal cannot be measured; it never records a guess.
+    The loop's results are bitwise those of a run without a recorder; not where the loop calls a compiled model or optimizer,
+    whose measured steps run uncompiled: they round otherwise, and dropout may draw other masks. Raises ``TypeError`` and
+    ``ValueError`` for arguments that are none, and :class:`ProbeError` where a signal cannot be measured; it never records a
+    guess.
     """
 
     def __init__(

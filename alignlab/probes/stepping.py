@@ -19,7 +19,7 @@ from alignlab.measures.precision import full_precision
 from alignlab.probes.answers import ask, ask_values
 from alignlab.probes.callers import outermost
 from alignlab.probes.capture import Capture
-from alignlab.probes.compiled import unwrapped
+from alignlab.probes.compiled import outside_graphs, unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.observation import Observation
 from alignlab.probes.observing import observe, observes_all, weights_of
@@ -87,7 +87,8 @@ class Steps:
     def begin(self) -> None:
         """Count from here on; nothing is measured before :meth:`plan`."""
         self._start = time.perf_counter()
-        self._counter = self.optimizer.register_step_post_hook(outermost(self._after_step, self.optimizer))
+        counted = outside_graphs(outermost(self._after_step, self.optimizer))
+        self._counter = self.optimizer.register_step_post_hook(counted)
         for probe in self.probes:
             probe.attach(self.model)
 

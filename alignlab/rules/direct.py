@@ -41,7 +41,7 @@ class DirectFeedbackAlignment(Rule):
     B_l has as many columns as the activation that it feeds has entries a sample (a position, where linear layers work
     on positions and the output has the same ones); it is drawn at the first forward pass, when both sizes are known,
     from the seed given at conversion. Until then the model has no such buffer: what copies buffers by their order
-    (``AveragedModel`` of ``torch.optim.swa_utils``, on a model with normalisations) is to be made after it.
+    (``AveragedModel`` of ``torch.optim.swa_utils``) is to be made after it.
     """
 
     name = "dfa"

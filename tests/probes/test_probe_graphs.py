@@ -195,6 +195,29 @@ def test_steps_off_the_schedule_stay_compiled_and_the_stance_comes_back() -> Non
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
+def test_the_steps_of_a_compiled_optimizer_are_counted_and_measured() -> None:
+    """The hook that counts was traced into its graph, where no stance can be set."""
+    torch._dynamo.reset()
+
+    def record_steps(compiled: bool) -> xr.Dataset:
+        model = CHAIN.model("fa")
+        optimizer = sgd(model)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        with Recorder(
+            model, optimizer, [GradientAngle(), EffectiveLR()], lambda step: step in (1, 4)
+        ) as recorder:
+            for i in range(6):
+                optimizer.zero_grad()
+                loss_of(model, *CHAIN.batch(i)).backward()
+                step()
+        assert recorder.step == 6
+        return recorder.to_dataset()
+
+    found = record_steps(True)
+    assert found.step.values.tolist() == [1, 4]
+    assert_same(found, record_steps(False))
+
+
 def test_two_recorders_that_end_in_any_order_share_the_stance() -> None:
     first, second = (CHAIN.model("fa") for _ in range(2))
     a, b = (Recorder(model, sgd(model), [GradientAngle()]).attach() for model in (first, second))
