@@ -222,6 +222,11 @@ def _check(model: Any, optimizer: Any, schedule: Any, grad_scaler: Any) -> None:
         raise TypeError(f"model is {type(model).__name__}, expected an nn.Module")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # made without Optimizer.__init__
+        raise TypeError(
+            f"{type(optimizer).__name__} calls no hooks at its steps: give the recorder the optimizer that it is around "
+            "(optimizer.optimizer), whose own steps are measured then"
+        )
     is_scaler = isinstance(grad_scaler, torch.amp.GradScaler) or hasattr(grad_scaler, "_scale")
     if isinstance(grad_scaler, type) or not (grad_scaler is None or is_scaler):
         raise TypeError(

@@ -169,6 +169,20 @@ def test_model_and_optimizer_must_be_those_of_torch_and_belong_together() -> Non
         Recorder(model, sgd(other), [GradientAngle()])
 
 
+def test_an_optimizer_around_another_is_told_apart() -> None:
+    """As accelerate's: an Optimizer by its class, whose steps no hook hears of."""
+
+    class Around(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    model = nn.Linear(3, 2)
+    with pytest.raises(
+        TypeError, match=r"Around calls no hooks at its steps: .* around \(optimizer\.optimizer\)"
+    ):
+        Recorder(model, Around(sgd(model)), [GradientAngle()])
+
+
 @pytest.mark.parametrize("flush_every", [0, -1, 1.5, True])
 def test_flush_every_is_a_whole_number_from_one(flush_every: Any) -> None:
     with pytest.raises(ValueError, match="flush_every is"):
