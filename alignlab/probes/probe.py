@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from alignlab.probes.observation import LayerObservation, Observation
 
-TAKEN = ("step", "layer", "mode", "run", "run_id", "kind", "fan_in", "fan_out", "learning_rate", "wall_time")
+TAKEN = (
+    "step", "layer", "mode", "run", "run_id", "status", "last_step", "rule", "lr", "kind", "fan_in", "fan_out",
+    "learning_rate", "wall_time",
+)  # fmt: skip
 
 
 class Probe:
@@ -91,11 +94,11 @@ class Probe:
         """Go on from what :meth:`state_dict` gave; called after :meth:`attach`."""
 
 
-def checked(probes: Sequence[Probe]) -> list[Probe]:
-    """The probes as a list.
+def checked(probes: Sequence[Probe], coords: Collection[str] = ()) -> list[Probe]:
+    """The probes as a list, for a run that has these coordinates.
 
     Raises ``TypeError`` for what is no probe or has no tuple of names, ``ValueError`` where two probes would record one
-    quantity, or a probe one that is the recorder's.
+    quantity, or a probe one that is the recorder's or a coordinate.
     """
     if not isinstance(probes, Probe | Iterable):
         raise TypeError(f"probes is {probes!r}, expected a list of probes, [GradientAngle()]")
@@ -112,9 +115,10 @@ def checked(probes: Sequence[Probe]) -> list[Probe]:
                 f"{type(probe).__name__}.quantities is {probe.quantities!r}, expected a tuple: ({probe.quantities!r},)"
             )
         for name in probe.quantities:
-            if name in TAKEN:
+            if name in TAKEN or name in coords:  # a coordinate would take the place of what was recorded
+                whose = "every run has already" if name in TAKEN else "one of its coordinates has"
                 raise ValueError(
-                    f"{type(probe).__name__} records {name!r}, a name that every run has already: choose another"
+                    f"{type(probe).__name__} records {name!r}, a name that {whose}: choose another"
                 )
             if name in owner:
                 raise ValueError(

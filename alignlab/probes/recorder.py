@@ -72,7 +72,7 @@ class Recorder:
     ) -> None:
         _check(model, optimizer, schedule, grad_scaler)
         self.model, self.optimizer = model, optimizer
-        self.probes = checked(probes)
+        self.probes = checked(probes, coords or {})
         self.schedule: Schedule = every(1) if schedule is None else schedule
         self.layers = select_layers(model, layers)
         if not learning_rates(optimizer, self.layers):

@@ -354,10 +354,20 @@ def test_what_a_probe_raises_says_where() -> None:
     assert raised.value.__notes__ == ["raised by Broken.measure for layer 'enter'"]
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "step", "fan_in"])
+@pytest.mark.parametrize("name", ["learning_rate", "step", "fan_in", "lr", "rule", "status"])
 def test_a_probe_records_nothing_that_every_run_has(name: str) -> None:
     with pytest.raises(ValueError, match=f"Mine records '{name}', a name that every run has already"):
         recorded([own("measure", {}, (name,))])
+
+
+def test_a_probe_records_nothing_that_is_called_as_a_coordinate() -> None:
+    """What it recorded was gone without a word: the coordinate took its place."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(
+        ValueError, match="Mine records 'noise', a name that one of its coordinates has: choose another"
+    ):
+        Recorder(model, optimizer, [own("measure", {}, ("noise",))], coords={"noise": 0.1})
 
 
 def test_quantities_are_a_tuple() -> None:
