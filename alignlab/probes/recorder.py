@@ -95,7 +95,7 @@ class Recorder:
 
     @property
     def status(self) -> str:
-        """``running``, ``finished``, ``diverged`` or ``crashed``."""
+        """``running``, ``finished``, ``diverged`` (weights or the last loss measured are not finite) or ``crashed``."""
         return self._recording.status
 
     @property
@@ -201,7 +201,8 @@ class Recorder:
                 "steps, by its step()?",
                 stacklevel=3,
             )
-        self._recording.end("diverged" if status == "finished" and not _finite(self.model) else status)
+        lost = self._recording.lost or not _finite(self.model)
+        self._recording.end("diverged" if status == "finished" and lost else status)
 
     def to_dataset(self) -> xr.Dataset:
         """Everything recorded so far, as an ``xarray.Dataset`` on (step, layer, mode) with the run's coordinates and attrs."""

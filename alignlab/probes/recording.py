@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from alignlab.checks import is_whole
@@ -42,6 +43,13 @@ class Recording:
         self._number = 0  # of the next segment
         self._tokens = [uuid.uuid4().hex[:12]]  # of those who recorded the run, this recording's last
         self._goes_on = False
+        self._loss: Value = 0.0  # of the last step that had one
+
+    @property
+    def lost(self) -> bool:
+        """Whether the last loss that was measured, of one run, is not finite."""
+        loss = torch.as_tensor(self._loss)
+        return not loss.dim() and not bool(torch.isfinite(loss))
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -99,6 +107,7 @@ class Recording:
         """One step's measurements, and what two-stage probes kept."""
         self._tape.add(step, by_layer, by_step, kept)
         self.last_step = max(step, self.last_step)
+        self._loss = by_step.get("loss", self._loss)
         if len(self._tape) >= self._flush_every:
             self.flush()
 

@@ -174,6 +174,18 @@ def test_a_run_that_diverges_is_kept_as_diverged(tmp_path: Path, rule: str | Non
     assert np.isnan(run.gradient_angle.isel(step=5)).all()
 
 
+@pytest.mark.parametrize(("probes", "status"), [([Loss()], "diverged"), ([WeightAngle()], "finished")])
+def test_a_run_whose_last_loss_is_not_finite_has_diverged(probes: list[Probe], status: str) -> None:
+    """It was finished where its weights were finite yet: a saturated net at a rate of 50 ended at losses of 1e36, and inf."""
+    model = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(model.weight, 1e25)
+    optimizer = sgd(model, 0.0)
+    with Recorder(model, optimizer, probes) as recorder:
+        model(torch.ones(4, 2)).square().mean().backward()
+        optimizer.step()
+    assert recorder.status == recorder.to_dataset().status == status
+
+
 def test_a_folder_that_cannot_be_written_fails_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     model = WORLD.model("fa")
