@@ -118,6 +118,9 @@ def _prepare(ax: Axes, contrasts: xr.Dataset, rows: list[str | int], m: float | 
     ax.axvline(0, color=style.REFERENCE, linewidth=1, zorder=0.5, label="_zero")
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_formatter(
+        lambda value, _: f"{value:g}".replace("-", "−")
+    )  # a power beside the axis covers words
     units = str(contrasts["estimate"].attrs.get("units", "1"))
     words = str(contrasts["estimate"].attrs.get("long_name", "effect"))
     ax.set_xlabel(words if units in ("", "1") else f"{words} [{units}]", labelpad=15)

@@ -218,8 +218,9 @@ def finish(figure: Figure, title: str, handles: Mapping[str, Artist], legend_tit
         height = max(height, box.height / figure.dpi + 0.5)
     letters = int(13 * figure.get_figwidth())  # of the panels alone: the legend stands beside the title
     if title:
-        figure.suptitle(textwrap.fill(title, letters), x=0.01, ha="left")
-        height += 0.2
+        words = textwrap.fill(title, letters)
+        figure.suptitle(words, x=0.01, ha="left")
+        height += 0.2 + 0.16 * words.count("\n")
     if note:
         lines = textwrap.fill(note, int(letters * 1.25))
         figure.supxlabel(lines, x=0.01, ha="left", fontsize=7.5, color=REFERENCE)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     Looks = Mapping[Hashable, style.Look]
 
+WIDE, CLOSE = (
+    30.0,
+    0.06,
+)  # x on a log axis: above this ratio, with values nearer than this share of their span
 DODGE = 0.1  # of the least distance on the x axis, between neighbouring levels of the hue
 HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 7, "linestyle": ""}
 _EVERYWHERE = ("", "none")  # a condition that these runs do not have: they belong beside all of its levels
@@ -55,9 +59,9 @@ def trends(
 
     ``hue`` and ``col`` are coordinates of the runs; a run whose ``col`` is empty or "none" (backprop has no feedback to
     initialise) is drawn in every column. Dots are runs, markers their mean with a 95 % t-interval, on a log axis for errors
-    and losses that are above 0 (then geometric), else on a linear one. A red rim: most of a point's runs have the coordinate
-    ``on_edge`` set (:func:`alignlab.audit.crossfit.tuned`). ``references`` are hollow, ``referred`` says in the legend what
-    they are, if any.
+    and losses that are above 0 (then geometric), else on a linear one. ``x`` has a log axis where its values grow by
+    factors. A red rim: most of a point's runs have the coordinate ``on_edge`` set (:func:`alignlab.audit.crossfit.tuned`).
+    ``references`` are hollow, ``referred`` says in the legend what they are, if any.
 
     Raises ``ValueError`` if an outcome was not recorded, for an unknown x, hue or col, and where a point has two runs of one
     seed, which differ in something else.
@@ -80,13 +84,16 @@ def trends(
             logs.append(name.endswith(("loss", "error")) and bool((values > 0).all()))
             for ax, level in zip(row, columns, strict=True):
                 part = data if not level or col is None else _column(data, col, level)
-                ends = np.append(ends, _panel(ax, part, x, name, hue, look, own, _step(xs), logs[-1]))
+                ends = np.append(ends, _panel(ax, part, x, name, hue, look, own, xs, logs[-1]))
             row[0].set_ylabel(words)
             _fit(row, values, ends, logs[-1])
         for ax, level in zip(axes[0], columns, strict=True):
             ax.set_title(groups.named(col, level) if col and level else "", loc="left")
         for ax in axes[-1]:
             ax.set_xlabel(x.replace("_", " "))
+            if _by_factors(xs):
+                ax.set_xscale("log")
+                ax.set_xticks([], minor=True)
             ax.set_xticks(xs, [f"{value:g}" for value in xs])
         title = groups.context(data, hue, col, x, "lr", "layer", "arm", "hidden")
         return style.finish(
@@ -102,9 +109,17 @@ def _column(data: xr.Dataset, col: str, level: Hashable) -> xr.Dataset:
     return data.isel(run=np.flatnonzero(np.isin(data[col].values.astype(str), [str(level), *_EVERYWHERE])))
 
 
-def _step(xs: Sequence[float]) -> float:
-    """The least distance between two values."""
-    return float(np.diff(sorted(xs)).min()) if len(xs) > 1 else 1.0
+def _by_factors(xs: Sequence[float]) -> bool:
+    """Whether the values grow by factors, so that on a linear axis the labels of the lower ones would cover each other."""
+    span = max(xs) - min(xs)
+    return min(xs) > 0 and max(xs) > WIDE * min(xs) and float(np.diff(sorted(xs)).min()) < CLOSE * span
+
+
+def _beside(at: np.ndarray, place: float, xs: Sequence[float]) -> np.ndarray:
+    """Values along x a few places of :data:`DODGE` aside, so that the levels of the hue do not cover each other."""
+    factors = _by_factors(xs)
+    least = np.diff(np.log(sorted(xs)) if factors else sorted(xs)).min() if len(xs) > 1 else 1.0
+    return np.asarray(at * np.exp(DODGE * least * place) if factors else at + DODGE * least * place)
 
 
 def _values(data: xr.Dataset, name: str, references: Sequence[Reference]) -> np.ndarray:
@@ -114,17 +129,25 @@ def _values(data: xr.Dataset, name: str, references: Sequence[Reference]) -> np.
 
 
 def _panel(
-    ax: Axes, data: xr.Dataset, x: str, name: str, hue: str, look: Looks, references: Sequence[Reference], step: float,
-    log: bool,
+    ax: Axes, data: xr.Dataset, x: str, name: str, hue: str, look: Looks, references: Sequence[Reference],
+    every: Sequence[float], log: bool,
 ) -> np.ndarray:  # fmt: skip
     """One column of one row; returns the ends of its intervals."""
     final, drawn = final_values(data, name), np.zeros(0)
     for place, (level, own) in enumerate(look.items()):
-        shift = DODGE * step * (place - (len(look) - 1) / 2)
+        aside = place - (len(look) - 1) / 2
         mine = np.isfinite(final) & groups.having(data, hue, level)
         at = data[x].values.astype(np.float64)
         xs = np.unique(at[mine])
-        ax.plot(at[mine] + shift, final[mine], ".", color=own.color, markersize=3, alpha=0.5, label="_run")
+        ax.plot(
+            _beside(at[mine], aside, every),
+            final[mine],
+            ".",
+            color=own.color,
+            markersize=3,
+            alpha=0.5,
+            label="_run",
+        )
         tables = [final[mine & (at == value)] for value in xs]
         if not tables:
             continue
@@ -133,16 +156,21 @@ def _panel(
         ).T
         ends, drawn = np.nan_to_num([mean - low, high - mean]), np.concatenate([drawn, low, high])
         ax.errorbar(
-            xs + shift, mean, ends, **own._asdict(), markeredgecolor="white", markeredgewidth=0.5, elinewidth=1,
+            _beside(xs, aside, every), mean, ends, **own._asdict(), markeredgecolor="white", markeredgewidth=0.5, elinewidth=1,
             capsize=2.5, label=style.level_text(level),
         )  # fmt: skip
         edge = [_on_edge(data.isel(run=np.flatnonzero(mine & (at == value)))) for value in xs]
-        ax.plot((xs + shift)[edge], mean[edge], marker=own.marker, color=own.color, linestyle="",
+        ax.plot(_beside(xs[edge], aside, every), mean[edge], marker=own.marker, color=own.color, linestyle="",
                 markeredgecolor=style.ALERT, markeredgewidth=1.3, label="_edge", zorder=4)  # fmt: skip
         for point in references:
             if point.level == level:
                 ax.plot(
-                    point.x + shift, point.value, own.marker, **HOLLOW, color=own.color, label="_reference"
+                    _beside(np.array(point.x), aside, every),
+                    point.value,
+                    own.marker,
+                    **HOLLOW,
+                    color=own.color,
+                    label="_reference",
                 )
     return drawn
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from figure_reading import legend, marks, panels
+from figure_reading import assert_readable, legend, marks, panels
 
 from alignlab import figures
 from alignlab.figures.evidence import BASELINE, NONE, OPEN, PART, TREATMENT, side
@@ -148,3 +148,23 @@ def test_the_note_gives_the_intervals_coverage(audit):
 def test_what_is_missing_is_one_error_that_names_it(audit, change, m, message):
     with pytest.raises(ValueError, match=message):
         figures.forest(change(audit), smallest_effect=m)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_small_and_large_effects_are_readable(audit, unit):
+    """The axis' "1e-6" stood on the words beside it."""
+    scaled = audit.assign({name: unit * audit[name] for name in ("estimate", "low", "high")})
+    figure = figures.forest(scaled, smallest_effect=0.02 * unit)
+    (axes,) = panels(figure)
+    assert_readable(figure)
+    assert axes.xaxis.get_offset_text().get_text() == ""
+    assert f"{0.1 * unit:g}".replace("-", "−") in [tick.get_text() for tick in axes.get_xticklabels()]
+
+
+def test_a_long_statement_leaves_the_rows_their_height(audit):
+    def height(title):
+        figure = figures.forest(audit, title=title)
+        figure.canvas.draw()
+        return panels(figure)[0].get_window_extent().height
+
+    assert height("a claim in many words " * 20) == pytest.approx(height("a claim"), rel=0.05)

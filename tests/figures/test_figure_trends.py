@@ -127,3 +127,19 @@ def test_a_run_without_an_outcome_is_in_no_count_and_told():
     )
     assert "of 2 to 3 with" in note
     assert "1 run has no test error." in note
+
+
+@pytest.mark.parametrize(("one", "three", "scale"), [(1, 3, "linear"), (16, 1024, "log")])
+def test_numbers_that_grow_by_factors_stand_on_a_log_axis(one, three, scale):
+    """On a linear one the labels of the lower ones covered each other: 16, 64, 256, 1024."""
+    width = np.where(ONE.depth.values == 1, one, three)
+    more = ONE.isel(run=ONE.depth.values == 1).assign_coords(depth=("run", [64 if scale == "log" else 2] * 6))
+    runs = xr.concat([ONE.assign_coords(depth=("run", width)), more], "run")
+    figure = trends(runs, "depth", OUTCOMES)
+    (ax, below) = figure.axes
+    assert {ax.get_xscale(), below.get_xscale()} == {scale}
+    assert list(below.get_xticks()) == sorted([one, three, 64 if scale == "log" else 2])
+    assert [tick.get_text() for tick in below.get_xticklabels()] == [f"{x:g}" for x in below.get_xticks()]
+    assert_readable(figure)
+    bars = next(c for c in ax.containers if c.get_label() == "bp").lines[0].get_xdata()
+    assert bars == pytest.approx(below.get_xticks(), rel=0.1)
