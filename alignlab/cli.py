@@ -204,7 +204,7 @@ def study(
 def figures(
     store: Annotated[Path, typer.Argument(help="A folder that runs were recorded to.")], out: Out = None
 ) -> None:
-    """Draw everything that a store's content allows.
+    """Draw what a store's content allows: angles, gains, spectra, curves over training and learning rates.
 
     Example: alignlab figures runs/fa --out figures/fa
     """

@@ -250,6 +250,12 @@ def test_a_store_with_nothing_to_draw_says_what_it_holds(draws):
     assert "no figures: these runs hold wall_time" in out
 
 
+def test_weight_angles_recorded_alone_are_drawn(draws):
+    """The command draws what a store allows, and said that there was nothing to draw."""
+    code, _, drawn = draws(synthetic_run(steps=10)[["weight_angle"]])
+    assert (code, drawn) == (0, {"weight_angle"})
+
+
 def test_compact_makes_one_zarr_that_figures_draws(spec, tmp_path, monkeypatch, capsys):
     run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
     store = tmp_path / "out" / "store"

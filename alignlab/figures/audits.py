@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignlab.figures import contents, groups
-from alignlab.figures.angle import angles
+from alignlab.figures.angle import ANGLES, angles
 from alignlab.figures.evidence import forest
 from alignlab.figures.gain import gains
 from alignlab.figures.learning import learning_curves
@@ -70,6 +70,9 @@ def _drawings(runs: xr.Dataset) -> dict[str, Callable[[], Figure]]:
     found: dict[str, Callable[[], Figure]] = {}
     if _there(runs, "gradient_angle"):
         found["angles"] = lambda: angles(runs)
+    else:
+        there = [name for name in ANGLES if _there(runs, name)]
+        found |= {name: partial(angles, runs, name) for name in there}
     if _there(runs, "feedback_gain", "effective_lr"):
         found["gains"] = lambda: gains(runs)
     if _there(runs, "spectrum_real", "spectrum_imag"):

@@ -6,7 +6,7 @@ a weight every random direction is nearly orthogonal: an angle of 89° can be fa
 
 That is the chance of weights, and of noise on every entry of a gradient. The gradient of a rule with random feedback is no
 such direction: it shares inputs h, errors and derivatives with backprop's, so that few of its out·in dimensions are free,
-at most ``out`` where the inputs are alike. Its angles scatter about 90° over draws of B some ten times as wide as
+at most ``out`` where the inputs are alike. Its angles scatter about 90° over draws of B ten to fifteen times as wide as
 ``chance_band(out * in)``; what chance gives there is found by drawing B again.
 """
 

@@ -23,6 +23,8 @@ CAPTIONS = {
     "loss_against_lr": "The search for each arm's learning rate, on seeds of its own; the chosen rate is marked.",
     "gains": "How much louder than backprop the rule speaks in each layer, and the learning rate that this amounts to.",
     "angles": "Angles between the rule's signals and backprop's; 90° is chance.",
+    "weight_angle": "Angles between the feedback weights B and the weights W; 90° is chance.",
+    "update_angle": "Angles between the optimizer's steps and the true gradient's descent; 90° is chance.",
     "spectra": "Eigenvalues of W Bᵀ, layer by layer.",
 }
 MOST = 40  # rows of a table
