@@ -258,8 +258,7 @@ def unplaced(shown: Iterable[tuple[xr.Dataset, str]], hue: str) -> str:
     gone: dict[Hashable, str] = {}
     for data, name in shown:
         texts = level_texts(levels(data, hue))
-        low = (data[name].values <= 0).any(
-            axis=tuple(i for i, dim in enumerate(data[name].dims) if dim != "run")
-        )
+        others = tuple(i for i, dim in enumerate(data[name].dims) if dim != "run")
+        low = np.asarray((data[name].values <= 0).any(axis=others))
         gone |= {level: text for level, text in texts.items() if low[having(data, hue, level)].any()}
     return f"Not on log axes: values of 0 or less ({', '.join(gone.values())})." if gone else ""
