@@ -30,8 +30,13 @@ def as_runs(dataset: xr.Dataset) -> xr.Dataset:
     known = [
         name for name in runs.attrs.get("differing", ()) if name in runs.coords and _several(runs[name])
     ]  # of a dataset that was here before
-    given = [] if "spec" in runs.coords else [name for name in _given(runs) if name not in known]
+    given = [] if _has_specs(runs) else [name for name in _given(runs) if name not in known]
     return runs.assign_coords(fields).assign_attrs(differing=[*known, *fields, *given])
+
+
+def _has_specs(runs: xr.Dataset) -> bool:
+    """Whether runs were trained from specs that are not all the same; a user's attribute of this name may be any text."""
+    return "spec" in runs.coords and any(map(_fields, runs["spec"].values.tolist()))
 
 
 def on_runs(dataset: xr.Dataset) -> xr.Dataset:
@@ -86,7 +91,7 @@ def _differing(runs: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
     A field that a spec of an earlier version does not know is as one that is null. What was replayed from another run's
     record is a run's own as its seed is, unless runs are told apart by nothing else or share it from seed to seed.
     """
-    if "spec" not in runs.coords:
+    if not _has_specs(runs):
         return {}
     texts = runs["spec"].values.tolist()
     specs = [_fields(text) for text in texts]
@@ -132,7 +137,10 @@ def _fields(text: str) -> Mapping[str, Any]:
     """A spec's fields; none where the text is no mapping."""
     import yaml
 
-    found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 

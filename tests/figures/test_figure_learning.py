@@ -115,6 +115,17 @@ def test_what_a_recorder_was_told_of_its_run_is_a_condition(runs, seeds, given, 
     assert as_runs(as_runs(fa)).attrs["differing"] == as_runs(fa).attrs["differing"]
 
 
+@pytest.mark.parametrize("texts", [("net: 3 layers: relu", "net: 4 layers: relu"), ("wide", "narrow")])
+def test_a_users_attribute_called_spec_may_be_any_text(texts, runs):
+    """It was an error of the YAML reader's, or left coordinates unseen, so that noises were averaged."""
+    fa = runs.isel(run=runs.rule.values == "fa")
+    told = fa.assign_coords(
+        spec=("run", [*texts] * 2), noise=("run", [0.0, 0.0, 0.5, 0.5]), seed=("run", [0, 1] * 2)
+    )
+    titles = [axes.get_title(loc="left") for axes in panels(figures.learning_curves(told))]
+    assert [title.count("noise 0.5") for title in titles].count(1) == len(titles) / 2
+
+
 def test_a_coordinate_that_numbers_the_runs_of_each_rule_tells_replicates_apart(runs):
     numbered = runs.drop_vars("seed").assign_coords(repeat=("run", runs.seed.values))
     (axes,) = panels(figures.learning_curves(numbered))
