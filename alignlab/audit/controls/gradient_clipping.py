@@ -19,6 +19,7 @@ from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.choosing import Crossed, crossed_name, own_value
 from alignlab.audit.controls.control import Contrast, Finding
 from alignlab.audit.controls.magnitude import ROUNDING
+from alignlab.audit.controls.recorded import table
 from alignlab.audit.evidence import Check
 from alignlab.audit.search import Grid, Value, in_order, several, told
 from alignlab.audit.studies import Searches
@@ -180,10 +181,7 @@ def _steps_are_gradients(spec: RunSpec) -> bool:
 def _longest(bench: Bench, spec: RunSpec) -> float:
     """The longest recorded step, of all layers together, over what its threshold allows; inf where none is known."""
     run = bench.dataset(spec)
-    steps, weights = (
-        run[name].transpose("step", "layer").values.astype(np.float64)
-        for name in ("update_norm", "weight_norm")
-    )
+    steps, weights = (table(run, name) for name in ("update_norm", "weight_norm"))
     known = np.isfinite(steps).any(axis=1)
     length, size = (np.sqrt(np.nansum(norms[known] ** 2, axis=1)) for norms in (steps, weights))
     length = np.maximum(length - ROUNDING * size, 0.0)
