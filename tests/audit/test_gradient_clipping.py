@@ -279,7 +279,7 @@ def test_a_real_audit_clips(tmp_path):
     assert al.audit(claim, [control], store=tmp_path).computed == 0
 
 
-def test_thresholds_that_nothing_reaches_change_no_outcome_and_draw_no_interval(tmp_path):
+def test_thresholds_that_nothing_reaches_change_no_outcome(tmp_path):
     setup = {"hidden": (6,), "batch_size": 2, "steps": 10, "lr": 0.01, "record_every": 5}
     claim = al.Claim(**{**CLAIM.model_dump(), "setup": setup, "seeds": range(3), "tuning_seeds": 1})
     result = al.audit(claim, [GradientClipping((1e6, 1e7, 1e8))], store=tmp_path)
@@ -287,6 +287,4 @@ def test_thresholds_that_nothing_reaches_change_no_outcome_and_draw_no_interval(
     assert (removed["estimate"], removed["reading"]) == (0.0, "changed no outcome")
     row = result.contrast_dataset().isel(contrast=3)
     assert str(row["label"].values) == "gradient_clipping: what it accounts for"
-    assert np.isnan([float(row["low"]), float(row["high"])]).all()
-    texts = al.figures.audit_figures(result)["forest"].axes[0].texts
-    assert sum("no interval" in text.get_text() for text in texts) == 1
+    assert (float(row["low"]), float(row["high"])) == (0.0, 0.0)  # of losses: the runs are the same
