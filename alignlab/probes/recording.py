@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from alignlab.checks import is_whole
@@ -48,8 +48,8 @@ class Recording:
     @property
     def lost(self) -> bool:
         """Whether the last loss that was measured, of one run, is not finite."""
-        loss = torch.as_tensor(self._loss)
-        return not loss.dim() and not bool(torch.isfinite(loss))
+        loss = self._loss.item() if isinstance(self._loss, Tensor) and not self._loss.dim() else self._loss
+        return not isinstance(loss, Tensor) and not math.isfinite(loss)
 
     @property
     def lead(self) -> tuple[int, ...]:
