@@ -23,7 +23,7 @@ def ended(command: Callable[[], Any]) -> int:
         usage = getattr(error, "format_message", None)  # typer's own complaints about the command line
         if usage is None and not _expected(error):
             raise
-        return _fail(_told(error) if usage is None else usage())
+        return _fail(_told(error) if usage is None else f"{usage().rstrip('.')}{_hint(error)}")
     if code == STOPPED:
         typer.echo("\nstopped; what was finished is stored, the same command does the rest", err=True)
     return code if isinstance(code, int) else 0
@@ -32,6 +32,12 @@ def ended(command: Callable[[], Any]) -> int:
 def _fail(message: str) -> int:
     typer.echo(f"alignlab: error: {' '.join(message.split())}", err=True)
     return 2
+
+
+def _hint(error: Any) -> str:
+    """Where the arguments stand that a command line lacks or has wrong."""
+    context = getattr(error, "ctx", None)
+    return "" if context is None else f"; see {context.command_path} --help"
 
 
 def _told(error: Exception) -> str:

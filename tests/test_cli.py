@@ -194,6 +194,22 @@ def test_an_audit_takes_more_studies_with_the_seeds_that_they_share_out(tmp_path
     assert first < both  # whole studies more, of the same size, change no other's
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["study"], ("Missing argument 'name'; see ", "alignlab study --help\n")),
+        (["figures", "here", "--fast"], ("No such option: --fast; see ", "alignlab figures --help\n")),
+        (["fly"], ("No such command 'fly'; see ", "alignlab --help\n")),
+    ],
+)
+def test_a_wrong_command_line_says_where_its_arguments_stand(words, told, monkeypatch, capsys):
+    assert run(words, monkeypatch) == 2
+    what, where = told
+    error = capsys.readouterr().err  # between them stands how the program was called
+    assert error.startswith(f"alignlab: error: {what}")
+    assert error.endswith(where)
+
+
 def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
     assert run(["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn"], monkeypatch) == 0
