@@ -159,6 +159,15 @@ class Bench:
         """Whether each of the runs diverged."""
         return np.array([bool(self.final(spec)["diverged"]) for spec in specs])
 
+    @property
+    def continuous(self) -> bool:
+        """Whether runs that end alike computed the same (:func:`alignlab.audit.statistics.paired`): outcomes are losses, and no
+        run so far diverged or ended as one of another seed, as at a loss of 0 or at that of a constant answer."""
+        groups = [group.specs for group in self.groups.values() if group.kind != "search"]
+        return self.claim.continuous and not any(
+            self.diverged(specs).any() or len(set(self.values(specs))) < len(set(specs)) for specs in groups
+        )
+
     def dataset(self, spec: RunSpec) -> xr.Dataset:
         """The recorded run of a spec."""
         return self._record(spec).to_dataset()

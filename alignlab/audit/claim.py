@@ -161,7 +161,7 @@ class Claim(SpecModel):
 
     @property
     def continuous(self) -> bool:
-        """Whether outcomes are no counts, so that different runs do not end alike: those of a loss."""
+        """Whether outcomes are no counts, so that different runs hardly end alike: those of a loss."""
         return self.outcome.endswith("_loss")
 
     def digest(self) -> str:

@@ -36,6 +36,7 @@ class AuditResult:
     """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group; ``kinds`` and ``arms``: what each
     group is for, and which arm it is of (:class:`alignlab.audit.bench.Group`). ``outcomes``: final values of the
     claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute.
+    ``continuous``: whether runs that end alike computed the same (:attr:`alignlab.audit.bench.Bench.continuous`).
     ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, which groups
     its learning curves are of, and what they are called there."""
 
@@ -50,6 +51,7 @@ class AuditResult:
     details: dict[str, Any]
     store: Path
     computed: int
+    continuous: bool = False
     provenance: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     curves: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class AuditResult:
         rows: list[tuple[str, str, Any]] = [
             (contrast_name(r["name"], r["contrast"]), _group(r), _drawn(r)) for r in self.evidence.rows()
         ]
-        read = partial(paired, alpha=self.claim.alpha, continuous=self.claim.continuous)
+        read = partial(paired, alpha=self.claim.alpha, continuous=self.continuous)
         rows += [(c.label, c.group, read(c.differences)) for c in self.contrasts]
         words = f"difference in {self.claim.outcome.replace('_', ' ')}, seed by seed"
         about = {"statement": self.claim.statement, "smallest_effect": self.claim.smallest_effect}
@@ -107,8 +109,8 @@ class AuditResult:
     def decomposition(self) -> list[Part]:
         """What the total effect is made of, by each control that decomposes it: absolute effects, and shares if it has any."""
         treatment, baseline = self._oriented()
-        continuous = self.claim.continuous
-        return parts_of(self.contrasts, treatment - baseline, self.claim.alpha, continuous=continuous)
+        total = treatment - baseline
+        return parts_of(self.contrasts, total, self.claim.alpha, continuous=self.continuous)
 
     @cached_property
     def all_runs(self) -> xr.Dataset:

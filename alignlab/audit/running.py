@@ -89,7 +89,7 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         samples,
         claim.smallest_effect,
         alpha=claim.alpha,
-        continuous=claim.continuous,
+        continuous=bench.continuous,
         checks=[
             *_divergence(bench, treatment - baseline),
             *(check for finding in findings for check in finding.checks),
@@ -119,6 +119,7 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
         },
         store=bench.store,
         computed=bench.computed,
+        continuous=bench.continuous,
         provenance=_provenance(claim),
         controls=tuple(control.name for control in controls),
         curves={

@@ -158,7 +158,8 @@ def paired(
     differences tell nothing. `p_value` is 2^(1−n), or 1 where v = 0: nothing speaks for an effect then, and
     against one speak only as many seeds as give the interval ends. If outcomes are `continuous`, as losses
     are, arms that end alike to the last bit computed the same, which rounding on another processor sets apart
-    by 1e-7: where v = 0 the interval is then [0, 0], what Student's comes to, of however few.
+    by 1e-7: where v = 0 the interval is then [0, 0], what Student's comes to, of however few. Losses of untrained
+    runs, or at a bound that all seeds reach, are not `continuous`.
 
     Errors: ValueError for fewer than 2 differences, or for one that is not finite (the pair is named), another shape, or
     an alpha outside (0, 1).

@@ -22,6 +22,8 @@ CLAIM = al.Claim(
 class KnownBench:
     """A bench whose outcomes come from a formula of the spec, and whose runs record the gains that they should."""
 
+    continuous = True
+
     def __init__(self, claim, value, applied=None):
         self.claim, self.value, self.groups, self.asked = claim, value, {}, set()
         self._applied = applied or (lambda spec: 1.0 if spec.graft and spec.graft.magnitude == "bp" else 7.0)

@@ -153,6 +153,28 @@ def test_runs_that_ended_worse_than_they_began_are_told_by_more_than_m_and_what_
     ]
 
 
+@pytest.mark.parametrize(
+    ("ends", "diverged", "same"),
+    [
+        ((0.3, 0.2), (0, 0), True),
+        ((0.3, 0.2), (0, 1), False),  # a loss from before training
+        ((0.0, 0.0), (0, 0), False),  # the least of losses
+        ((0.6931472, 0.6931472), (0, 0), False),  # of one answer to all
+    ],
+)
+def test_runs_that_end_alike_computed_the_same_unless_their_losses_are_at_an_end_that_others_reach_too(
+    ends, diverged, same
+):
+    bench = Bench(CLAIM, "nowhere")
+    runs = zip(ends, diverged, strict=True)
+    finals = [{"diverged": float(gone), "train_loss": end} for end, gone in runs]
+    bench.final = finals.__getitem__
+    bench.groups = {"bp": Group((0, 1), "bp"), "lr 10": Group((0, 0), "bp", "search")}
+    assert bench.continuous is same
+    bench.claim = CLAIM.model_copy(update={"outcome": "train_accuracy"})
+    assert not bench.continuous
+
+
 def test_how_the_rates_were_chosen_travels_with_the_result():
     bench = KnownBench(CLAIM, peak(0.1, 1.0))
     (caveat,) = Tuning().apply(bench, np.arange(5.0), np.zeros(5)).caveats

@@ -75,13 +75,16 @@ def test_two_intervals_that_noise_may_leave_fail_the_check_together_at_alpha(lef
     rest = left + np.tile([0.2, -0.2], 4)
     samples = ControlSamples("magnitude", tuple(rest), tuple(0.2 * np.array([1, -1] * 4)))
     total = tuple(3.0 + 0.1 * np.sin(np.arange(8)))
-    assert SPIKE._checked(total, samples, CLAIM).passed is passed
+    assert SPIKE._checked(total, samples, CLAIM, continuous=True).passed is passed
 
 
 def test_a_rest_above_m_on_single_seeds_passes_where_it_is_explained():
     rest = tuple(np.tile([0.11, -0.11], 4))  # its interval ends at 0.098, m is 0.1
     check = SPIKE._checked(
-        tuple(3.0 + 0.1 * np.sin(np.arange(8))), ControlSamples("magnitude", rest, rest), CLAIM
+        tuple(3.0 + 0.1 * np.sin(np.arange(8))),
+        ControlSamples("magnitude", rest, rest),
+        CLAIM,
+        continuous=True,
     )
     assert check.passed
     assert "by 0.11 at most" in check.detail

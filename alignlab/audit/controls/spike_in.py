@@ -70,7 +70,7 @@ class SpikeIn(Control):
             seen = self._recorded(bench, runs)
         assert found.samples is not None
         total = tuple(sides[0] - sides[1])
-        check = self._checked(total, found.samples, planted)
+        check = self._checked(total, found.samples, planted, bench.continuous)
         return Finding(
             checks=[check, seen, *(Check(f"spike-in, {c.name}", c.passed, c.detail) for c in found.checks)],
             contrasts=[
@@ -92,12 +92,12 @@ class SpikeIn(Control):
         arm = Arm(rule="noisy_backprop", rule_args=loud, lr=bp.lr, name=f"{bp.label} × {self.gain:g}")
         return claim.model_copy(update={"treatment": arm, "baseline": bp})
 
-    def _checked(self, total: Sequence[float], samples: ControlSamples, claim: Claim) -> Check:
+    def _checked(
+        self, total: Sequence[float], samples: ControlSamples, claim: Claim, continuous: bool
+    ) -> Check:
         """What the audit makes of the planted claim. At equal step sizes the two are one, so that no seed may differ by more
         than m; where rounding grew to noise, the intervals decide."""
-        evidence = gather(
-            total, [samples], claim.smallest_effect, alpha=claim.alpha, continuous=claim.continuous
-        )
+        evidence = gather(total, [samples], claim.smallest_effect, alpha=claim.alpha, continuous=continuous)
         verdict = decide(evidence)
         what = f"backprop {self.gain:g} times as loud differs from backprop by {evidence.total:+.3g}"
         if verdict.kind == "not_reproduced":
