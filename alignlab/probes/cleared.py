@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-3  # relative
+TOLERANCE = 1e-3  # relative; of bfloat16 a rounding
 ENTRIES = 8  # a pass; a short vector is a mixture of anything
 
 
@@ -21,9 +21,10 @@ def holds_cleared(gradient: Tensor, counted: Sequence[Tensor], cleared: Sequence
     found = [sum(counted[1:], counted[0]), *cleared]
     if gradient.numel() < ENTRIES * len(found):
         return False
+    rounding = max(TOLERANCE, torch.finfo(gradient.dtype).eps)
     columns = torch.stack([g.flatten() for g in found], 1).float()
     target = gradient.detach().flatten().float()
-    return _rest(target, columns[:, :1]) > TOLERANCE and _rest(target, columns) <= TOLERANCE
+    return _rest(target, columns[:, :1]) > 4 * rounding and _rest(target, columns) <= rounding
 
 
 def _rest(target: Tensor, columns: Tensor) -> float:

@@ -31,6 +31,7 @@ from alignlab.probes import (
     WeightAngle,
     every,
 )
+from alignlab.probes.cleared import holds_cleared
 from alignlab.rules import convert, revert
 from alignlab.store import StoreError
 
@@ -247,6 +248,15 @@ def test_gradients_that_were_cleared_and_put_together_by_hand_are_told(rule: str
         run = recorded(make(Hidden, rule), partial(task_by_task, factors=(1.0, 0.8)))
     assert len(told) == 1
     assert run.attrs["weights_that_learn_elsewhere_too"] == "a, b"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_mixture_with_what_was_cleared_is_told_from_rounding_in_every_precision(dtype: torch.dtype) -> None:
+    """A sum in bfloat16 was no mixture of its terms, and passes that rounded while they added up were nearly one."""
+    generator = torch.Generator().manual_seed(0)
+    first, second, third = torch.randn(3, 6, 5, generator=generator).to(dtype)
+    assert holds_cleared(0.5 * first + second, [second], [first])
+    assert not holds_cleared(0.3 * (second + third), [second, third], [first])
 
 
 @pytest.mark.parametrize("rule", [None, "fa"])
