@@ -6,7 +6,6 @@ masks a compiled graph may draw otherwise; other steps stay compiled.
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -41,8 +40,6 @@ def release_eager() -> None:
 
 def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
     """``hook``, which is no part of the graph where an optimizer's ``step`` is compiled."""
-    if "torch._dynamo" not in sys.modules:
-        return hook  # nothing is compiled, and to import the compiler takes longer than all else
     apart = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
     def called(*args: Any) -> Any:

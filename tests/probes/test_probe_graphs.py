@@ -218,6 +218,26 @@ def test_the_steps_of_a_compiled_optimizer_are_counted_and_measured() -> None:
     assert_same(found, record_steps(False))
 
 
+def test_a_compiled_step_that_makes_its_base_classes_step_is_an_error() -> None:
+    """Its steps were counted twice, and all but the first measured one were missing."""
+    torch._dynamo.reset()
+
+    class Derived(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = CHAIN.model("fa")
+    assert sgd(model).step  # SGD.step has hooks from here on
+    optimizer = Derived(model.parameters(), lr=0.05)
+    step = torch.compile(optimizer.step, backend="eager")
+    loss_of(model, *CHAIN.batch(0)).backward()
+    with (
+        pytest.raises(ProbeError, match="the step of Derived calls its base class's and is compiled"),
+        Recorder(model, optimizer, [GradientAngle()], lambda step: step == 1),
+    ):
+        step()
+
+
 def test_two_recorders_that_end_in_any_order_share_the_stance() -> None:
     first, second = (CHAIN.model("fa") for _ in range(2))
     a, b = (Recorder(model, sgd(model), [GradientAngle()]).attach() for model in (first, second))

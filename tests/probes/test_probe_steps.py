@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from probe_worlds import WORLDS, loss_of, measurable, sgd
+from probe_worlds import WORLDS, loss_of, measurable, sgd, train
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -606,6 +606,32 @@ def test_a_step_that_makes_its_base_classes_step_is_one(probe: Any) -> None:
     assert run.step.values.tolist() == [0, 2, 4]
     if probe is EffectiveLR:
         np.testing.assert_allclose(run.update_norm.sel(layer="enter"), norms[::2], rtol=1e-6)
+
+
+class Patch:
+    """What a library puts in the place of a class's step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.step = optimizer.step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.step(*args, **kwargs)
+
+
+def test_a_step_that_a_library_put_in_a_methods_place_is_one() -> None:
+    """It was an error, or counted twice: the steps that run were told by the code that the class's step has."""
+
+    class Patched(Decaying):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = WORLD.model("fa")
+    optimizer = Patched(model.parameters(), lr=0.05)
+    Patched.step = Patch(optimizer)  # type: ignore[assignment,method-assign]
+    with Recorder(model, optimizer, [EffectiveLR()], every(2)) as recorder:
+        train(model, optimizer, [WORLD.batch(step) for step in range(5)])
+    assert recorder.step == 5
+    assert recorder.to_dataset().step.values.tolist() == [0, 2, 4]
 
 
 def test_a_step_without_a_backward_pass_is_an_error() -> None:
