@@ -279,12 +279,28 @@ def test_a_real_audit_clips(tmp_path):
     assert al.audit(claim, [control], store=tmp_path).computed == 0
 
 
-def test_thresholds_that_nothing_reaches_change_no_outcome(tmp_path):
+@pytest.mark.parametrize("outcome", ["train_loss", "train_accuracy"])
+def test_thresholds_that_nothing_reaches_change_no_outcome_and_draw_an_interval_of_losses_alone(
+    tmp_path, outcome
+):
+    """Losses that are alike to the last bit are of one computation; of accuracies three that are alike tell nothing."""
     setup = {"hidden": (6,), "batch_size": 2, "steps": 10, "lr": 0.01, "record_every": 5}
-    claim = al.Claim(**{**CLAIM.model_dump(), "setup": setup, "seeds": range(3), "tuning_seeds": 1})
+    direction = {"train_loss": "lower", "train_accuracy": "higher"}[outcome]
+    changed = {
+        "setup": setup,
+        "seeds": range(3),
+        "tuning_seeds": 1,
+        "outcome": outcome,
+        "direction": direction,
+    }
+    claim = al.Claim(**{**CLAIM.model_dump(), **changed})
     result = al.audit(claim, [GradientClipping((1e6, 1e7, 1e8))], store=tmp_path)
     removed = result.evidence.rows()[-1]
     assert (removed["estimate"], removed["reading"]) == (0.0, "changed no outcome")
     row = result.contrast_dataset().isel(contrast=3)
     assert str(row["label"].values) == "gradient_clipping: what it accounts for"
-    assert (float(row["low"]), float(row["high"])) == (0.0, 0.0)  # of losses: the runs are the same
+    unknown = outcome == "train_accuracy"
+    end = np.nan if unknown else 0.0
+    np.testing.assert_array_equal([float(row["low"]), float(row["high"])], [end, end])
+    texts = al.figures.audit_figures(result)["forest"].axes[0].texts
+    assert sum("no interval" in text.get_text() for text in texts) == unknown
