@@ -48,8 +48,8 @@ class Recording:
     @property
     def lost(self) -> bool:
         """Whether the last loss that was measured, of one run, is not finite."""
-        loss = self._loss.item() if isinstance(self._loss, Tensor) and not self._loss.dim() else self._loss
-        return not isinstance(loss, Tensor) and not math.isfinite(loss)
+        several = isinstance(self._loss, Tensor) and self._loss.dim()
+        return not several and not math.isfinite(self._loss)
 
     @property
     def lead(self) -> tuple[int, ...]:
