@@ -88,7 +88,7 @@ class Landing:
         if self._keeps:
             by_pass, task = self._parts.setdefault(name, {}), torch._C._current_graph_task_id()
             by_pass[task] = by_pass.get(task, 0) + gradient.detach().clone()  # .grad takes its memory
-        if not self._ruled.is_explicit:
+        if not (self._ruled.is_explicit or self.arrivals.closed):
             self.test.note(name, self.arrivals.layers[name], gradient)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -606,6 +607,24 @@ def test_a_step_that_makes_its_base_classes_step_is_one(probe: Any) -> None:
     assert run.step.values.tolist() == [0, 2, 4]
     if probe is EffectiveLR:
         np.testing.assert_allclose(run.update_norm.sel(layer="enter"), norms[::2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [None, "fa"])
+def test_the_later_evaluations_of_a_closure_are_no_gradients_put_together_by_hand(rule: str | None) -> None:
+    """Every loop with LBFGS was told so: ``.grad`` holds the last evaluation's, and the first is measured."""
+    model = WORLD.model(rule)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = loss_of(model, *WORLD.batch(0))
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings(), Recorder(model, optimizer, [GradientAngle()]) as recorder:
+        warnings.simplefilter("error")
+        optimizer.step(closure)
+    assert "weights_that_learn_elsewhere_too" not in recorder.to_dataset().attrs
 
 
 class Patch:
