@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "around",
+    "as_stored",
     "best_step",
     "by",
     "final",
+    "last_steps",
     "layers_with",
     "lost",
     "of_arms",
@@ -60,19 +62,28 @@ def with_errors(runs: xr.Dataset) -> xr.Dataset:
     Where there are both, ``error_gap`` = ``test_error`` − ``train_error``, in percentage points.
     """
     accuracies = [str(name) for name in runs.data_vars if str(name).endswith("_accuracy")]
-    errors = {name.removesuffix("accuracy") + "error": 100 * (1 - runs[name]) for name in accuracies}
+    errors = {name.removesuffix("accuracy") + "error": _error(runs[name]) for name in accuracies}
     if {"test_error", "train_error"} <= set(errors):
         errors["error_gap"] = errors["test_error"] - errors["train_error"]
     return runs.assign(errors)
 
 
+def _error(accuracy: xr.DataArray) -> xr.DataArray:
+    """In percent: 10 beside an accuracy of 0.9, where float32 would say 10.000002."""
+    if accuracy.dtype.kind != "f":
+        return 100 * (1 - accuracy)
+    return (100 - 100 * accuracy.astype(str).astype(np.float64)).astype(accuracy.dtype)
+
+
 def final(runs: xr.Dataset, outcome: str, *, layer: str | None = None) -> pd.DataFrame:
     """The last value of ``outcome`` (dims run, step) of each run. A diverged run counts as untrained: its first value.
 
-    Rows are seeds, columns arms in the dataset's order. Raises ``ValueError`` where an arm has a seed twice.
+    Rows are seeds, columns arms in the dataset's order; float32 is read as the decimal fraction that it stands for, 0.9012, so
+    that equal differences are equal. Raises ``ValueError`` where an arm has a seed twice.
     """
-    rows = _rows(runs, outcome, layer)
-    return _by_seed(runs, [row[0] if diverged else row[-1] for _, row, diverged in rows])
+    rows, dtype = _rows(runs, outcome, layer), runs[outcome].dtype
+    written = dtype.type if dtype.kind == "f" else np.float64
+    return _by_seed(runs, [float(str(written(row[0] if diverged else row[-1]))) for _, row, diverged in rows])
 
 
 def lost(runs: xr.Dataset, outcome: str) -> NDArray[np.bool_]:
@@ -81,6 +92,11 @@ def lost(runs: xr.Dataset, outcome: str) -> NDArray[np.bool_]:
     return np.array(
         [diverged or not sign * row[-1] > sign * row[0] for _, row, diverged in _rows(runs, outcome)]
     )
+
+
+def last_steps(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
+    """The last step at which ``outcome`` was evaluated in each run, (run,)."""
+    return np.array([steps[-1] for steps, *_ in _rows(runs, outcome)], np.float64)
 
 
 def steps_to(
@@ -99,8 +115,9 @@ def steps_to(
     earlier; ``interpolated``: where the straight line from the evaluation before crosses the level (of a positive loss's
     logarithm).
     """
-    sign, found = sense(outcome), []
-    for steps, row, diverged in _rows(runs, outcome, layer):
+    sign, found, rows = sense(outcome), [], _rows(runs, outcome, layer)
+    level = as_stored(level, runs[outcome])
+    for steps, row, diverged in rows:
         held = sign * row >= sign * level
         if lasting:
             held = np.logical_and.accumulate(held[::-1])[::-1] & (not diverged)
@@ -111,6 +128,16 @@ def steps_to(
             arrived = _crossing(steps[at - 1 : at + 1], row[at - 1 : at + 1], level, log)
         found.append(arrived)
     return _by_seed(runs, found)
+
+
+def as_stored(level: float, values: xr.DataArray) -> float:
+    """The level as the type of the ``values`` holds it: an accuracy of 0.9 is 0.89999998 in float32, and has reached 0.9.
+
+    >>> import xarray as xr
+    >>> as_stored(0.9, xr.DataArray(np.float32([0.5]))), as_stored(0.9, xr.DataArray([0, 1]))
+    (0.8999999761581421, 0.9)
+    """
+    return float(values.dtype.type(level)) if values.dtype.kind == "f" else float(level)
 
 
 def _crossing(steps: NDArray[Any], values: NDArray[Any], level: float, log: bool) -> float:

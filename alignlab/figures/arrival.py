@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignlab.audit.outcomes import sense, steps_to
+from alignlab.audit.outcomes import as_stored, sense, steps_to
 from alignlab.audit.shares import share_of
 from alignlab.figures import contents, groups, style
 from alignlab.figures.scales import step_axis
@@ -62,7 +62,7 @@ def _entry(look: style.Look) -> Artist:
 
 
 def _shares(ax: Axes, data: xr.Dataset, outcome: str, level: float, look: Looks) -> None:
-    sign = sense(outcome)
+    sign, level = sense(outcome), as_stored(level, data[outcome])
     table = contents.values(data, outcome, ("step",)).values
     for arm, own in look.items():
         ours = np.flatnonzero(data["arm"].values == arm)

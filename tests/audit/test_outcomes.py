@@ -19,6 +19,7 @@ from alignlab.audit.outcomes import (
     with_errors,
 )
 from alignlab.audit.shares import mcnemar_p, share_of, unseen_share, wilson
+from alignlab.audit.statistics import paired
 
 NAN = np.nan
 RUNS = xr.Dataset(
@@ -173,3 +174,45 @@ def test_a_single_run_as_it_is_opened_has_outcomes_too() -> None:
         2,
         1,
     )
+
+
+# What float32 holds ---------------------------------------------------------------------------------------------------
+
+
+def stored(accuracies: list[list[float]], arms: list[str]) -> xr.Dataset:
+    """Accuracies as alignlab stores them, two evaluations a run."""
+    n = len(arms)
+    coords = {
+        "arm": arms,
+        "seed": [arms[:i].count(arm) for i, arm in enumerate(arms)],
+        "status": ["finished"] * n,
+    }
+    held = {"test_accuracy": (("run", "step"), np.array(accuracies, np.float32))}
+    return xr.Dataset(
+        held,
+        {k: ("run", v) for k, v in (coords | {"run_id": list(map(str, range(n)))}).items()}
+        | {"step": [0, 10]},
+    )
+
+
+def test_an_accuracy_of_exactly_the_level_has_reached_it_whatever_float32_makes_of_it_and_so_has_its_error() -> (
+    None
+):
+    shares = [i / 1000 for i in range(1, 1000)] + [i / 41 for i in range(1, 41)]
+    runs = with_errors(stored([[0, share] for share in shares], ["fa"] * len(shares)))
+    late = [share for i, share in enumerate(shares) if steps_to(runs, "test_accuracy", share)["fa"][i] > 10]
+    assert late == []
+    for interpolated in (False, True):  # never beyond the step where it is first there
+        assert steps_to(runs, "test_accuracy", 0.9, interpolated=interpolated)["fa"][899] == 10
+    late = [i for i in range(1, 1000) if steps_to(runs, "test_error", (1000 - i) / 10)["fa"][i - 1] > 10]
+    assert late == []
+    assert steps_to(runs, "test_accuracy", 0.9)["fa"][898] == np.inf
+
+
+def test_equal_differences_of_stored_accuracies_are_equal() -> None:
+    runs = stored(
+        [[0, 0.9012], [0, 0.4034], [0, 0.1001], [0, 0.8999], [0, 0.4021], [0, 0.0988]],
+        ["fa"] * 3 + ["bp"] * 3,
+    )
+    table = final(runs, "test_accuracy")
+    assert paired((table["fa"] - table["bp"]).to_numpy()).tied

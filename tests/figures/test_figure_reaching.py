@@ -42,6 +42,14 @@ def test_the_median_is_that_of_all_runs_so_that_arriving_rarely_is_not_arriving_
     assert "the median of all" in figure._supxlabel.get_text().replace("\n", " ")
 
 
+def test_an_accuracy_of_exactly_the_level_counts_on_both_sides_whatever_float32_makes_of_it():
+    runs = curves({"soon": (10, 10, 10)})
+    nine_tenths = runs.assign(train_accuracy=(0.9 * (runs["train_accuracy"] == 1)).astype(np.float32))
+    left, right = reaching(nine_tenths, "train_accuracy", 0.9).axes
+    assert left.lines[0].get_ydata().tolist() == [0, 1, 1, 1]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["3 of 3"]
+
+
 def test_what_an_arm_is_has_to_be_known():
     with pytest.raises(ValueError, match="cannot split by 'arm'"):
         reaching(curves(ARRIVALS).drop_vars("arm"), "train_accuracy", 1.0)
