@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignlab.audit.crossfit import favoured
-from alignlab.audit.outcomes import steps_to
+from alignlab.audit.outcomes import last_steps, steps_to
 from alignlab.audit.statistics import paired
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 __all__ = ["LevelRatio", "Ratio", "duration_ratio", "duration_ratios"]
@@ -58,8 +59,11 @@ def duration_ratio(
 
     exp of the mean of log(treatment / baseline) with the interval of :func:`alignlab.audit.paired` at 1 − alpha. Infinite
     durations count as ``budget``; where only one method has such, the true ratio lies on one side of what that gives, and the
-    end of the interval that is kept bounds it no less surely than 1 − alpha. Waiting longer may all the same give an interval
-    that reaches beyond this end, as the late runs then show their spread. Raises ``ValueError`` for
+    end of the interval that is kept bounds it about as surely as an end does where all arrive. By simulation, at 95 % and with
+    a tenth to four fifths of the runs late, it lies beyond the true ratio in at most 4 % for normal logarithms of 3 to 20 runs
+    (2.5 % where all arrive); where early arrivals have a long tail, in 13 % of 3 to 5 runs (12 %), and where one run in ten is
+    20 times as early as the others, which so few have most often not seen, in 60 % (48 to 60 %). Waiting longer may all the
+    same give an interval that reaches beyond this end, as the late runs then show their spread. Raises ``ValueError`` for
     durations that are not positive or beyond the budget.
 
     >>> print(duration_ratio([200, 400, 330], [100, 200, 150], budget=1000))
@@ -107,8 +111,10 @@ def duration_ratios(
 
     ``runs``: the same seeds and learning rates in every arm. A best rate has the lowest geometric mean of steps, those of the
     seed in question left out. Times between evaluations are interpolated (:func:`steps_to`). Raises ``ValueError`` for no
-    level or one that is not finite, runs without a learning rate (NaN), an arm that lacks a run, and as
-    :func:`duration_ratio` does.
+    level or one that is not finite, runs without a learning rate (NaN), an arm that lacks a run, a run that had not arrived
+    when it stopped before others did (one that diverged never arrives), and as :func:`duration_ratio` does. The budget is the
+    last step at which any run was evaluated. Best against best, intervals are too narrow where rates are about equally good
+    (:mod:`alignlab.audit.crossfit`).
     """
     given = np.asarray(levels, np.float64)
     if given.ndim != 1 or not given.size or not np.isfinite(given).all():
@@ -119,10 +125,10 @@ def duration_ratios(
             "out, runs.isel(run=runs['lr'].notnull().values), or give them one by assign_coords"
         )
     rates = np.unique(runs["lr"].values)
-    budget = float(runs["last_step"].values.max())
-    found = []
+    ends, found = last_steps(runs, outcome), []
+    budget = float(ends.max())
     for level in levels:
-        taken = _durations(runs, outcome, level, rates)
+        taken = _durations(runs, outcome, level, rates, ends)
         if baseline not in taken:
             raise ValueError(f"no arm {baseline!r} to compare with: there are {', '.join(taken)}")
         for arm in (arm for arm in taken if arm != baseline):
@@ -132,13 +138,14 @@ def duration_ratios(
 
 
 def _durations(
-    runs: xr.Dataset, outcome: str, level: float, rates: NDArray[Any]
+    runs: xr.Dataset, outcome: str, level: float, rates: NDArray[Any], ends: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Of each arm the steps that each seed (rows) took at each rate (columns)."""
-    tables = [
-        steps_to(runs.isel(run=np.flatnonzero(runs["lr"].values == lr)), outcome, level, interpolated=True)
-        for lr in rates
-    ]
+    """Of each arm the steps that each seed (rows) took at each rate (columns); ``ends``: each run's last evaluation, (run,)."""
+    tables = []
+    for lr in rates:
+        own = np.flatnonzero(runs["lr"].values == lr)
+        tables.append(steps_to(runs.isel(run=own), outcome, level, interpolated=True))
+        _check_ends(runs.isel(run=own), tables[-1], ends[own], float(ends.max()), level)
     arms = dict.fromkeys(runs["arm"].values.tolist())
     found = {
         arm: np.stack([t.reindex(tables[0].index).get(arm, t.index * np.nan) for t in tables], 1)
@@ -150,6 +157,20 @@ def _durations(
                 f"arm {arm!r} lacks a run: every arm needs the same seeds at the same learning rates"
             )
     return found
+
+
+def _check_ends(
+    runs: xr.Dataset, taken: pd.DataFrame, ends: NDArray[np.float64], budget: float, level: float
+) -> None:
+    """Raise for a late run that stopped before the others: it would count as late at their last step, and be no bound."""
+    about = (runs[name].values.tolist() for name in ("arm", "seed", "lr", "status"))
+    for arm, seed, lr, status, end in zip(*about, ends.tolist(), strict=True):
+        if end < budget and status != "diverged" and math.isinf(taken.loc[seed, arm]):
+            raise ValueError(
+                f"the run of arm {arm!r}, seed {seed}, lr {lr:g} was last evaluated at step {end:g}, short of the level "
+                f"{level:g}, and others at step {budget:g}: when it would have arrived is not bounded by their last step; "
+                f"select the steps that all have, runs.sel(step=slice(0, {end:g}))"
+            )
 
 
 def _pairs(

@@ -118,6 +118,27 @@ def test_runs_that_are_missing_are_named() -> None:
         duration_ratios(runs.isel(run=runs["lr"] == 0.1), "train_loss", [1.0], baseline="sgd")
 
 
+def test_a_run_that_stopped_before_the_others_bounds_no_ratio_by_their_last_step() -> None:
+    """fa takes 2.5 times as long as bp; stopped after 100 steps of bp's 300, it would have counted as taking 300 or more."""
+    runs = decays({"bp": {0.1: [0.04] * 3}, "fa": {0.1: [0.016] * 3}})
+    short = runs.assign(train_loss=runs["train_loss"].where((runs["arm"] == "bp") | (runs["step"] <= 100)))
+    assert duration_ratios(short, "train_loss", [1.0])[0].ratio.estimate == pytest.approx(2.5)  # all arrived
+    with pytest.raises(
+        ValueError, match=r"arm 'fa', seed 0, lr 0\.1 was last evaluated at step 100, short of .*step 300"
+    ):
+        duration_ratios(short, "train_loss", [0.1])
+    gone = short.assign_coords(status=("run", ["finished"] * 3 + ["diverged"] * 3))  # these never arrive
+    assert duration_ratios(gone, "train_loss", [0.1])[0].ratio.estimate == pytest.approx(
+        300 / (np.log(20) / 0.04)
+    )
+
+
+def test_late_runs_count_as_arriving_at_the_last_step_that_was_evaluated() -> None:
+    runs = decays({"bp": {0.1: [0.04] * 3}, "fa": {0.1: [0.001] * 3}})
+    found = duration_ratios(runs.assign_coords(last_step=("run", [5000] * 6)), "train_loss", [1.0])[0].ratio
+    assert found.estimate == pytest.approx(300 / (np.log(2) / 0.04))
+
+
 # Cross-fitted choice --------------------------------------------------------------------------------------------------
 
 
