@@ -74,7 +74,15 @@ def judged(
 
     ``runs``: dims (run, step) with the coordinates arm, lr and seed, and the statements' outcomes. The verdict is "holds" if
     the 95 % interval of the difference lies above the margin, "does not hold" if below, else "undecided"; rates at which it
-    holds nonetheless are named. Raises ``ValueError`` where an arm has no run, or not one of every seed at every rate.
+    holds nonetheless are named.
+
+    Where the truth is the margin itself, "holds" and "does not hold" are said in 2.5 % of cases each if each arm has one rate
+    that is clearly best. Choices among what is equally good share data (:mod:`alignlab.audit.crossfit`): with three such rates
+    either is said in 5 % of cases with 3 seeds, 9 % with 10 and 11 % with 19, with six in 5, 11 and 15 %; with the better of
+    two equal arms in up to 7 % at one rate and 19 % at six. And each rate is read at 95 % by itself: of three, one or more is
+    named beside another verdict in 5 to 7 % of cases, of six in 10 to 13 %.
+
+    Raises ``ValueError`` where an arm has no run, or not one of every seed at every rate.
     """
     best, rates, found = tuned(runs, choose, ("arm",)), by(runs, "lr"), []
     for one in statements:

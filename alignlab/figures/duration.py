@@ -181,7 +181,8 @@ def _note(found: list[LevelRatio]) -> str:
     late = sum(ratio.ratio.sign in BOUNDS for ratio in found)
     of = f"Of {len(found)} points "
     told = [
-        f"Geometric means of {n[0]} ratios, paired by seed; bands: 95 % t-interval.",
+        f"Geometric means of {n[0]} ratios, paired by seed; bands: 95 % interval, for best rates too narrow where several are "
+        "about equally good.",
         "Best rates: chosen for each level and seed by the other seeds.",
         f"{of}{late} {'is a bound' if late == 1 else 'are bounds'}." if late else "",
         f"{of}{unknown} {'is' if unknown == 1 else 'are'} not shown, as neither arm always arrived."

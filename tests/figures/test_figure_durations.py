@@ -55,6 +55,7 @@ def test_what_is_late_is_an_open_triangle_and_not_on_the_line():
     assert {"at least: it came late", "at most: the baseline did"} <= set(legend(figure))
     assert "not shown" in figure._supxlabel.get_text()
     whole = durations(decays({"bp": (0.1, 0.05), "fa": (0.02, 0.01)}), LEVELS[:2])
+    assert "too narrow where several are about equally good" in whole._supxlabel.get_text().replace("\n", " ")
     assert whole._supxlabel.get_text().endswith("other seeds.")  # nothing of bounds where there are none
 
 
