@@ -107,13 +107,19 @@ def fetch(
     """Download the set `name` into `folder` (default: the cache); return the folder.
 
     Files that are there and right are kept. `mirrors` are base addresses, tried in turn. Raises DataError
-    where none has a file, or where downloads are forbidden.
+    where none has a file, where downloads are forbidden, or where `folder` holds another set.
     """
     dataset = _dataset(name)
     target = fetching.cache_folder(name) if folder is None else Path(folder)
     if fetching.offline():
         raise DataError(
             f"{name} is not fetched: ALIGNLAB_OFFLINE forbids downloads; unset it, or set ALIGNLAB_DATA"
+        )
+    if _holds_another(
+        dataset, target
+    ):  # whose files bear the same names, and would be taken for corrupt ones
+        raise DataError(
+            f"{name} is not fetched: {target} holds files of another set by the same names; name another folder"
         )
     fetching.download(dataset, target, dataset.mirrors if mirrors is None else mirrors, progress)
     return target

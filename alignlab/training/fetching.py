@@ -90,7 +90,7 @@ def _check_download(file: DataFile, path: Path) -> None:
     try:
         read_verified(file, path)
     except DataError as error:
-        raise DataError(f"what arrived{str(error).removeprefix(str(path))}") from error
+        raise DataError(f"what arrived{str(error).removeprefix(str(path)).rstrip('.')}") from error
 
 
 def _is_right(file: DataFile, path: Path) -> bool:

@@ -298,6 +298,16 @@ def test_fetching_again_replaces_only_the_corrupt_file(world: World, mirror: Mir
     assert datafiles.read("mnist") == world.files
 
 
+def test_fetching_into_the_folder_of_another_set_is_refused_and_replaces_nothing(
+    world: World, mirror: Mirror, tmp_path: Path
+) -> None:
+    folder = lay(world.other, tmp_path / "here")
+    with pytest.raises(DataError, match=r"mnist is not fetched: .*here holds files of another set"):
+        datafiles.fetch("mnist", False, [serve(mirror, "a", world.files)], folder)
+    assert mirror.asked == []
+    assert datafiles.read_folder("fashion_mnist", folder) == world.other
+
+
 @pytest.mark.parametrize("fault", ["absent", "corrupt", "truncated", "down"])
 def test_the_second_mirror_serves_what_the_first_cannot(world: World, mirror: Mirror, fault: str) -> None:
     first, second = break_mirror(world, mirror, fault), serve(mirror, "good", world.files)
@@ -323,6 +333,7 @@ def test_a_failed_download_names_the_file_and_the_mirror_and_leaves_nothing_behi
         "down": "refused",
     }
     assert any(word in message for word in reason[fault].split("|"))
+    assert ".. " not in message
     assert list((world.cache / "mnist").iterdir()) == []
     assert datafiles.locate("mnist") is None
 
