@@ -95,3 +95,15 @@ def test_everything_that_is_required_is_imported():
         "h5netcdf",
         "pyyaml",
     }  # whoever opens a segment by xarray needs the one; the other is yaml
+
+
+def test_the_sdist_holds_every_file_that_the_commands_of_the_readme_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shipped = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    commands = re.findall(
+        r"^    (?:python|pip) .*|`python [^`]*`", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    named = set(re.findall(r"(?<![\w/])\.?\w+/[\w./-]+", "\n".join(commands)))
+    assert ".ci/constraints.txt" in named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert [name for name in named if not any(f"/{name}".startswith(path) for path in shipped)] == []
