@@ -13,11 +13,10 @@ from alignlab.probes.errors import ProbeError
 
 Hook = Callable[..., Any]
 
-# by their code, which stays what it is where a library puts its own function in a method's place
+# by their code, which stays what it is where a library puts its own function in a method's place; the second is that of what
+# torch makes of each step that has hooks
 _SCALED: Any = inspect.unwrap(torch.amp.GradScaler.step).__code__
-_HOOKED: Any = torch.optim.Optimizer.profile_hook_step(
-    lambda: None
-).__code__  # what torch makes of each step that has hooks
+_HOOKED: Any = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def stepping_scaler() -> Any:

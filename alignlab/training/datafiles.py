@@ -115,9 +115,7 @@ def fetch(
         raise DataError(
             f"{name} is not fetched: ALIGNLAB_OFFLINE forbids downloads; unset it, or set ALIGNLAB_DATA"
         )
-    if _holds_another(
-        dataset, target
-    ):  # whose files bear the same names, and would be taken for corrupt ones
+    if _holds_another(dataset, target):  # its files would be taken for corrupt ones
         raise DataError(
             f"{name} is not fetched: {target} holds files of another set by the same names; name another folder"
         )

@@ -198,15 +198,18 @@ def stored(accuracies: list[list[float]], arms: list[str]) -> xr.Dataset:
 def test_an_accuracy_of_exactly_the_level_has_reached_it_whatever_float32_makes_of_it_and_so_has_its_error() -> (
     None
 ):
-    shares = [i / 1000 for i in range(1, 1000)] + [i / 41 for i in range(1, 41)]
+    shares = [i / 100 for i in range(1, 100)] + [i / 41 for i in range(1, 41)]
     runs = with_errors(stored([[0, share] for share in shares], ["fa"] * len(shares)))
-    late = [share for i, share in enumerate(shares) if steps_to(runs, "test_accuracy", share)["fa"][i] > 10]
-    assert late == []
+
+    def taken(i: int, outcome: str, level: float, interpolated: bool = False) -> float:
+        found = steps_to(runs.isel(run=[i]), outcome, level, interpolated=interpolated)
+        return float(found["fa"].iloc[0])
+
+    assert [share for i, share in enumerate(shares) if taken(i, "test_accuracy", share) > 10] == []
+    assert [i for i in range(1, 100) if taken(i - 1, "test_error", 100 - i) > 10] == []
     for interpolated in (False, True):  # never beyond the step where it is first there
-        assert steps_to(runs, "test_accuracy", 0.9, interpolated=interpolated)["fa"][899] == 10
-    late = [i for i in range(1, 1000) if steps_to(runs, "test_error", (1000 - i) / 10)["fa"][i - 1] > 10]
-    assert late == []
-    assert steps_to(runs, "test_accuracy", 0.9)["fa"][898] == np.inf
+        assert taken(89, "test_accuracy", 0.9, interpolated) == 10
+    assert taken(88, "test_accuracy", 0.9) == np.inf
 
 
 def test_equal_differences_of_stored_accuracies_are_equal() -> None:
