@@ -264,7 +264,8 @@ def test_gradients_that_were_cleared_and_stayed_so_are_not_told(rule: str | None
     """The last task's, clipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recorded(make(Hidden, rule), partial(task_by_task, factors=(0.0, 0.3)))
+        run = recorded(make(Hidden, rule), partial(task_by_task, factors=(0.0, 0.3)))
+    assert "weights_that_learn_elsewhere_too" not in run.attrs
 
 
 def test_tied_layers_have_the_gradient_of_their_weight() -> None:
