@@ -7,7 +7,6 @@ at its steps is in :mod:`alignlab.probes.stepping`, what was measured in :mod:`a
 from __future__ import annotations
 
 import uuid
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -195,12 +194,8 @@ class Recorder:
             return
         self._steps.end()
         self._note_progress()
-        if self.step == 0 and status == "finished":
-            warnings.warn(
-                "nothing was recorded: the optimizer that the recorder was given took no step. Is it the one that the loop "
-                "steps, by its step()?",
-                stacklevel=3,
-            )
+        if status == "finished":
+            self._steps.tell_of_last(stacklevel=3)
         lost = self._recording.lost or not _finite(self.model)
         self._recording.end("diverged" if status == "finished" and lost else status)
 

@@ -21,6 +21,7 @@ from alignlab.probes.callers import outermost
 from alignlab.probes.capture import Capture
 from alignlab.probes.compiled import outside_graphs, unwrapped
 from alignlab.probes.errors import ProbeError
+from alignlab.probes.last_step import LastStep
 from alignlab.probes.observation import Observation
 from alignlab.probes.observing import observe, observes_all, weights_of
 from alignlab.probes.probe import Probe
@@ -52,6 +53,7 @@ class Steps:
         truth = any(probe.needs_truth for probe in probes)
         self._capture = Capture(model, layers, truth, optimizer)
         self._replaced = Replaced(model, optimizer, layers)
+        self._last_step = LastStep(optimizer)
         self._complete = observes_all(unwrapped(model), layers)
         self._update_wanted = any(probe.needs_update for probe in probes)
         self._before: dict[str, Tensor] | None = (
@@ -108,6 +110,10 @@ class Steps:
         for probe in self.probes:
             probe.detach()
 
+    def tell_of_last(self, stacklevel: int) -> None:
+        """Warn if the optimizer made no step, or if the loop went on with another."""
+        self._last_step.tell(self.made, stacklevel + 1)
+
     def plan(self) -> None:
         """Arm for the coming step if it is scheduled, rest otherwise; note when to ask the schedule again."""
         scheduled, self._next = consult(self.schedule, self.made)
@@ -156,6 +162,7 @@ class Steps:
 
     def _after_step(self, *_: Any) -> None:
         self.made += 1
+        self._last_step.note()
         if self.made < self._next:
             return
         if self._asked and self._sentinel is None:  # at rest, as mostly: no more is called than the schedule

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,40 @@ def test_an_optimizer_that_takes_no_step_is_told() -> None:
     with pytest.warns(UserWarning, match="the optimizer that the recorder was given took no step"):
         recorder.detach()
     assert recorder.to_dataset().sizes["step"] == 0
+
+
+def _stepped(optimizer: torch.optim.Optimizer, model: torch.nn.Module, times: int) -> None:
+    for _ in range(times):
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("new", [torch.optim.SGD, torch.optim.Adam])
+def test_a_loop_that_goes_on_with_another_optimizer_is_told_where_its_record_ends(new: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+
+    def loop() -> None:
+        with Recorder(model, old := torch.optim.Adam(model.parameters()), [EffectiveLR()]):
+            _stepped(old, model, 20)
+            _stepped(new(model.parameters(), lr=0.1), model, 20)
+
+    with pytest.warns(
+        UserWarning, match=r"changing after step 19, the last of the .* optimizer \(Adam\)"
+    ) as told:
+        loop()
+    assert [w.filename for w in told] == [__file__]
+
+
+def test_best_weights_put_back_after_the_last_step_are_no_optimizers() -> None:
+    model = torch.nn.Linear(3, 2)
+    best = {key: value.clone() for key, value in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Recorder(model, optimizer := torch.optim.SGD(model.parameters()), [EffectiveLR()]) as recorder:
+            _stepped(optimizer, model, 3)
+            model.load_state_dict(best)
+    assert recorder.step == 3
 
 
 def test_a_probe_that_is_due_rarely_is_measured_rarely() -> None:
