@@ -783,3 +783,52 @@ def test_the_facts_of_a_run_are_stored() -> None:
     assert run.kind.values.tolist() == ["conv2d"] * 3 + ["linear"]
     assert run.fan_in.values.tolist() == [18, 18, 24, 16]
     assert "local_angle" not in run
+
+
+class Reading(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.words, self.inner, self.out = nn.Embedding(90, 8), inner, nn.Linear(8, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("inner", "told"),
+    [
+        (nn.LSTM(8, 8), r"inner \(LSTM\), with 94%"),
+        (nn.Bilinear(8, 8, 8), r"inner \(Bilinear\), with 94%"),
+        (
+            nn.ModuleList([nn.GRUCell(8, 8) for _ in range(5)]),
+            r"inner\.0 .*inner\.2 \(GRUCell\) and 2 more, with 98%",
+        ),
+    ],
+)
+def test_a_record_that_leaves_most_of_a_model_out_says_so(inner: nn.Module, told: str) -> None:
+    model = Reading(inner)
+    with pytest.warns(UserWarning, match=f"not observed: {told} of the weights") as found:
+        Recorder(model, sgd(model), [GradientAngle()])
+    assert [w.filename for w in found] == [__file__]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("inner", "rule"),
+    [
+        (nn.LayerNorm(8), None),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), None),
+        (nn.LSTMCell(8, 8), "bp"),
+        (nn.LSTM(8, 8).requires_grad_(False), None),
+        (nn.Linear(8, 8), "kolen_pollack"),
+    ],
+)
+def test_what_is_no_map_or_observed_or_fixed_is_not_missed(inner: nn.Module, rule: str | None) -> None:
+    model = Reading(inner)
+    if rule is not None:
+        convert(model, rule, generator=torch.Generator().manual_seed(1))
+    recorder = Recorder(model, sgd(model), [GradientAngle()])
+    assert "out" in recorder.layers
+
+
+@pytest.mark.filterwarnings("error")
+def test_layers_that_are_asked_for_are_enough() -> None:
+    model = Reading(nn.LSTM(8, 8))
+    assert [*Recorder(model, sgd(model), [GradientAngle()], layers="*").layers] == ["out"]
