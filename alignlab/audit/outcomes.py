@@ -143,7 +143,8 @@ def as_stored(level: float, values: xr.DataArray) -> float:
 def _crossing(steps: NDArray[Any], values: NDArray[Any], level: float, log: bool) -> float:
     """Where the line through two evaluations, of which the second has reached the level, crosses it."""
     before, after, at = np.log([*values, level]) if log else (*values, level)
-    way = (before - at) / (before - after)
+    with np.errstate(invalid="ignore"):  # no line leads from an infinite loss
+        way = (before - at) / (before - after)
     return float(steps[0] + way * (steps[1] - steps[0])) if math.isfinite(way) else float(steps[1])
 
 

@@ -44,6 +44,7 @@ def test_final_values_are_those_of_the_last_evaluation_and_diverged_runs_count_a
     assert table.loc[0].tolist() == [6, 3]
 
 
+@pytest.mark.filterwarnings("error")
 def test_steps_to_a_level_count_to_the_first_or_to_the_lasting_arrival() -> None:
     assert steps_to(RUNS, "train_loss", 2).loc[1].tolist() == [10, 10]
     assert steps_to(RUNS, "train_loss", 3).loc[0].tolist() == [10, 30]
