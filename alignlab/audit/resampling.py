@@ -63,13 +63,17 @@ def bootstrap_pivots(differences: Floats, seed: int = 0) -> Floats | None:
     """Where the studentised bootstrap puts the mean of (n,) paired differences: x̄ − t* se, in rising order.
 
     With t* = (x̄* − x̄) / se* over 10,000 resamples of whole pairs. Every resample comes with its reflection (the
-    i-th smallest difference replaced by the i-th largest), so that the pivots of −d mirror those of d. None where
+    i-th smallest difference replaced by the i-th largest), so that the pivots of −d mirror those of d. None lies
+    beyond the smallest and the largest difference: where all but a few nearly tie, as runs that rounding alone sets
+    apart, a resample without those few has next to no spread, and its t* is as large as one likes. None at all where
     so many differences tie that a resample is constant, which no t* can be made of.
     """
     ordered = np.sort(differences)
     mean, se = float(ordered.mean()), float(ordered.std(ddof=1)) / math.sqrt(len(ordered))
     t_star = _studentised(ordered, mean, seed)
-    return np.sort(mean - se * t_star) if np.isfinite(t_star).all() else None
+    if not np.isfinite(t_star).all():
+        return None
+    return np.sort(np.clip(mean - se * t_star, ordered[0], ordered[-1]))
 
 
 def pivot_interval(pivots: Floats, alpha: float) -> tuple[float, float]:

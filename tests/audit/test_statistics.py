@@ -147,6 +147,18 @@ def test_too_many_ties_for_a_bootstrap_give_the_t_interval(tied):
     assert result.low == pytest.approx(expected.confidence_interval(0.95).low)
 
 
+@pytest.mark.parametrize("odd", [1, 3])
+def test_an_interval_of_seeds_that_nearly_tie_does_not_reach_beyond_all_that_was_seen(odd):
+    """Grafted runs that compute one thing end 1e-8 apart, but for the seeds in which rounding has grown."""
+    d = 1e-8 * np.random.default_rng(0).standard_normal(22)
+    d[:odd] = 8.8e-4
+    result, t = paired(d, 0.025), scipy.stats.ttest_1samp(d, 0.0).confidence_interval(0.975)
+    assert result.method == "bootstrap-t"
+    assert result.high == pytest.approx(max(d.max(), t.high))
+    assert result.low == pytest.approx(min(d.min(), t.low))
+    assert paired(-d, 0.025).low == pytest.approx(-result.high)
+
+
 @pytest.mark.parametrize("n", [2, 6, 19, 20, 47])
 def test_swapping_the_arms_mirrors_the_interval_and_order_does_not_matter(n):
     d = np.random.default_rng(n).gamma(2.0, size=n) - 1.5
