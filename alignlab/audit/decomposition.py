@@ -55,11 +55,18 @@ def parts_of(
     whole, found = paired(total, alpha), []
     for contrast in (contrast for contrast in contrasts if contrast.group == GROUP):
         effect = paired(contrast.differences, alpha, continuous=continuous)
-        known = contrast.compares and not (effect.unbounded or whole.unbounded)
+        rest = paired(_beside(contrast.differences, total), alpha, continuous=continuous)
+        known = contrast.compares and not (effect.unbounded or whole.unbounded or rest.unbounded)
         estimate = share(effect, whole) if known else None
         ends = None if estimate is None else fieller(contrast.differences, total, alpha)
         found.append(Part(contrast.label, effect, None if ends is None else estimate, ends))
     return found
+
+
+def _beside(part: Sequence[float], total: Sequence[float]) -> NDArray[np.float64]:
+    """What else than the part makes the total, seed by seed: 0 where that is rounding alone. A part is known no better."""
+    x, y = np.asarray(part, np.float64), np.asarray(total, np.float64)
+    return np.where(np.abs(y - x) <= 1e-9 * np.abs(y).max(), 0.0, y - x)
 
 
 def fieller(
@@ -89,7 +96,7 @@ def told(parts: Sequence[Part], total: Interval) -> str:
             f"of them negative where they pull apart; an interaction is no part of the sum. {spread}"
         )
     needs = max(SHARE_NEEDS, _critical(total.n, total.alpha))
-    beyond = abs(total.estimate) / total.se if total.se else math.inf
+    beyond = abs(total.estimate) / total.se if total.se else (math.inf if total.estimate else 0.0)
     if beyond > needs:
         why = "its differences or those of its parts are equal on all seeds, and so few cannot tell of others"
     else:

@@ -82,3 +82,18 @@ def test_a_total_that_is_the_same_on_few_seeds_has_no_shares():
     parts = parts_of(contrasts, [1.0, 1.0, 1.0])
     assert parts[0].share is None
     assert "equal on all seeds" in told(parts, paired([1.0, 1.0, 1.0]))
+
+
+def test_the_share_of_one_part_is_known_no_better_than_what_is_left_for_the_other():
+    """Five grafted runs that classify as the baseline does: the direction may have an effect on other seeds, [-inf, inf]."""
+    tt, bb = np.array([0.81, 0.79, 0.84, 0.8, 0.83]), np.array([0.6, 0.63, 0.58, 0.61, 0.6])
+    contrasts = effects(tt, bb, tb=bb, bt=tt, labels=LABELS)
+    direction, size, _ = parts_of(contrasts, tt - bb)
+    assert direction.effect.unbounded
+    assert (direction.share, size.share) == (None, None)
+    assert "equal on all seeds" in told([direction, size], paired(tt - bb))
+    assert [part.share for part in parts_of(contrasts, tt - bb, continuous=True)[:2]] == [0, pytest.approx(1)]
+
+
+def test_a_total_of_nothing_has_no_shares_for_being_nothing():
+    assert "it is 0 of its standard errors from 0" in told([], paired([0.0] * 5, continuous=True))
