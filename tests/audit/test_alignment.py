@@ -6,6 +6,8 @@ from known_bench import CLAIM, RecordingBench
 
 import alignlab as al
 from alignlab.audit.controls import Alignment
+from alignlab.audit.gathering import gather
+from alignlab.audit.verdict import decide
 from alignlab.training.errors import SpecError
 
 TURNED = CLAIM.model_copy(update={"treatment": CLAIM.baseline, "baseline": CLAIM.treatment})
@@ -30,11 +32,32 @@ def applied(claim, **more):
 
 def test_of_a_rule_that_wins_the_angle_is_taken_away_and_given():
     found, _ = applied(CLAIM)
-    assert np.mean(found.samples.necessity) == pytest.approx(3.0)  # backprop's direction, the rule's size
+    assert np.mean(found.samples.necessity) == pytest.approx(3.5)  # an angle that costs 2 is taken from 1.5
     assert np.mean(found.samples.sufficiency) == pytest.approx(
         3.5
     )  # against noise at its angle and backprop's size
     assert [check.passed for check in found.checks] == [True, True]
+
+
+@pytest.mark.parametrize("size", [0.0, -0.5])
+def test_a_direction_that_is_worth_more_than_its_angle_is_not_explained_by_its_angle(size):
+    """As a preconditioned gradient's, whose angle costs noise 0.2: backprop's direction alone has nothing of it."""
+
+    def outcome(spec):
+        rule = spec.rule == "sign_sync" and spec.graft is None
+        sized = spec.rule == "sign_sync" or "gain" in spec.rule_args
+        return size * sized + rule - 0.2 * (rule or spec.rule == "noisy_backprop") + 0.01 * np.sin(spec.seed)
+
+    bench = RecordingBench(CLAIM, outcome)
+    t, b = (bench.outcomes(name, arm) for name, arm in (("t", CLAIM.treatment), ("b", CLAIM.baseline)))
+    found = Alignment().apply(bench, t, b)
+    assert np.mean(t - b) == pytest.approx(0.8 + size)
+    assert np.mean(found.samples.necessity) == pytest.approx(1.0 + size)
+    varied = 0.01 * np.cos(range(5))  # differences that are all equal tell nothing of other seeds
+    samples = found.samples.__class__(
+        "alignment", found.samples.necessity + varied, found.samples.sufficiency
+    )
+    assert decide(gather(t - b + varied, [samples], CLAIM.smallest_effect)).kind == "supported"
 
 
 @pytest.mark.parametrize("claim", [CLAIM, TURNED], ids=["rule", "bp"])

@@ -14,7 +14,7 @@ import numpy as np
 
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Arm, Claim
-from alignlab.audit.controls.control import WITHOUT, Contrast, Control, Finding
+from alignlab.audit.controls.control import Contrast, Control, Finding
 from alignlab.audit.controls.exchange import common_rate, rule_arm, unrecorded
 from alignlab.audit.controls.magnitude import Magnitude, manipulation_check
 from alignlab.audit.controls.recorded import learning, medians, table
@@ -36,16 +36,17 @@ class Alignment(Control):
     R is the arm that is no backprop; its recorded angles, and gains, are replayed by noise. Two contrasts: backprop
     against noise at R's angle with backprop's step sizes, and R against noise that has both R's angle and R's gain.
 
-    Where R is the treatment, its angle is a rival explanation (noise can help): N = backprop's direction with R's step sizes
-    against backprop, S = R against noise at R's angle with backprop's sizes. Where backprop is the treatment there are no N
-    and S: that its angle is 0 is what is claimed for it.
+    Where R is the treatment, its angle is a rival explanation (noise can help): what noise at that angle does is taken from R,
+    and given to backprop. At R's step sizes it is the noise against backprop's direction, and N = R − backprop less that; at
+    backprop's it is the noise against backprop, and S = R against this noise. So a direction that does more than its angle is
+    no less for it. Where backprop is the treatment there are no N and S: that its angle is 0 is what is claimed for it.
 
     The noise is isotropic in weight space and new at each step; between recorded angles the last one holds. Weights alone are
     turned, biases learn by backprop. Needs what :class:`Magnitude` needs, and raises as it does.
     """
 
     name = "alignment"
-    without, given = "without its angle to the gradient", "against a baseline given its angle to the gradient"
+    without, given = "without what its angle alone does", "against a baseline given its angle to the gradient"
 
     def check(self, claim: Claim) -> None:
         """One arm is backprop, both have one rate, and steps are gradients times that rate, recorded."""
@@ -88,11 +89,10 @@ class Alignment(Control):
         ]
         if is_treatment:
             straight = f"{bp.label} direction, {arm.label} magnitude"
-            found.samples = self.samples(
-                bench.outcomes(straight, arm, **_straight(claim)) - y_bp, y_rule - turned
-            )
+            y_straight = bench.outcomes(straight, arm, **_straight(claim))
+            found.samples = self.samples(y_rule - y_bp - (both - y_straight), y_rule - turned)
             found.checks.append(manipulation_check(bench, list(bench.groups[straight].specs), self.name))
-            found.curves[straight] = WITHOUT
+            found.curves[straight] = f"{bp.label}'s direction, its size"
         return found
 
     def _noise(self, bench: Bench, group: str, bp: Arm, own: Sequence[RunSpec], gain: bool) -> Any:
