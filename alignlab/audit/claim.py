@@ -45,11 +45,11 @@ class Claim(SpecModel):
 
     ``direction``: whether lower or higher outcomes are better. ``smallest_effect``: the difference in units of the outcome
     below which nobody would care (m). ``setup``: fields of :class:`RunSpec` that both arms share (``lr``, ``steps``,
-    ``hidden``, …). ``seeds``: the paired runs. ``learning_rates``: the tuning grid of each arm, three or more in rising
-    order; ``tuning_seeds``: how many seeds, apart from ``seeds``, choose from it; ``tuning_studies``: how often they do so
-    anew, each time on seeds of their own and for an equal part of ``seeds`` (:mod:`alignlab.audit.studies`). ``controls``: the
-    rival explanations to intervene on, the primary one first. ``alpha``: the two-sided level of the intervals, below ½.
-    ``source``: who claims it. Raises :class:`SpecError`, one line that names every field at fault.
+    ``hidden``, …). ``seeds``: the paired runs. ``learning_rates``: the tuning grid of both arms, beside their own rates, three
+    or more in rising order; ``tuning_seeds``: how many seeds, apart from ``seeds``, choose from it; ``tuning_studies``: how
+    often they do so anew, each time on seeds of their own and for an equal part of ``seeds`` (:mod:`alignlab.audit.studies`).
+    ``controls``: the rival explanations to intervene on, the primary one first. ``alpha``: the two-sided level of the
+    intervals, below ½. ``source``: who claims it. Raises :class:`SpecError`, one line that names every field at fault.
     """
 
     statement: str

@@ -23,7 +23,7 @@ def noise(spec):
 def claimed(bench):
     return (
         bench.outcomes(name, arm)
-        for name, arm in (("treatment", CLAIM.treatment), ("baseline", CLAIM.baseline))
+        for name, arm in (("treatment", bench.claim.treatment), ("baseline", bench.claim.baseline))
     )
 
 
@@ -117,6 +117,26 @@ def test_tuning_compares_best_with_best_and_extends_both_grids():
     assert found.details["sign_sync"]["learning_rates"] == found.details["bp"]["learning_rates"]
     assert all(check.passed for check in found.checks)
     assert np.mean(found.samples.necessity) == pytest.approx(-1.0)
+
+
+def test_a_rate_of_an_arms_own_between_those_of_the_grid_is_no_more_than_a_rate():
+    """Both arms are backprop, one at the best rate there is: the grid's 0.1 and 1 are worse by 0.3."""
+    arms = {"treatment": al.Arm(rule="bp", lr=0.3, name="new"), "baseline": al.Arm(rule="bp", lr=0.03)}
+    bench = KnownBench(CLAIM.model_copy(update=arms), parabola(0.3, 1.0))
+    treatment, baseline = claimed(bench)
+    found = Tuning().apply(bench, treatment, baseline)
+    assert found.details["bp"]["learning_rates"] == [0.01, 0.03, 0.1, 0.3, 1.0]
+    assert [found.details[arm]["best_lr"] for arm in ("new", "bp")] == [0.3, 0.3]
+    samples = found.samples
+    assert np.mean(treatment - baseline) == pytest.approx(1.0)
+    assert [np.mean(samples.necessity), np.mean(samples.sufficiency)] == pytest.approx([0.0, 0.0])
+
+
+def test_an_own_rate_next_to_the_edge_does_not_make_the_grid_grow_by_less_than_its_own_factor():
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, "lr": 0.9}})
+    bench = KnownBench(claim, parabola(8.0, 1.0))
+    found = Tuning().apply(bench, *claimed(bench))
+    assert found.details["bp"]["learning_rates"] == [0.01, 0.1, 0.9, 1.0, 10.0, 100.0]
 
 
 @pytest.mark.parametrize("control", [Magnitude(), Tuning()])

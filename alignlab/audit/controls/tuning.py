@@ -1,8 +1,8 @@
 """Does the difference survive when both arms get the learning rate that suits them?
 
-Both arms search the same log-spaced grid with the same number of tuning seeds, apart from the claim's own; the rate is
-chosen on the validation split; the claim's seeds then run at the chosen rates. An optimum on the grid's edge extends the
-grid by its own factor, and invalidates the audit if it still sits there in the end.
+Both arms search the same log-spaced grid, and the rates that the claim gives them, with the same number of tuning seeds,
+apart from the claim's own; the rate is chosen on the validation split; the claim's seeds then run at the chosen rates. An
+optimum on the grid's edge extends the grid by its own factor, and invalidates the audit if it still sits there in the end.
 """
 
 from __future__ import annotations
@@ -29,4 +29,9 @@ class Tuning(BestAgainstBest):
     chosen = "tuned"
 
     def grid(self, claim: Claim) -> Grid:
-        return Grid("lr", claim.learning_rates, "learning rate", "lr")
+        """The claim's grid and both arms' own rates: beside what a grid happens to hold, a well chosen rate of an arm's own
+        would seem more than a rate."""
+        rates, arms = claim.learning_rates, (claim.treatment, claim.baseline)
+        own = {claim.spec(arm, claim.seeds[0]).lr for arm in arms}
+        factor = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
+        return Grid("lr", tuple(sorted({*rates, *own})), "learning rate", "lr", ratio=factor)
