@@ -155,7 +155,8 @@ def _unlike(bench: Bench) -> list[str]:
         return []
     return [
         f"{claim.treatment.label} and {claim.baseline.label} do not begin alike: before the first step their losses differ by "
-        f"up to {apart.max():.3g} on one seed. What is claimed for a rule may be owed to other initial weights"
+        f"up to {apart.max():.3g} on one seed. What is claimed for a rule may be owed to other initial weights; of these, "
+        "magnitude, global_magnitude and feedback_scale count half as direction and half as size, for all their runs have them"
     ]
 
 

@@ -208,6 +208,18 @@ def test_a_rule_that_sets_other_initial_weights_is_told(result, tmp_path, monkey
     assert not any("begin alike" in caveat for caveat in result.verdict.caveats)
 
 
+def test_what_other_initial_weights_do_is_told_to_count_half_as_direction_and_half_as_size(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(al.rules.RULES, "other_start", OtherStart)
+    claim = CLAIM.changed(treatment=al.Arm(rule="other_start"), seeds=range(2))
+    result = al.audit(claim, [al.controls.Magnitude()], store=tmp_path / "store")
+    direction, size, _ = (part.effect.estimate for part in result.decomposition())
+    assert direction == pytest.approx(size, rel=1e-3)
+    assert direction + size == pytest.approx(result.evidence.total.estimate)
+    assert "magnitude, global_magnitude and feedback_scale count half as dir" in result.verdict.caveats[0]
+
+
 def test_one_seed_that_begins_at_other_weights_is_enough_to_be_told(monkeypatch, tmp_path):
     begun = iter([np.array([2.0, 2.0]), np.array([2.0, 2.5])])
     monkeypatch.setattr(Bench, "begun", lambda bench, specs: next(begun))
