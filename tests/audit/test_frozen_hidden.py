@@ -99,6 +99,14 @@ def test_an_arm_about_which_the_seeds_do_not_decide_is_not_called_no_better():
     assert caveat.endswith("that what bp reached needs learning in hidden layers is not shown")
 
 
+def test_an_arm_whose_hidden_layers_never_moved_is_no_better_than_the_readout_alone_however_few_the_seeds():
+    """Its losses are those of the readout alone, to the last bit: of five seeds, whose interval told of nothing else."""
+    found, _ = applied(
+        lambda spec: 3.0 * (spec.rule == "bp" and not spec.frozen) + 0.01 * np.sin(spec.seed + spec.lr)
+    )
+    assert "sign_sync is not better by more than m = 0.1 (+0 [+0, +0])" in found.caveats[0]
+
+
 def test_a_readout_whose_best_rate_is_the_claims_is_one_group():
     found, bench = applied(worth(bp=1.0, sign_sync=5.0, alone=1.0, optimum=0.1))
     assert len(found.contrasts) == 2

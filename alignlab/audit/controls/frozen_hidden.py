@@ -80,7 +80,8 @@ class FrozenHidden(Control):
             differences = {label: tuple(outcome - alone) for label, outcome in arms.items()}
             for label, values in differences.items():
                 found.contrasts.append(Contrast(f"{label} − {READOUT}", group, values, compares=False))
-            found.caveats += _caveat(f"lr {rate:g}{', the best for it' * (rate == best)}", differences, claim)
+            at = f"lr {rate:g}{', the best for it' * (rate == best)}"
+            found.caveats += _caveat(at, differences, claim, continuous=bench.continuous)
         found.caveats += own.edge_caveat()
         found.checks.append(own.manipulation_check(specs))
         found.details = {READOUT: own.search.summary() | {"frozen": list(own.frozen)}}
@@ -174,10 +175,14 @@ class _ReadoutAlone:
         return Check(name, moved == {layers[-1]}, detail)
 
 
-def _caveat(rate: str, differences: dict[str, tuple[float, ...]], claim: Claim) -> list[str]:
+def _caveat(
+    rate: str, differences: dict[str, tuple[float, ...]], claim: Claim, *, continuous: bool
+) -> list[str]:
     """Which arms are not better than the readout alone by more than m, and what follows."""
     m = claim.smallest_effect
-    found = {label: paired(values, claim.alpha) for label, values in differences.items()}
+    found = {
+        label: paired(values, claim.alpha, continuous=continuous) for label, values in differences.items()
+    }
     short = {label: interval for label, interval in found.items() if not interval.low > m}
     if not short:
         return []

@@ -37,7 +37,7 @@ class Placebo(Control):
         group = f"{claim.baseline.label}, other data order"
         again = bench.outcomes(group, claim.baseline, kind="check", order=ORDER)
         difference = tuple(again - baseline)
-        interval = paired(difference, claim.alpha)
+        interval = paired(difference, claim.alpha, continuous=bench.continuous)
         nothing = interval.low <= 0 <= interval.high
         negligible = tost(difference, claim.smallest_effect, claim.alpha).equivalent
         detail = f"the baseline on another data order differs by {interval:+.3g}"

@@ -112,7 +112,7 @@ class ReplayedMagnitude(Control):
     def _stays(self, bench: Bench, arm: Arm, outcome: Any) -> Check:
         """Whether an arm that is given its own sizes ends as it did."""
         m, difference = bench.claim.smallest_effect, self._given(bench, arm, arm, kind="check") - outcome
-        interval = paired(difference, bench.claim.alpha)
+        interval = paired(difference, bench.claim.alpha, continuous=bench.continuous)
         same = bool((np.abs(difference) <= m).all()) or interval.within(m)
         detail = f"{self._group(arm, arm)} differs by {interval:+.3g} from {arm.label} as claimed, m is {m:g}"
         if not same and bench.claim.spec(arm, bench.claim.seeds[0]).record_every > 1:
