@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from known_bench import CLAIM, KnownBench, RecordingBench
+from known_bench import CLAIM, KnownBench, RecordingBench, recorded
 
 import alignlab as al
 from alignlab.audit.bench import _final_values, _samples
@@ -83,6 +83,23 @@ def test_a_graft_that_did_not_take_fails_the_manipulation_check():
     assert not manipulation_check(bad, [spec]).passed
     assert manipulation_check(bad, [reverse]).passed
     assert not manipulation_check(never, [spec]).passed
+
+
+def test_sizes_that_a_silent_layer_could_not_be_given_are_a_caveat_of_a_graft():
+    """A B of zero has neither direction nor size: the exchange counts what it costs half as each."""
+
+    class Silent(KnownBench):
+        def dataset(self, spec):  # of two layers, at three steps; the rule sends nothing to the lower one
+            return recorded(np.array([[0.0, 1.0]] * 3), np.array([[0.0, 1.0]] * 3))
+
+    bench = Silent(CLAIM, noise)
+    found = Magnitude().apply(bench, *claimed(bench))
+    assert not any(check.failed for check in found.checks)
+    assert found.caveats == [
+        "magnitude: up to 100 % of the exchanged sizes (of a layer, in one run) met a gradient of zero and made no step: there "
+        "the arm had nothing that could be given a size"
+    ]
+    assert Magnitude().apply(KnownBench(CLAIM, noise), *claimed(KnownBench(CLAIM, noise))).caveats == []
 
 
 def test_magnitude_refuses_two_rules_and_two_rates():

@@ -60,6 +60,16 @@ def bias_caveats(claim: Claim, control: str) -> list[str]:
     ]
 
 
+def idle_caveats(control: str, sizes: str, share: float, tolerance: float) -> list[str]:
+    """A caveat where more than the tolerated ``share`` of a layer's ``sizes``, in one run, could make no step."""
+    if share <= tolerance:
+        return []
+    return [
+        f"{control}: up to {100 * share:.0f} % of the {sizes} sizes (of a layer, in one run) met a gradient of zero and made "
+        "no step: there the arm had nothing that could be given a size"
+    ]
+
+
 def unrecorded(bench: Bench, arms: tuple[Arm, ...], quantity: str) -> list[str]:
     """The runs of these arms, as claimed, that recorded no finite value of a quantity that is to be replayed."""
     return [

@@ -13,7 +13,7 @@ import numpy as np
 from alignlab.audit.bench import Bench
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
-from alignlab.audit.controls.exchange import bias_caveats, common_rate, effects, rule_arm
+from alignlab.audit.controls.exchange import bias_caveats, common_rate, effects, idle_caveats, rule_arm
 from alignlab.audit.controls.recorded import learning, table
 from alignlab.audit.evidence import Check
 from alignlab.training.errors import SpecError
@@ -68,7 +68,8 @@ class Magnitude(Control):
         decomposed = effects(treatment, baseline, y_tb, y_bt, self.labels)
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
         checks = [manipulation_check(bench, runs, self.name)]
-        caveats = bias_caveats(claim, self.name)
+        caveats = idle_caveats(self.name, "exchanged", _worst(bench, runs)[1], TOLERANCE)
+        caveats += bias_caveats(claim, self.name)
         return Finding(samples, checks, decomposed, caveats, curves={kept: WITHOUT, given: GIVEN})
 
     def _grafted(self, claim: Claim) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,8 +92,7 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
     has converged, or those of an error that has cancelled out. A step without a direction, whose gradient is zero, takes no
     size, and does not count; the detail says how much that was.
     """
-    each = [_off(bench.dataset(spec), spec) for spec in specs]
-    worst, idle = (max(pair[k] for pair in each) for k in (0, 1))
+    worst, idle = _worst(bench, specs)
     detail = (
         f"steps differ from the grafted size by {worst:.2g} beyond rounding (mean over the steps by their size, in the worst "
         f"layer of the worst run; tolerance {TOLERANCE:g})"
@@ -100,6 +100,12 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
     if idle > TOLERANCE:
         detail += f"; up to {100 * idle:.0f} % of a layer's sizes met a gradient of zero, and were not taken"
     return Check(f"manipulation: {name}", worst <= TOLERANCE, detail)
+
+
+def _worst(bench: Bench, specs: list[RunSpec]) -> tuple[float, float]:
+    """What :func:`_off` tells, of the worst run."""
+    each = [_off(bench.dataset(spec), spec) for spec in specs]
+    return max(off for off, _ in each), max(idle for _, idle in each)
 
 
 def _off(run: xr.Dataset, spec: RunSpec) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from alignlab.audit.bench import Bench, Kind
 from alignlab.audit.claim import Arm, Claim
 from alignlab.audit.controls.control import GIVEN, WITHOUT, Control, Finding
-from alignlab.audit.controls.exchange import bias_caveats, effects, unrecorded
+from alignlab.audit.controls.exchange import bias_caveats, effects, idle_caveats, unrecorded
 from alignlab.audit.controls.magnitude import ROUNDING
 from alignlab.audit.evidence import Check
 from alignlab.audit.statistics import paired
@@ -84,7 +84,7 @@ class ReplayedMagnitude(Control):
             effects(treatment, baseline, y_tb, y_bt, self.labels),
             [
                 self._caveat(claim),
-                *self._idle_caveat(max(idle for _, idle in compared)),
+                *idle_caveats(self.name, "replayed", max(idle for _, idle in compared), TOLERANCE),
                 *bias_caveats(claim, self.name),
             ],
             curves=dict(zip(groups, (WITHOUT, GIVEN), strict=True)),
@@ -147,14 +147,6 @@ class ReplayedMagnitude(Control):
             if meant[there].sum() > 0:
                 idle.append(1 - meant[known].sum() / meant[there].sum())
         return float(max(off, default=np.inf)), float(max(idle, default=0.0))
-
-    def _idle_caveat(self, share: float) -> list[str]:
-        if share <= TOLERANCE:
-            return []
-        return [
-            f"{self.name}: up to {100 * share:.0f} % of the replayed sizes (of a layer, in one run) met a gradient of zero and "
-            "made no step: there the arm had nothing that could be given a size"
-        ]
 
     def _caveat(self, claim: Claim) -> str:
         every = claim.spec(claim.treatment, claim.seeds[0]).record_every
