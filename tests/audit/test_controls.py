@@ -156,6 +156,16 @@ def test_an_own_rate_next_to_the_edge_does_not_make_the_grid_grow_by_less_than_i
     assert found.details["bp"]["learning_rates"] == [0.01, 0.1, 0.9, 1.0, 10.0, 100.0]
 
 
+@pytest.mark.parametrize(("own", "lowest"), [(0.002, 0.002), (1e-5, 0.001)])
+def test_an_own_rate_far_beyond_the_grid_leaves_no_hole_in_it(own, lowest):
+    """Beside 1e-5 and 0.01, of which the latter is better, 0.001 would not be tried."""
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, "lr": own}})
+    bench = KnownBench(claim, parabola(0.008, 1.0))
+    found = Tuning().apply(bench, *claimed(bench))
+    assert found.details["bp"]["learning_rates"] == [lowest, 0.01, 0.1, 1.0]
+    assert all(check.passed for check in found.checks)
+
+
 @pytest.mark.parametrize("control", [Magnitude(), Tuning()])
 def test_what_a_control_accounts_for_is_the_claimed_advantage_less_what_is_left_of_it(control):
     bench = KnownBench(CLAIM, lambda spec: parabola(0.5 if spec.rule == "bp" else 0.2, 1.0)(spec))

@@ -29,9 +29,10 @@ class Tuning(BestAgainstBest):
     chosen = "tuned"
 
     def grid(self, claim: Claim) -> Grid:
-        """The claim's grid and both arms' own rates: beside what a grid happens to hold, a well chosen rate of an arm's own
-        would seem more than a rate."""
+        """The claim's grid, and of both arms' own rates those within a step of it: beside what a grid happens to hold, a well
+        chosen rate of an arm's own would seem more than a rate. One further out would leave a hole that no edge tells of."""
         rates, arms = claim.learning_rates, (claim.treatment, claim.baseline)
-        own = {claim.spec(arm, claim.seeds[0]).lr for arm in arms}
         factor = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
-        return Grid("lr", tuple(sorted({*rates, *own})), "learning rate", "lr", ratio=factor)
+        own = (claim.spec(arm, claim.seeds[0]).lr for arm in arms)
+        near = {lr for lr in own if rates[0] / factor <= lr <= rates[-1] * factor}
+        return Grid("lr", tuple(sorted({*rates, *near})), "learning rate", "lr", ratio=factor)
