@@ -67,7 +67,8 @@ def angles(
 
 
 def dimensions(data: xr.Dataset, quantity: str, whole: xr.Dataset | None = None) -> int | None:
-    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer; None where not known.
+    """How many entries the vectors have between which `quantity` is the angle, in the smallest layer that has one; None where
+    not known.
 
     ``whole``: the runs with all their layers, where ``data`` has some of them.
     """
@@ -76,19 +77,22 @@ def dimensions(data: xr.Dataset, quantity: str, whole: xr.Dataset | None = None)
             raise ValueError(f"the dataset's layers have no {name!r}, without which there is no chance band")
     if quantity == "weight_angle" and (direct := groups.direct(data)).any():
         sent = _sent_directly(data.isel(run=direct), data if whole is None else whole)
-        others = [] if direct.all() else [dimensions(data.isel(run=~direct), quantity)]
+        rest = data.isel(run=~direct)
+        others = [dimensions(rest, quantity)] if np.isfinite(rest[quantity].values).any() else []
         found = [*sent, *others]
-        return None if None in found else min(n for n in found if n is not None)
-    fan_in, fan_out = data["fan_in"].values.astype(float), data["fan_out"].values.astype(float)
+        return None if None in found else min((n for n in found if n is not None), default=None)
+    fan_in, fan_out = data["fan_in"].astype(float), data["fan_out"].astype(float)
     of_signals = {"delta_angle": fan_out, "local_angle": fan_in}
     entries = of_signals.get(quantity, fan_in * fan_out)
     if (
         "kind" in data.coords
     ):  # signals of convolutions are whole maps, untied weights as many as their places
-        kinds = data["kind"].values
-        unknown = ~np.isin(kinds, _SINGLE) if quantity in of_signals else kinds == "locally_connected2d"
-        entries = np.where(unknown, np.nan, entries)
-    return None if np.isnan(entries).all() else int(np.nanmin(entries))
+        kinds = data["kind"]
+        known = kinds.isin(_SINGLE) if quantity in of_signals else kinds != "locally_connected2d"
+        entries = entries.where(known)
+    shown = np.isfinite(data[quantity]).any([dim for dim in data[quantity].dims if dim not in entries.dims])
+    sizes = entries.where(shown).values
+    return None if np.isnan(sizes).all() else int(np.nanmin(sizes))
 
 
 def _sent_directly(data: xr.Dataset, whole: xr.Dataset) -> list[int | None]:
@@ -98,11 +102,12 @@ def _sent_directly(data: xr.Dataset, whole: xr.Dataset) -> list[int | None]:
     last = last.isel(run=groups.direct(last))
     readout = not np.isfinite(last["weight_angle"].values).any()
     outputs = float(np.nanmax(last["fan_out"].values.astype(float))) if readout else np.nan
-    units = np.nanmax(np.atleast_2d(data["fan_out"].values.astype(float)), axis=0)
-    kinds = data["kind"].values if "kind" in data.coords else np.array("linear")
+    columns = data.transpose(..., "layer", missing_dims="ignore")
+    units = np.nanmax(np.atleast_2d(columns["fan_out"].values.astype(float)), axis=0)
+    kinds = columns["kind"].values if "kind" in data.coords else np.array("linear")
     single = np.atleast_2d(np.isin(kinds, _SINGLE)).all(axis=0)
     entries = np.where(single, units * outputs, np.nan)[there]
-    return [int(n) if np.isfinite(n) else None for n in entries] or [None]
+    return [int(n) if np.isfinite(n) else None for n in entries]
 
 
 def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str, whole: xr.Dataset) -> float:

@@ -63,6 +63,28 @@ def test_chance_band_of_several_layers_is_the_widest(run):
     assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
 
 
+@pytest.mark.parametrize("quantity", ["weight_angle", "local_angle"])
+def test_a_layer_without_an_angle_widens_no_band(run, quantity):
+    """Below the first layer nothing is sent, so that its B has no angle; from two inputs its 64 weights made ±14° of ±6.3°."""
+    small = run.assign_coords(fan_in=("layer", [2, 32, 32])).copy(deep=True)
+    small[quantity].values[:, 0] = np.nan
+    shown = small.sel(layer=["fc2", "fc3"])
+    bands = [marks(panels(figures.angles(own, quantity))[0], "_chance band")[0] for own in (small, shown)]
+    assert bands[0].get_bbox().y0 == bands[1].get_bbox().y0
+
+
+def test_runs_without_a_weight_angle_widen_and_hide_no_band_of_direct_ones(direct):
+    bare = synthetic_run("bp", steps=40).assign_coords(fan_in=("layer", [2, 2, 2]))
+    bare["weight_angle"].values[:] = np.nan
+    both = xr.concat([direct, bare], "run")
+    assert both["fan_in"].dims == ("run", "layer")
+    for one in (both, both.transpose()):
+        (band,) = marks(panels(figures.angles(one, "weight_angle", col="rule"))[-1], "_chance band")
+        assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+        (band,) = marks(panels(figures.angles(one, "weight_angle", hue="rule"))[0], "_chance band")
+        assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
+
+
 def test_chance_band_knows_layers_that_only_some_runs_have(run):
     shapes = run.expand_dims("run").drop_vars("fan_in")
     shapes = shapes.assign_coords(fan_in=(("run", "layer"), [[64.0, np.nan, 32.0]]))
