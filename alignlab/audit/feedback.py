@@ -6,6 +6,7 @@ Of a feedback that learns, the angle: Kolen-Pollack (Kolen & Pollack 1994) shrin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from alignlab.audit.outcomes import around, layers_with, steps_to
 from alignlab.rules.weight_mirror import WeightMirror
+from alignlab.training.optimizers import learning_rate
 from alignlab.training.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ def angle_of_sides(a: Any, b: Any, c: Any) -> NDArray[np.float64]:
 def kolen_pollack_angle(run: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Steps, and the angle in degrees that B and W of one run have there if ‖B − W‖ falls by 1 − lr · decay a step.
 
-    ‖B − W‖ at the first recorded step t₀ is that of the recorded norms and angle; from there on it falls as (1 − lr ·
-    decay)^(t − t₀), and the recorded ‖W‖ and ‖B‖ give the angle. No later angle is used. Raises ``ValueError`` for a run
-    that is not of plain SGD without momentum, for which the decay is another.
+    ‖B − W‖ at the first recorded step t₀ is that of the recorded norms and angle; from there on it falls by 1 − lrₜ · decay a
+    step, lrₜ being that of the run's schedule, and the recorded ‖W‖ and ‖B‖ give the angle. No later angle is used. Raises
+    ``ValueError`` for a run that is not of plain SGD without momentum, for which the decay is another.
     """
     spec = _spec(run)
     if not _plain(spec):
@@ -62,9 +64,12 @@ def kolen_pollack_angle(run: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDAr
     names = ("weight_norm", "feedback_norm", "weight_angle")
     there = np.logical_and.reduce([np.isfinite(own[name].values) for name in names])
     steps = own["step"].values[there]
+    if not steps.size:
+        return steps, np.zeros(0)
     w, b, angle = (own[name].values[there].astype(np.float64) for name in names)
     first = np.sqrt(w[0] ** 2 + b[0] ** 2 - 2 * w[0] * b[0] * np.cos(np.radians(angle[0])))
-    left = first * (1 - spec.lr * spec.weight_decay) ** (steps - steps[0])
+    factors = [1 - learning_rate(spec, step) * spec.weight_decay for step in range(steps[0], steps[-1])]
+    left = first * np.cumprod([1.0, *factors])[steps - steps[0]]
     return steps, angle_of_sides(w, b, left)
 
 
@@ -82,7 +87,8 @@ def mirror_angle(fan_in: int, samples: int = 128, decay: float = 0.01) -> float:
 def predicted_angles(runs: xr.Dataset, layer: str) -> dict[Hashable, tuple[Any, Any]]:
     """By arm whose feedback learns, steps and the angles in degrees that theory gives there: to draw over a panel.
 
-    ``kolen_pollack``: the geometric mean of its runs' predictions (:func:`kolen_pollack_angle`); none but under plain SGD.
+    ``kolen_pollack``: the geometric mean of its runs' predictions (:func:`kolen_pollack_angle`), where all have one, for one of
+    them may have diverged; none but under plain SGD.
     ``weight_mirror``: the angle at which it settles, from the first step to the last; none with growth control, which changes
     the decay.
     """
@@ -91,12 +97,18 @@ def predicted_angles(runs: xr.Dataset, layer: str) -> dict[Hashable, tuple[Any, 
         own = [runs.isel(run=i) for i in np.flatnonzero(runs["arm"].values == arm)]
         spec = _spec(own[0])
         if spec.rule == "kolen_pollack" and _plain(spec):
-            steps, angles = zip(*(kolen_pollack_angle(run, layer) for run in own), strict=True)
-            found[arm] = (steps[0], np.exp(np.log(angles).mean(0)))
+            found[arm] = _geometric_mean([kolen_pollack_angle(run, layer) for run in own])
         elif spec.rule == "weight_mirror" and not (mirror := WeightMirror(**spec.rule_args)).growth_control:
             floor = mirror_angle(int(runs["fan_in"].sel(layer=layer)), mirror.samples, mirror.decay)
             found[arm] = ([0, int(runs["step"].max())], [floor, floor])
     return found
+
+
+def _geometric_mean(curves: list[tuple[NDArray[Any], NDArray[np.float64]]]) -> tuple[Any, Any]:
+    """Of curves (steps, values > 0), at the steps that all of them have."""
+    steps = functools.reduce(np.intersect1d, [own for own, _ in curves])
+    there = [values[np.isin(own, steps)] for own, values in curves]
+    return steps, np.exp(np.mean(np.log(there), axis=0))
 
 
 def nearness(runs: xr.Dataset, degrees: float = 10.0) -> dict[str, pd.Series]:

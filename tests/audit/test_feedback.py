@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,13 @@ def test_kolen_pollack_keeps_to_its_prediction(layer: str) -> None:
     assert measured[0] > 60
     assert measured[-1] < 25
     np.testing.assert_allclose(angles, measured, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", [{"lr_schedule": "cosine"}, {"lr_schedule": "linear", "warmup": 100}])
+def test_a_prediction_knows_the_schedule_of_the_rate(schedule: dict[str, Any]) -> None:
+    run = train(KP.changed(**schedule))
+    steps, angles = kolen_pollack_angle(run, "3")
+    np.testing.assert_allclose(angles, run["weight_angle"].sel(layer="3", step=steps).values, rtol=1e-3)
 
 
 def test_a_prediction_begins_where_the_record_does() -> None:
@@ -129,6 +138,14 @@ def test_kolen_pollacks_prediction_is_the_geometric_mean_of_its_runs() -> None:
     assert steps.tolist() == [0, 10]
     assert found == pytest.approx(np.sqrt(each[0] * each[1]))
     assert found[0] == pytest.approx(np.sqrt(90 * 30))
+    diverged = runs.where(
+        (runs["step"] < 10) | (runs["seed"] == 0)
+    )  # of what is known of one run there is no mean
+    steps, known = predicted_angles(diverged, "3")["mine"]
+    assert steps.tolist() == [0]
+    assert known == pytest.approx(found[:1])
+    bare = predicted_angles(runs.where(runs["seed"] == 0), "3")["mine"]
+    assert [len(own) for own in bare] == [0, 0]
     momentum = recorded(spec=spec.changed(momentum=0.9), weight_angle=angles)
     assert predicted_angles(momentum, "3") == {}
 
