@@ -6,6 +6,7 @@ is sent downhill is the sign of eᵀ W Bᵀ e (Lillicrap et al. 2016), so the cl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -232,11 +233,15 @@ def _draw_control(axes: list[Axes], control: xr.Dataset) -> None:
 
 
 def _finish_lower(axes: list[Axes], data: xr.Dataset, marks: Mapping[str, float]) -> None:
-    recorded = data["step"].values[contents.values(data, "loss", ("step",)).notnull().any("run").values]
+    drawn = [contents.values(data, name, ("step",)).notnull().any("run") for name in LOSSES if name in data]
+    drawn += [
+        contents.values(data, name, ("layer", "step")).notnull().any(("run", "layer")) for name in LAYERED
+    ]
+    recorded = data["step"].values[np.any([there.values for there in drawn], axis=0)]
     for i, ax in enumerate(axes):
         ax.set_xscale("log")
         ax.set_xlim(0.9, float(recorded.max() + 1) * 1.1)
-        for dashes, step in zip(MARKS, marks.values(), strict=False):
+        for dashes, step in zip(itertools.cycle(MARKS), marks.values(), strict=False):
             ax.axvline(step + 1, color=style.ALERT, linewidth=1, linestyle=dashes, zorder=0.8, label="_mark")
         ax.tick_params(labelbottom=i >= 3)
         if i >= 3:
@@ -263,8 +268,8 @@ def _legend(data: xr.Dataset, control: xr.Dataset | None, marks: Mapping[str, fl
         rules = ", ".join(map(style.plain, groups.levels(as_runs(control), "rule")))
         entries[f"control: {rules}"] = Line2D([], [], **CONTROL | {"label": None})
     entries |= lines.reference_entry("chance (of the symmetric part: 0)")
-    for dashes, (text, step) in zip(MARKS, marks.items(), strict=False):
-        entries[f"{text}: step {step:,.0f}"] = Line2D(
+    for dashes, (text, step) in zip(itertools.cycle(MARKS), marks.items(), strict=False):
+        entries[f"{style.plain(text)}: step {step:,.0f}"] = Line2D(
             [], [], color=style.ALERT, linewidth=1, linestyle=dashes
         )
     return entries

@@ -64,6 +64,18 @@ def test_curves_are_means_at_step_plus_one_and_marks_and_control_are_in_every_pa
     assert "control: bp" in legend(drawn)
 
 
+def test_the_frame_holds_an_evaluation_after_the_last_recorded_loss_and_every_mark(fa):
+    """Evaluated at the end, and recorded seldom: the last validation losses lay right of the frame; a fourth mark nowhere."""
+    early = fa.assign(loss=fa["loss"].where(fa["step"] < 50))
+    for name in LAYERED:
+        early[name] = early[name].where(early["step"] < 50)
+    marked = {name: 10 * i for i, name in enumerate("abcd")}
+    figure = figures.aligning(early, cloud="fc2", marks=marked)
+    assert figure.axes[-1].get_xlim()[1] > 100
+    assert len(marks(figure.axes[-1], "_mark")) == 4
+    assert {f"{name}: step {step}" for name, step in marked.items()} <= set(legend(figure))
+
+
 def test_it_can_be_read(drawn):
     assert_readable(drawn)
 
