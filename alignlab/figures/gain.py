@@ -29,8 +29,8 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         hue: `"layer"` or a coordinate of the runs, told apart by colour.
         col: another of these; each of its levels is a row of the two panels.
 
-    The right panels mark the nominal learning rates, where backprop's effective rates lie; where an optimizer has one for each
-    of several groups of layers, all of these.
+    The right panels mark the nominal learning rates, before any schedule, where backprop's effective rates lie; where an
+    optimizer has one for each of several groups of layers, all of these.
 
     Raises:
         ValueError: if a variable was not recorded, and for an unknown hue or col.
@@ -58,7 +58,7 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
             "gain 1: as loud as backprop"
         )
         if len(rates):
-            entries |= lines.reference_entry("nominal learning rate", ":")
+            entries |= lines.reference_entry(f"nominal learning rate{_scheduled(data)}", ":")
         silent = int((data["feedback_gain"].values <= 0).sum())
         idle = int(((data["effective_lr"].values <= 0) & (data["feedback_gain"].values > 0)).sum())
         told = [
@@ -87,6 +87,14 @@ def _nominal(data: xr.Dataset, several: bool) -> NDArray[np.float64]:
             [float(f"{rate:.4g}") for rate in rates[rates > 0]]
         )  # layers at rest have no place on a log axis
     return np.unique(data["lr"].values) if "lr" in data.coords else np.array([])
+
+
+def _scheduled(data: xr.Dataset) -> str:
+    """What to say of a nominal rate that the rates of training leave, under a schedule."""
+    if "learning_rate" not in data:
+        return ""
+    rates = data["learning_rate"]
+    return ",\nbefore its schedule" if bool((rates.max("step") > 1.001 * rates.min("step")).any()) else ""
 
 
 def _own(data: xr.Dataset) -> xr.DataArray:

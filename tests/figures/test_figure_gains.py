@@ -35,6 +35,15 @@ def test_gain_one_and_the_nominal_rate_are_marked_and_within_the_frame(run):
     assert legend(figure) == ["fc1", "fc2", "fc3", "gain 1: as loud as backprop", "nominal learning rate"]
 
 
+def test_a_nominal_rate_that_training_leaves_is_told_as_that_before_the_schedule(run):
+    """Backprop's effective rates lay a hundred times below the line on which they were said to lie."""
+    falling = run["learning_rate"] * 0.5 ** (run["step"] // 50)
+    data = run.assign(effective_lr=run["feedback_gain"] * falling, learning_rate=falling)
+    figure = figures.gains(data)
+    assert legend(figure)[-1] == "nominal learning rate,\nbefore its schedule"
+    assert [mark.get_ydata()[0] for mark in marks(panels(figure)[1], "_nominal")] == [0.05]
+
+
 def test_layers_with_rates_of_their_own_have_their_own_nominal_rates(run):
     rates = run["lr"].item() * (1 + 2 * (run.layer == "fc1"))  # a parameter group for each, say
     figure = figures.gains(run.assign(effective_lr=run["feedback_gain"] * rates))
