@@ -200,7 +200,9 @@ def _group(result: AuditResult, name: str) -> str:
 def _ended(runs: xr.Dataset) -> dict[str, Any]:
     """Each run's last evaluations."""
     outcomes = [
-        str(name) for name in runs.data_vars if str(name).endswith(("_loss", "_accuracy")) or name == "loss"
+        str(name)
+        for name, own in runs.data_vars.items()
+        if (str(name).endswith(("_loss", "_accuracy")) or name == "loss") and set(own.dims) <= {"run", "step"}
     ]
     if runs.sizes["run"] == 1:
         rows = [[name.replace("_", " "), _last(runs[name].isel(run=0))] for name in outcomes]

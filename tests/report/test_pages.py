@@ -149,6 +149,16 @@ def test_a_page_of_runs_gives_how_each_ended():
     assert "None: nothing that can be drawn was recorded." in text
 
 
+def test_what_each_layer_has_is_no_outcome_of_a_run():
+    """A user's reconstruction_loss of each layer stood as one value, the last layer's."""
+    run = synthetic_run("fa", steps=20)
+    run["reconstruction_loss"] = run["feedback_gain"]
+    for data in (run, run.expand_dims("run")):
+        page = Page(run_page(data, pictures={})).text
+        assert "train loss" in page
+        assert "reconstruction loss" not in page
+
+
 def test_a_page_of_one_run_draws_what_it_holds():
     page = Page(run_page(synthetic_run(steps=20)))
     assert len(page.sources) >= 3
