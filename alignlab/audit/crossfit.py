@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignlab.measures.quantities import sense
+from alignlab.store.shaping import on_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,6 +82,7 @@ def each_its_best(runs: xr.Dataset) -> xr.Dataset:
 
 def scores_of(runs: xr.Dataset, outcome: str) -> NDArray[np.float64]:
     """The last value of each run, (run,), as something to be low: an accuracy's negative; infinite for a run that diverged."""
+    runs = on_runs(runs)
     table = runs[outcome].transpose("run", "step").values.astype(np.float64)
     last = table.shape[1] - 1 - np.isfinite(table)[:, ::-1].argmax(axis=1)
     values = table[np.arange(len(table)), last]

@@ -78,17 +78,17 @@ def questions(
     lost = [repr(arm) for question in asked for arm in question.arms if arm not in known]
     if lost:
         raise ValueError(f"no run has the arm {', '.join(lost)}; there are {', '.join(map(str, known))}")
+    arms = dict.fromkeys(arm for question in asked for arm in question.arms)
+    data = data.isel(run=[arm in arms for arm in data["arm"].values.tolist()])
+    rated = data["arm"].values[data["lr"].values > 0].tolist()
+    if lost := [repr(arm) for arm in arms if arm not in rated]:
+        raise ValueError(f"no run of the arm {', '.join(lost)} has a learning rate above 0")
+    groups.one_seed_each(data, "arm", "lr")
     log = not (final_values(data, outcome) <= 0).any()  # an error of 0 has no place on a log axis
     found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log)}
-    if lost := [repr(arm) for arm in dict.fromkeys(arm for q in asked for arm in q.arms) if arm not in found]:
-        raise ValueError(f"no run of the arm {', '.join(lost)} has a learning rate above 0")
     shown = [found[arm] for question in asked for arm in question.arms]
-    used, columns = {sweep.level for sweep in shown}, min(COLUMNS, len(asked))
-    look = style.looks(
-        list(dict.fromkeys(arm for question in asked for arm in question.arms))
-    )  # in all panels
-    data = data.isel(run=[arm in used for arm in data["arm"].values.tolist()])
-    groups.one_seed_each(data, "arm", "lr")
+    columns = min(COLUMNS, len(asked))
+    look = style.looks(list(arms))  # in all panels
     rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
         below = max(len(question.arms) for question in asked) > INSIDE
@@ -121,9 +121,7 @@ def questions(
             if choose
             else "best mean"
         )
-        points = (
-            f"Points: {lines.mean_name([log])} of {_counted([found[arm] for arm in used], data.sizes['run'])}"
-        )
+        points = f"Points: {lines.mean_name([log])} of {_counted(list(found.values()), data.sizes['run'])}"
         told = f"{points}; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
         title = groups.context(data, "arm", "lr", "rule", "layer", *data.attrs.get("differing", ()))
         return style.finish(figure, title, {}, "", told.strip())

@@ -8,6 +8,7 @@ apart, the figure gets a panel for each value, so that no line ever mixes condit
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import product
@@ -50,7 +51,15 @@ def levels(data: xr.Dataset, key: str) -> list[Hashable]:
     found = list(dict.fromkeys(np.atleast_1d(data[key].values).tolist()))
     known = [level for level in found if level == level]
     missing = [math.nan] if len(known) < len(found) else []  # one object, which dicts and sets find again
-    return [*(known if key == "layer" else sorted(known, key=lambda level: (level != "bp", level))), *missing]
+    return [*(known if key == "layer" else sorted(known, key=_place)), *missing]
+
+
+def _place(level: Hashable) -> tuple[bool, list[str | float]]:
+    """Where a level stands among others: numbers, within names too, by their size, ``[4]`` before ``[16]``; backprop first."""
+    if isinstance(level, int | float):
+        return True, ["", float(level)]
+    parts = re.split(r"((?:^-)?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)", str(level))
+    return level != "bp", [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def select(data: xr.Dataset, key: str, level: Hashable) -> xr.Dataset:
@@ -88,6 +97,21 @@ def one_seed_each(data: xr.Dataset, *names: str) -> None:
         if n > 1:
             where = ", ".join(f"{name} {level}" for name, level in zip(names, point, strict=True))
             raise ValueError(f"{n} runs of {where} have seed {seed}: select one of each seed first")
+
+
+def replicates(data: xr.Dataset, mine: np.ndarray, *told: Hashable) -> None:
+    """Raise where of several seeds one is there twice among the runs ``mine`` (run,) of a mean, which ``told`` names.
+
+    Something that is not known parts these runs. Those that all have one seed tell nothing by it.
+    """
+    seeds = data["seed"].values[mine].tolist() if "seed" in data.coords else []
+    if 1 < len(set(seeds)) < len(seeds):
+        twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+        raise ValueError(
+            f"{seeds.count(twice)} of the {len(seeds)} runs of {', '.join(map(level_text, told))} have seed {twice}: they are "
+            "one run, or differ in what no coordinate says, and are no replicates; select one of each seed, or tell them "
+            "apart, dataset.assign_coords(width=('run', [...]))"
+        )
 
 
 def panels(

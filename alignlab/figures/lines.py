@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures.contents import values
-from alignlab.figures.groups import Panel, having, levels, named
+from alignlab.figures.groups import Panel, having, levels, named, replicates
 from alignlab.figures.scales import limits, log_axis, step_axis
 from alignlab.figures.style import REFERENCE, Look, axis_label, bottoms, level_texts, looks, present
 
@@ -82,6 +82,7 @@ def _curve(data: xr.Dataset, level: Hashable, table: np.ndarray, recorded: np.nd
     diverged = data["status"].values == "diverged" if "status" in data.coords else np.zeros(len(table), bool)
     if len(table) < 3 or not np.isfinite(table).all(axis=0).any():
         return Curve(level, steps, table, diverged)
+    replicates(data, np.ones(len(table), bool), level)
     return Curve(level, steps, table, diverged, *mean_and_interval(table, log))
 
 

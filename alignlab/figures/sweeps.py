@@ -67,6 +67,8 @@ def sweeps(
         if not lrs.size:
             continue
         at = [mine & (data["lr"].values == lr) for lr in lrs]
+        for lr, here in zip(lrs, at, strict=True):
+            groups.replicates(data, here, level, float(lr))
         tables = [final[here & (status == "finished") & np.isfinite(final)] for here in at]
         points = [
             lines.mean_and_interval(t[:, None], log) if len(t) else (np.full(1, np.nan),) * 3 for t in tables

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -40,8 +42,12 @@ def _has_specs(runs: xr.Dataset) -> bool:
 
 
 def on_runs(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with the dims `run` and `step`, and on `run` what describes a single run; one that has them as it is."""
+    """The dataset with the dims `run` and `step`, and on `run` what describes a single run; one that has them as it is.
+
+    Steps are in order: what is last in the dataset is what a run ended with.
+    """
     check_dataset(dataset)
+    dataset = _in_order(_without_levels(dataset))
     kept = (*_OF_LAYERS, "step", "mode")
     scalars = {str(name): c.item() for name, c in dataset.coords.items() if not c.ndim and name not in kept}
     if not scalars and "run" in dataset.dims and "step" in dataset.dims:
@@ -51,6 +57,18 @@ def on_runs(dataset: xr.Dataset) -> xr.Dataset:
     runs = runs if "step" in runs.dims or "step" not in runs.coords else runs.expand_dims("step")
     scalars.pop("run", None)
     return runs.assign_coords({name: ("run", [value] * runs.sizes["run"]) for name, value in scalars.items()})
+
+
+def _without_levels(dataset: xr.Dataset) -> xr.Dataset:
+    """Coordinates that a user made levels of one index of the runs are coordinates again."""
+    levels = dataset.indexes["run"].nlevels if "run" in dataset.indexes else 1
+    return dataset.reset_index("run") if levels > 1 else dataset
+
+
+def _in_order(dataset: xr.Dataset) -> xr.Dataset:
+    """By rising steps, as a dataset need not be that was put together from pieces or turned round."""
+    steps = dataset["step"].values if "step" in dataset.dims else np.zeros(0)
+    return dataset if (steps[1:] >= steps[:-1]).all() else dataset.sortby("step")
 
 
 def _several(column: xr.DataArray) -> bool:

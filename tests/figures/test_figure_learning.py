@@ -6,8 +6,11 @@ import xarray as xr
 from figure_reading import labels, legend, line, marks, panels, same
 
 from alignlab import figures
+from alignlab.audit.crossfit import scores_of
 from alignlab.figures.lines import mean_and_interval
+from alignlab.figures.sweeps import final_values
 from alignlab.measures.quantities import QUANTITIES
+from alignlab.report import run_page
 from alignlab.store.shaping import as_runs
 from alignlab.testing.synthetic import synthetic_runs
 
@@ -337,3 +340,47 @@ def test_which_rates_have_no_value_is_told_with_what_they_are(runs):
     lost["train_loss"].values[rates == 0] = np.nan
     figure = figures.learning_curves(lost, hue="lr", col="rule")
     assert "(all of lr 0)." in " ".join(figure._supxlabel.get_text().split())
+
+
+@pytest.mark.parametrize("draw", [figures.learning_curves, figures.angles, figures.loss_against_lr])
+def test_runs_that_are_there_twice_are_no_replicates(runs, draw):
+    """Two nets of each seed, told apart by nothing, were "the mean of 8 runs" of 4 seeds, in a band too narrow."""
+    fa = runs.isel(run=runs.rule.values == "fa")
+    twice = xr.concat([fa, fa], "run")
+    with pytest.raises(
+        ValueError, match=r"2 of the 8 runs of f\w+.* have seed 0: .* select one of each seed, or tell"
+    ):
+        draw(twice)
+    apart = twice.assign_coords(width=("run", np.repeat([32, 64], 4)))
+    assert len(panels(draw(apart))) == 2
+    draw(twice.assign_coords(seed=("run", [0] * 8)))  # a loop that tells of no other seed
+
+
+def test_levels_of_numbers_stand_by_size_whatever_their_type(runs):
+    """A spec's fields are text: batches of 128 stood before those of 16, and these before those of 8."""
+    sizes = ["16", "128", "8", "[8, 4]", "[16]", "-1", "-3"]
+    several = xr.concat([runs.isel(run=[0]).assign_coords(size=("run", [size])) for size in sizes], "run")
+    figure = figures.learning_curves(several, hue="size")
+    assert legend(figure) == ["-3", "-1", "8", "16", "128", "[8, 4]", "[16]"]
+    mixed = several.assign_coords(size=("run", np.array([1, "a", None, "2", 0.5, "b", 10], dtype=object)))
+    assert legend(figures.learning_curves(mixed, hue="size")) == ["0.5", "1", "2", "10", "None", "a", "b"]
+
+
+def test_the_steps_of_a_dataset_need_not_be_in_order(runs):
+    """What stood last was the end of a run: of a dataset that was turned round, its beginning."""
+    turned = runs.isel(step=slice(None, None, -1))
+    for draw in (figures.learning_curves, figures.angles):
+        for one, other in zip(panels(draw(runs)), panels(draw(turned)), strict=True):
+            for label in labels(one):
+                assert same(line(one, label).get_xydata(), line(other, label).get_xydata())
+    ends = [final_values(as_runs(data), "validation_loss") for data in (runs, turned)]
+    assert same(*ends)
+    assert same(*(scores_of(data, "validation_loss") for data in (runs, turned)))
+    assert run_page(runs, pictures={}) == run_page(turned, pictures={})
+
+
+def test_an_index_of_several_levels_over_the_runs_is_read_as_their_coordinates(runs):
+    (axes,) = panels(figures.learning_curves(runs))
+    (other,) = panels(figures.learning_curves(runs.set_index(run=["rule", "seed"])))
+    assert labels(axes) == labels(other)
+    assert same(line(axes, "fa").get_xydata(), line(other, "fa").get_xydata())
