@@ -34,7 +34,7 @@ class Axes:
 
     @classmethod
     def of(cls, pieces: Iterable[Piece]) -> Axes:
-        """Sorted numbers, or layers in the order in which they first come."""
+        """Sorted numbers, or layers in their runs' order, and else in that in which they first come."""
         found: dict[str, dict[bytes, Array]] = {}  # most runs have the same steps
         for piece in pieces:
             for dim in AXES:
@@ -67,7 +67,15 @@ class Axes:
 def _union(dim: str, values: Sequence[Array]) -> Array:
     if dim != "layer":
         return np.unique(np.concatenate(values))
-    return np.array(list(dict.fromkeys(name for names in values for name in names.tolist())), dtype=str)
+    found: list[str] = []
+    for names in values:
+        at = len(found)
+        for name in reversed(names.tolist()):  # each before the layer that follows it in its run
+            if name in found:
+                at = found.index(name)
+            else:
+                found.insert(at, name)
+    return np.array(found, dtype=str)
 
 
 @dataclass(frozen=True)

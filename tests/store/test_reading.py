@@ -211,6 +211,15 @@ def test_a_later_segment_may_add_variables_at_the_same_steps(make_run, tmp_path)
     assert_holds(run, cells(first) | cells(second))
 
 
+def test_layers_of_nets_of_several_depths_stand_in_their_order(make_run, tmp_path):
+    """The shallowest net first, the hidden layers of deeper ones stood behind the readout."""
+    nets = [("fc1", "out"), ("fc1", "fc2", "fc3", "out"), ("fc1", "fc2", "out"), ("conv", "fc1", "out")]
+    runs = [make_run(f"r{i}", layers=net, seed=i) for i, net in enumerate(nets)]
+    joined = open_runs(append_all(tmp_path, *runs))
+    assert joined.layer.values.tolist() == ["conv", "fc1", "fc2", "fc3", "out"]
+    assert_holds(joined, {key: value for run in runs for key, value in cells(run).items()})
+
+
 def test_different_runs_are_joined_by_what_they_have(make_run, tmp_path):
     runs = [
         make_run("b", steps=[0, 10, 20], layers=("fc1", "fc2"), modes=2, seed=1),
@@ -225,7 +234,7 @@ def test_different_runs_are_joined_by_what_they_have(make_run, tmp_path):
     assert_holds(joined, expected)
     assert joined.run_id.values.tolist() == ["a", "b", "c", "d"]
     assert joined.step.values.tolist() == [0, 5, 10, 20]
-    assert joined.layer.values.tolist() == ["conv", "fc2", "fc1"]  # as they first come
+    assert joined.layer.values.tolist() == ["conv", "fc1", "fc2"]  # fc1 lies below fc2
     assert joined.seed.values.tolist() == [2, 1, 3, 4]
     assert joined.seed.dtype == np.int64
     assert joined.status.sel(run=0).item() == "diverged"
