@@ -99,8 +99,10 @@ def predicted_angles(runs: xr.Dataset, layer: str) -> dict[Hashable, tuple[Any, 
         if spec.rule == "kolen_pollack" and _plain(spec):
             found[arm] = _geometric_mean([kolen_pollack_angle(run, layer) for run in own])
         elif spec.rule == "weight_mirror" and not (mirror := WeightMirror(**spec.rule_args)).growth_control:
-            floor = mirror_angle(int(runs["fan_in"].sel(layer=layer)), mirror.samples, mirror.decay)
-            found[arm] = ([0, int(runs["step"].max())], [floor, floor])
+            fan_in = float(own[0]["fan_in"].sel(layer=layer))
+            if np.isfinite(fan_in):  # a net of fewer layers has none there
+                floor = mirror_angle(int(fan_in), mirror.samples, mirror.decay)
+                found[arm] = ([0, int(runs["step"].max())], [floor, floor])
     return found
 
 
@@ -133,12 +135,14 @@ def mirror_price(runs: xr.Dataset) -> float:
     which nothing is sent. A phase takes samples · out · in twice (responses, and their correlation with the noise) in all
     layers but the first, whose B no error passes. For dense layers. Raises ``ValueError`` where no run has a weight mirror.
     """
-    specs = [_spec(runs.isel(run=i)) for i in np.flatnonzero(runs["rule"].values == "weight_mirror")[:1]]
-    if not specs:
+    mirrors = np.flatnonzero(runs["rule"].values == "weight_mirror")
+    if not mirrors.size:
         raise ValueError("no run of these has the rule 'weight_mirror'")
-    sizes = (runs["fan_in"] * runs["fan_out"]).values.astype(np.float64)
-    samples = WeightMirror(**specs[0].rule_args).samples
-    return float(2 * samples * sizes[1:].sum() / (specs[0].batch_size * (3 * sizes.sum() - sizes[0])))
+    run = runs.isel(run=mirrors[0])
+    spec, sizes = _spec(run), (run["fan_in"] * run["fan_out"]).values.astype(np.float64)
+    sizes = sizes[np.isfinite(sizes)]  # beside deeper nets
+    samples = WeightMirror(**spec.rule_args).samples
+    return float(2 * samples * sizes[1:].sum() / (spec.batch_size * (3 * sizes.sum() - sizes[0])))
 
 
 def aligned_at(runs: xr.Dataset, share: float = 0.99) -> pd.DataFrame:

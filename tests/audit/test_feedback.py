@@ -122,6 +122,12 @@ def test_feedback_is_predicted_arm_by_arm_where_it_learns() -> None:
     runs = recorded(weight_angle=np.ones((2, 2, 2)))
     floor = mirror_angle(2, samples=6, decay=0.01)
     assert predicted_angles(runs, "3") == {"mine": ([0, 10], [floor, floor])}
+    beside_others = runs.assign_coords(  # as a store of several nets holds it
+        {name: (("run", "layer"), [runs[name].values, [np.nan, 3]]) for name in ("fan_in", "fan_out")}
+    )
+    assert predicted_angles(beside_others, "3") == predicted_angles(runs, "3")
+    assert predicted_angles(beside_others.isel(run=[1]), "1") == {}
+    assert mirror_price(beside_others) == mirror_price(runs)
     for own in ({"growth_control": True}, {}):
         spec = MIRROR.changed(rule_args=own) if own else RunSpec(rule="fa")
         assert predicted_angles(recorded(spec=spec, weight_angle=np.ones((2, 2, 2))), "3") == {}
