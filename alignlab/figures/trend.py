@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDE, CLOSE = (
     30.0,
-    0.06,
+    0.12,
 )  # x on a log axis: above this ratio, with values nearer than this share of their span
 DODGE = 0.1  # of the least distance on the x axis, between neighbouring levels of the hue
 HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 7, "linestyle": ""}

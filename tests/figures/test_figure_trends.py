@@ -1,5 +1,7 @@
 """Final values against a number: means of the right runs, a control in every column, hollow marks from elsewhere."""
 
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -143,3 +145,13 @@ def test_numbers_that_grow_by_factors_stand_on_a_log_axis(one, three, scale):
     assert_readable(figure)
     bars = next(c for c in ax.containers if c.get_label() == "bp").lines[0].get_xdata()
     assert bars == pytest.approx(below.get_xticks(), rel=0.1)
+
+
+def test_labels_of_rates_ten_times_apart_do_not_cover_each_other():
+    """0.02 and 0.2 beside 2 were one word on a linear axis."""
+    rates = [ONE.isel(run=ONE.depth.values == 1).assign_coords(rate=("run", [r] * 6)) for r in (0.02, 0.2, 2)]
+    figure = trends(xr.concat(rates, "run"), "rate", OUTCOMES)
+    assert figure.axes[0].get_xscale() == "log"
+    figure.canvas.draw()
+    boxes = [tick.get_window_extent() for tick in figure.axes[-1].get_xticklabels()]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
