@@ -7,7 +7,7 @@ is sent downhill is the sign of eᵀ W Bᵀ e (Lillicrap et al. 2016), so the cl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,9 @@ def aligning(
         title = f"{groups.context(data, 'layer')} · clouds: {clouds_of}, each to its scale"
         losses = lines.unplaced([(data, name) for name in LOSSES if name in data], "rule")
         note = f"{lines.note(drawn, False, True)} {losses}".strip()
-        return style.finish(figure, title, _legend(data, control, marked), "", note)
+        return style.finish(
+            figure, title, _legend(data, {curve.level for curve in drawn}, control, marked), "", note
+        )
 
 
 def _one_condition(data: xr.Dataset) -> None:
@@ -248,7 +250,9 @@ def _finish_lower(axes: list[Axes], data: xr.Dataset, marks: Mapping[str, float]
             ax.set_xlabel("optimizer step + 1")
 
 
-def _legend(data: xr.Dataset, control: xr.Dataset | None, marks: Mapping[str, float]) -> dict[str, Artist]:
+def _legend(
+    data: xr.Dataset, drawn: set[Hashable], control: xr.Dataset | None, marks: Mapping[str, float]
+) -> dict[str, Artist]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -260,7 +264,8 @@ def _legend(data: xr.Dataset, control: xr.Dataset | None, marks: Mapping[str, fl
         "range of the symmetric part": Line2D([], [], **BAR),
     }
     for layer, look in style.looks(groups.levels(data, "layer")).items():
-        entries[f"layer {style.plain(layer)}"] = Line2D([], [], **look._asdict(), markeredgecolor="white")
+        if layer in drawn:
+            entries[f"layer {style.plain(layer)}"] = Line2D([], [], **look._asdict(), markeredgecolor="white")
     entries |= {
         text: Line2D([], [], color=c, linestyle=d) for name, (c, d, text) in LOSSES.items() if name in data
     }

@@ -26,6 +26,7 @@ _SINGLE = (
     "linear",
     "",
 )  # kinds of layers with one value a unit and sample, and of layers that a run does not have
+ERRORS = "_errors"  # how many entries the errors have that a run sends directly
 ANGLES = ("gradient_angle", "delta_angle", "local_angle", "weight_angle", "update_angle")
 
 
@@ -54,11 +55,13 @@ def angles(
         raise ValueError(f"{quantity!r} is no angle with a chance level; choose from {', '.join(ANGLES)}")
     contents.need(dataset, quantity)
     data = as_runs(dataset)
+    data = _with_errors(data) if quantity == "weight_angle" and "fan_out" in data.coords else data
+    data = groups.with_layers(data, quantity, hue)
     panels = groups.panels(data, hue, col, layered=True)
     with style.styled():
         figure, axes, used = style.wrapped(len(panels))
         drawn = lines.draw_panels(used, panels, quantity, hue, layered=True, log=False)
-        bands = [_draw_chance(ax, panel.data, quantity, data) for ax, panel in zip(used, panels, strict=True)]
+        bands = [_draw_chance(ax, panel.data, quantity) for ax, panel in zip(used, panels, strict=True)]
         lines.label_axes(axes, quantity, log=False)
         _limit(used[0], drawn)
         entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | _legend(bands)
@@ -66,53 +69,57 @@ def angles(
         return style.finish(figure, groups.context(data, hue, col), entries, hue, note)
 
 
-def dimensions(data: xr.Dataset, quantity: str, whole: xr.Dataset | None = None) -> int | None:
+def dimensions(data: xr.Dataset, quantity: str) -> int | None:
     """How many entries the vectors have between which `quantity` is the angle, in the smallest layer that has one; None where
     not known.
-
-    ``whole``: the runs with all their layers, where ``data`` has some of them.
     """
+    import xarray as xr
+
     for name in ("fan_in", "fan_out"):
         if name not in data.coords:
             raise ValueError(f"the dataset's layers have no {name!r}, without which there is no chance band")
-    if quantity == "weight_angle" and (direct := groups.direct(data)).any():
-        sent = _sent_directly(data.isel(run=direct), data if whole is None else whole)
-        rest = data.isel(run=~direct)
-        others = [dimensions(rest, quantity)] if np.isfinite(rest[quantity].values).any() else []
-        found = [*sent, *others]
-        return None if None in found else min((n for n in found if n is not None), default=None)
     fan_in, fan_out = data["fan_in"].astype(float), data["fan_out"].astype(float)
-    of_signals = {"delta_angle": fan_out, "local_angle": fan_in}
-    entries = of_signals.get(quantity, fan_in * fan_out)
-    if (
-        "kind" in data.coords
-    ):  # signals of convolutions are whole maps, untied weights as many as their places
-        kinds = data["kind"]
-        known = kinds.isin(_SINGLE) if quantity in of_signals else kinds != "locally_connected2d"
-        entries = entries.where(known)
-    shown = np.isfinite(data[quantity]).any([dim for dim in data[quantity].dims if dim not in entries.dims])
+    kinds = data["kind"] if "kind" in data.coords else xr.DataArray("linear")
+    single = kinds.isin(
+        _SINGLE
+    )  # signals of convolutions are whole maps, untied weights as many as their places
+    entries = (fan_in * fan_out).where(kinds != "locally_connected2d")
+    entries = {"delta_angle": fan_out.where(single), "local_angle": fan_in.where(single)}.get(
+        quantity, entries
+    )
+    shown = _there(data, quantity)
+    if quantity == "weight_angle":
+        direct = xr.DataArray(groups.direct(data), dims="run")
+        sent = (fan_out * data[ERRORS]).where(single)
+        if (direct & shown & sent.isnull()).any():
+            return None
+        entries = entries.where(~direct, sent)
     sizes = entries.where(shown).values
     return None if np.isnan(sizes).all() else int(np.nanmin(sizes))
 
 
-def _sent_directly(data: xr.Dataset, whole: xr.Dataset) -> list[int | None]:
-    """Of each layer to which a direct rule sends errors the entries of B: its units times the readout's, which has no B."""
-    there = contents.values(data, "weight_angle", ("layer", "step")).notnull().any(("run", "step")).values
-    last = whole.isel(layer=[-1]) if "layer" in whole.dims else whole
-    last = last.isel(run=groups.direct(last))
-    readout = not np.isfinite(last["weight_angle"].values).any()
-    outputs = float(np.nanmax(last["fan_out"].values.astype(float))) if readout else np.nan
-    columns = data.transpose(..., "layer", missing_dims="ignore")
-    units = np.nanmax(np.atleast_2d(columns["fan_out"].values.astype(float)), axis=0)
-    kinds = columns["kind"].values if "kind" in data.coords else np.array("linear")
-    single = np.atleast_2d(np.isin(kinds, _SINGLE)).all(axis=0)
-    entries = np.where(single, units * outputs, np.nan)[there]
-    return [int(n) if np.isfinite(n) else None for n in entries]
+def _there(data: xr.Dataset, quantity: str) -> xr.DataArray:
+    """Whether the quantity has a value at some step, by run and layer."""
+    return np.isfinite(data[quantity]).any(
+        [dim for dim in data[quantity].dims if dim not in ("run", "layer")]
+    )
 
 
-def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str, whole: xr.Dataset) -> float:
+def _with_errors(data: xr.Dataset) -> xr.Dataset:
+    """The runs with the entries of an error that is sent directly, as many as their readouts have units; NaN where the last
+    layer has a B, as the readout, which was selected away, has none."""
+    known = contents.values(data, "weight_angle", ("layer", "step")).notnull().any("step").values
+    fan_out = data["fan_out"].astype(float)
+    fan_out = fan_out.expand_dims([dim for dim in ("run", "layer") if dim not in fan_out.dims])
+    sizes = np.broadcast_to(fan_out.transpose("run", "layer").values, known.shape)
+    last = sizes.shape[1] - 1 - np.isfinite(sizes)[:, ::-1].argmax(axis=1)  # of those that a run has
+    at = np.arange(len(sizes)), last
+    return data.assign({ERRORS: ("run", np.where(known[at], np.nan, sizes[at]))})
+
+
+def _draw_chance(axes: Axes, data: xr.Dataset, quantity: str) -> float:
     """Draw band and line at the null value behind the curves; returns the half width in degrees, NaN without a band."""
-    entries, half = dimensions(data, quantity, whole), np.nan
+    entries, half = dimensions(data, quantity), np.nan
     if entries is not None:
         low, high = chance_band(entries)
         half = (high - low) / 2

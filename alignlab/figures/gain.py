@@ -36,7 +36,7 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         ValueError: if a variable was not recorded, and for an unknown hue or col.
     """
     contents.need(dataset, *COLUMNS)
-    data = as_runs(dataset)
+    data = groups.with_layers(as_runs(dataset), "feedback_gain", hue)
     panels = groups.panels(data, hue, col, layered=True)
     with style.styled():
         figure, axes = style.grid(len(panels), 2, 3.4, 2.7 if len(panels) == 1 else 2.2, sharey="col")

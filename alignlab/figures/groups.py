@@ -75,6 +75,15 @@ def having(data: xr.Dataset, key: str, level: Hashable) -> np.ndarray:
     return np.asarray(found == level if level == level else found != found)
 
 
+def with_layers(data: xr.Dataset, name: str, hue: str) -> xr.Dataset:
+    """Without the layers in which no run has a value of this variable, whose panels would be empty; with them all as hue, so
+    that a layer looks the same in every figure."""
+    if hue == "layer" or "layer" not in data[name].dims:
+        return data
+    there = np.isfinite(data[name]).any([dim for dim in data[name].dims if dim != "layer"])
+    return data.isel(layer=np.flatnonzero(there.values))
+
+
 def direct(data: xr.Dataset) -> np.ndarray:
     """Whether each run's rule sends the output's error straight to the layers, by a B of another shape than W's (run,)."""
     from alignlab.rules import RULES

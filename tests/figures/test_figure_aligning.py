@@ -76,6 +76,14 @@ def test_the_frame_holds_an_evaluation_after_the_last_recorded_loss_and_every_ma
     assert {f"{name}: step {step}" for name, step in marked.items()} <= set(legend(figure))
 
 
+def test_a_layer_that_these_runs_do_not_have_is_not_in_the_legend(fa):
+    """Selected from a store of deeper nets."""
+    lacking = fa.map(lambda own: own.where(fa["layer"] != "fc3") if "layer" in own.dims else own)
+    told = legend(figures.aligning(lacking, cloud="fc2"))
+    assert "layer fc2" in told
+    assert "layer fc3" not in told
+
+
 def test_it_can_be_read(drawn):
     assert_readable(drawn)
 

@@ -85,6 +85,29 @@ def test_runs_without_a_weight_angle_widen_and_hide_no_band_of_direct_ones(direc
         assert band.get_bbox().y0 == pytest.approx(chance_band(32 * 10)[0])
 
 
+def test_each_net_of_a_store_of_several_depths_has_its_own_readout(direct):
+    """The last layer of all was taken for each one's readout, so that selected runs of a shallower net had no band."""
+    readout = {"fc3": "out"}
+    deep = direct.assign_coords(layer=[readout.get(name, name) for name in direct.layer.values])
+    own = synthetic_run("dfa", steps=40, layers=("fc1", "out"), seed=1)
+    own["weight_angle"].values[:, -1] = np.nan
+    both = xr.concat([deep, own.assign_coords(fan_out=("layer", [32, 4]))], "run", join="outer")
+    both = both.sel(layer=["fc1", "fc2", "out"]).assign_coords(depth=("run", [3, 2]))
+    assert both["fan_out"].dims == ("run", "layer")
+    three, two = panels(figures.angles(both, "weight_angle", col="depth"))[::-1]
+    for axes, entries in ((three, 32 * 10), (two, 32 * 4)):
+        (band,) = marks(axes, "_chance band")
+        assert band.get_bbox().y0 == pytest.approx(chance_band(entries)[0])
+
+
+@pytest.mark.parametrize("draw", [figures.angles, figures.gains])
+def test_a_layer_in_which_no_run_has_a_value_has_no_panel(runs, draw):
+    """Runs selected from a store of deeper nets: an empty frame under a layer's name."""
+    shallow = runs.where(runs["layer"] != "fc2")
+    titles = [axes.get_title(loc="left") for axes in panels(draw(shallow, hue="rule"))]
+    assert set(titles) == {"layer fc1", "layer fc3"}
+
+
 def test_chance_band_knows_layers_that_only_some_runs_have(run):
     shapes = run.expand_dims("run").drop_vars("fan_in")
     shapes = shapes.assign_coords(fan_in=(("run", "layer"), [[64.0, np.nan, 32.0]]))
