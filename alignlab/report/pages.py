@@ -27,6 +27,9 @@ CAPTIONS = {
     "update_angle": "Angles between the optimizer's steps and the true gradient's descent; 90° is chance.",
     "spectra": "Eigenvalues of W Bᵀ, layer by layer.",
 }
+OF_RUNS = CAPTIONS | {
+    "loss_against_lr": "How runs ended at each learning rate; a star marks the rate of each rule's best mean.",
+}
 MOST = 40  # rows of a table
 ELSEWHERE = ("spec", "differing")  # attributes that the page shows in a section of their own
 
@@ -82,6 +85,7 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
     many = many.sortby(_settings(many))
     return _page(
         _drawn(run_figures(runs, refused)) if pictures is None else pictures,
+        captions=OF_RUNS,
         refused=refused,
         title=_title(many),
         kind="run" if many.sizes["run"] == 1 else f"{many.sizes['run']} runs",
@@ -94,7 +98,7 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
     )
 
 
-def _page(pictures: Mapping[str, bytes], **content: Any) -> str:
+def _page(pictures: Mapping[str, bytes], captions: Mapping[str, str] = CAPTIONS, **content: Any) -> str:
     from jinja2 import Environment
 
     text = files("alignlab.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -102,13 +106,14 @@ def _page(pictures: Mapping[str, bytes], **content: Any) -> str:
         name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in pictures.items()
     }
     template = Environment(autoescape=True, trim_blocks=True).from_string(text)
-    return template.render(captions={name: _caption(name) for name in images}, pictures=images, **content)
+    told = {name: _caption(name, captions) for name in images}
+    return template.render(captions=told, pictures=images, **content)
 
 
-def _caption(name: str) -> str:
+def _caption(name: str, captions: Mapping[str, str]) -> str:
     if name.startswith("learning_curves_"):
         return f"{name.removeprefix('learning_curves_').replace('_', ' ').capitalize()} over training."
-    return CAPTIONS.get(name, name)
+    return captions.get(name, name)
 
 
 def _drawn(figures: Mapping[str, Figure]) -> dict[str, bytes]:

@@ -159,6 +159,13 @@ def test_what_each_layer_has_is_no_outcome_of_a_run():
         assert "reconstruction loss" not in page
 
 
+def test_a_page_of_runs_speaks_of_no_search_for_a_rate():
+    """Its runs at several rates were said to be "the search for each arm's learning rate, on seeds of its own"."""
+    page = Page(run_page(synthetic_runs(lrs=(0.01, 0.1, 0.3)), pictures={"loss_against_lr": b"<svg/>"})).text
+    assert "How runs ended at each learning rate" in page
+    assert "search" not in page
+
+
 def test_a_page_of_one_run_draws_what_it_holds():
     page = Page(run_page(synthetic_run(steps=20)))
     assert len(page.sources) >= 3
