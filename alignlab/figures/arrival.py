@@ -45,9 +45,10 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
         axes[0, 0].set(ylabel=f"share of runs: {what}", ylim=(-0.02, 1.02))
         _durations(axes[0, 1], taken, look)
         axes[0, 1].set_title("first reached", loc="left")
+        evaluated = contents.values(data, outcome, ("step",)).notnull().any("run").values
         for ax in axes.flat:
             step_axis(ax)
-            ax.set(xlabel="optimizer step", xlim=(0, max(1, int(data["step"].max())) * 1.02))
+            ax.set(xlabel="optimizer step", xlim=(0, max(1, data["step"].values[evaluated].max()) * 1.02))
         n = sorted({int(taken[arm].count()) for arm in taken})
         runs = f"{n[0]} run{'s' if n[0] > 1 else ''}" if len(n) == 1 else f"{n[0]} to {n[-1]} runs"
         note = f"{runs} an arm; bands: 95 % Wilson interval. Right: the runs that were ever there; bar: the median of all."

@@ -50,6 +50,13 @@ def test_an_accuracy_of_exactly_the_level_counts_on_both_sides_whatever_float32_
     assert [text.get_text() for text in right.get_yticklabels()] == ["3 of 3"]
 
 
+def test_the_frame_ends_with_the_evaluations_of_these_runs():
+    """Selected from a store of longer runs they were pressed into the first of its steps."""
+    longer = curves(ARRIVALS).reindex(step=[*STEPS, 3000])
+    for axes in reaching(longer, "train_accuracy", 1.0).axes:
+        assert axes.get_xlim()[1] < 35
+
+
 def test_what_an_arm_is_has_to_be_known():
     with pytest.raises(ValueError, match="cannot split by 'arm'"):
         reaching(curves(ARRIVALS).drop_vars("arm"), "train_accuracy", 1.0)
