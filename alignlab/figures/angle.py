@@ -100,9 +100,8 @@ def dimensions(data: xr.Dataset, quantity: str) -> int | None:
 
 def _there(data: xr.Dataset, quantity: str) -> xr.DataArray:
     """Whether the quantity has a value at some step, by run and layer."""
-    return np.isfinite(data[quantity]).any(
-        [dim for dim in data[quantity].dims if dim not in ("run", "layer")]
-    )
+    finite: xr.DataArray = abs(data[quantity]) < np.inf
+    return finite.any([dim for dim in finite.dims if dim not in ("run", "layer")])
 
 
 def _with_errors(data: xr.Dataset) -> xr.Dataset:

@@ -80,7 +80,8 @@ def with_layers(data: xr.Dataset, name: str, hue: str) -> xr.Dataset:
     that a layer looks the same in every figure."""
     if hue == "layer" or "layer" not in data[name].dims:
         return data
-    there = np.isfinite(data[name]).any([dim for dim in data[name].dims if dim != "layer"])
+    finite: xr.DataArray = abs(data[name]) < np.inf
+    there = finite.any([dim for dim in finite.dims if dim != "layer"])
     return data.isel(layer=np.flatnonzero(there.values))
 
 
