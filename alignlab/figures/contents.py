@@ -65,4 +65,8 @@ def values(data: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
     for dim in set(dims) - set(array.dims):
         array = array.expand_dims(dim)
     surplus = set(array.dims) - {"run", *dims}
+    if several := [str(dim) for dim in surplus if array.sizes[dim] > 1]:
+        raise ValueError(
+            f"{name!r} has a value for each {', '.join(several)}, where one is drawn: select one, isel({several[0]}=0)"
+        )
     return array.squeeze([*surplus]).transpose("run", *dims).where(np.isfinite)

@@ -98,6 +98,13 @@ def test_a_log_panel_without_a_positive_value_is_empty():
     assert figures.board(runs.assign(loss=0 * runs["loss"]), [Shown("loss", log=True)]).axes
 
 
+def test_a_quantity_of_each_layer_without_a_layer_is_told(runs):
+    """It was xarray's "cannot select a dimension to squeeze out"."""
+    with pytest.raises(ValueError, match="'gradient_angle' has a value for each layer, where one is drawn"):
+        figures.board(runs, [Shown("gradient_angle")], hue="rule")
+    figures.board(runs.isel(layer=[0]), [Shown("gradient_angle")], hue="rule")
+
+
 def test_nothing_to_draw_is_told(runs):
     with pytest.raises(ValueError, match="no panels given"):
         figures.board(runs, [], hue="rule")
