@@ -51,12 +51,21 @@ def on_runs(dataset: xr.Dataset) -> xr.Dataset:
     kept = (*_OF_LAYERS, "step", "mode")
     scalars = {str(name): c.item() for name, c in dataset.coords.items() if not c.ndim and name not in kept}
     if not scalars and "run" in dataset.dims and "step" in dataset.dims:
-        return dataset
+        return _of_each(dataset)
     runs = dataset.drop_vars(list(scalars))
     runs = runs if "run" in runs.dims else runs.expand_dims("run")
     runs = runs if "step" in runs.dims or "step" not in runs.coords else runs.expand_dims("step")
     scalars.pop("run", None)
-    return runs.assign_coords({name: ("run", [value] * runs.sizes["run"]) for name, value in scalars.items()})
+    return _of_each(runs).assign_coords(
+        {name: ("run", [value] * runs.sizes["run"]) for name, value in scalars.items()}
+    )
+
+
+def _of_each(runs: xr.Dataset) -> xr.Dataset:
+    """What all runs share, so that ``xr.concat(..., data_vars="different")`` left it without the dim run, is each one's."""
+    shared = [name for name, own in runs.data_vars.items() if "run" not in own.dims]
+    whole = {name: runs[name].expand_dims(run=runs.sizes["run"]) for name in shared}
+    return runs.assign(whole) if whole else runs
 
 
 def _without_levels(dataset: xr.Dataset) -> xr.Dataset:

@@ -384,3 +384,13 @@ def test_an_index_of_several_levels_over_the_runs_is_read_as_their_coordinates(r
     (other,) = panels(figures.learning_curves(runs.set_index(run=["rule", "seed"])))
     assert labels(axes) == labels(other)
     assert same(line(axes, "fa").get_xydata(), line(other, "fa").get_xydata())
+
+
+@pytest.mark.parametrize("draw", [figures.angles, figures.gains, figures.loss_against_lr])
+def test_what_all_runs_share_may_lack_the_dim_of_runs(runs, draw):
+    """As backprop's angles of 0 do in xr.concat(..., data_vars="different"): the error was xarray's."""
+    alike = runs.isel(run=[0] * 3).assign_coords(seed=("run", range(3)), run_id=("run", list("abc")))
+    shared = alike.map(lambda own: own.isel(run=0, drop=True))
+    for one, other in zip(panels(draw(alike)), panels(draw(shared.assign_coords(alike.coords))), strict=True):
+        for label in labels(one):
+            assert same(line(one, label).get_xydata(), line(other, label).get_xydata())
