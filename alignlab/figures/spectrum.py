@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_STEPS = 6
-PASSES = 4  # of the layout, after which square panels stay where they are
+PASSES, MOST_PASSES = 4, 12  # of the layout, after which square panels may stay where they are, and will
+STILL = 0.001  # in
 MARGIN = 0.05  # in
 BAR_WIDTH, BAR_ROWS = 0.11, 2  # of the colour bar: inches, and rows of panels
 BAR: dict[str, Any] = {
@@ -79,15 +80,24 @@ def spectra(
 def _settle(figure: Figure) -> None:
     """Lay square panels out until they stay: each time they shrink and their labels move, perhaps off the canvas."""
     engine: Any = figure.get_layout_engine()
-    for _ in range(PASSES):
-        engine.execute(figure)
-    beyond = -figure.get_tightbbox().x0
+    beyond = _laid_out(figure)
     if beyond > 0:
         x, y, width, height = engine.get()["rect"]
         more = (beyond + MARGIN) / figure.get_size_inches()[0]
         engine.set(rect=(x + more, y, width - more, height))
-        for _ in range(PASSES):
-            engine.execute(figure)
+        _laid_out(figure)
+
+
+def _laid_out(figure: Figure) -> float:
+    """By how many inches labels stand beyond the left edge once the panels stay where they are; they may rest in between."""
+    engine: Any = figure.get_layout_engine()
+    before, beyond = np.inf, np.inf
+    for i in range(MOST_PASSES):
+        engine.execute(figure)
+        before, beyond = beyond, -float(figure.get_tightbbox().x0)
+        if i >= PASSES and abs(beyond - before) < STILL:
+            break
+    return beyond
 
 
 def _draw_panel(axes: Axes, panel: groups.Panel, colours: np.ndarray) -> None:

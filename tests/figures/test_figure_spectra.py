@@ -6,7 +6,7 @@ from figure_reading import assert_readable, legend, marks, panels
 
 from alignlab import figures
 from alignlab.measures.quantities import QUANTITIES
-from alignlab.testing.synthetic import synthetic_run
+from alignlab.testing.synthetic import synthetic_run, synthetic_runs
 
 
 def bar(figure):
@@ -99,6 +99,20 @@ def test_the_label_of_a_single_panel_under_a_title_of_two_lines_is_whole(scale):
     names = [name for name in run.data_vars if name.startswith(("spectrum", "symmetric"))]
     of_one = run.assign({name: scale * run[name].where(run["layer"] == "fc2") for name in names})
     assert_readable(figures.spectra(of_one, steps=[0]))
+
+
+def test_panels_stay_where_they_are_however_often_they_are_drawn():
+    """Drawn twice, as by a notebook that shows and then saves it, two panels moved on, and their label off the canvas."""
+    runs = synthetic_runs(("fa", "dfa"), range(2), layers=1, steps=90)
+    for name in ("spectrum_real", "spectrum_imag", "symmetric_min", "symmetric_max"):
+        runs[name] = 3 * runs[name]
+    figure = figures.spectra(runs)
+    places = []
+    for _ in range(6):
+        figure.canvas.draw()
+        places.append([axes.get_position().x0 for axes in panels(figure)])
+    assert np.ptp(places, axis=0) == pytest.approx(0, abs=0.002)
+    assert_readable(figure)
 
 
 def test_several_rules_get_panels_and_seeds_share_one(runs):
