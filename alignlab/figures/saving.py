@@ -19,9 +19,12 @@ _METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"C
 
 
 def save(
-    figure: Figure, path_without_suffix: str | os.PathLike[str], formats: str | Sequence[str] = ("png", "svg")
+    figure: Figure, path: str | os.PathLike[str], formats: str | Sequence[str] | None = None
 ) -> list[Path]:
     """Write the figure once a format, each file whole or not at all, and return the paths.
+
+    ``path`` goes without the format: ``save(figure, "out/angles")`` writes ``out/angles.png`` and ``out/angles.svg``. Where it
+    has one, ``out/angles.pdf``, that is the file, and by default the only one.
 
     A file is written beside its target under a temporary name, flushed to disk, then moved over it. The same figure
     gives the same bytes: no date is written. Formats are matplotlib's: png, svg, pdf, ...; one, or several.
@@ -32,9 +35,13 @@ def save(
     """
     import matplotlib
 
-    base = Path(path_without_suffix)
+    base, known = Path(path), figure.canvas.get_supported_filetypes()
+    ending = base.suffix[1:]
+    if formats is None:
+        formats = ending if ending in known else ("png", "svg")
     formats = (formats,) if isinstance(formats, str) else formats
-    known = figure.canvas.get_supported_filetypes()
+    if ending in formats:
+        base = base.with_suffix("")
     for suffix in formats:
         if suffix not in known:
             raise ValueError(f"cannot write a figure as {suffix!r}; choose from {', '.join(sorted(known))}")

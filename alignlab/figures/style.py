@@ -46,6 +46,8 @@ RC: Any = {
     "lines.markersize": 4.5,
     "savefig.dpi": 160,
     "svg.hashsalt": "alignlab",
+    "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's own, of type 3
+    "ps.fonttype": 42,
 }
 SHADE, REFERENCE, ALERT = "0.87", "0.35", "#b30000"
 # Blue, orange, green, purple, vermilion, sky blue, brown, grey of the palette; 8 colours, 5 dashes and 7 markers have

@@ -101,3 +101,17 @@ def test_drawing_and_saving_leave_the_users_settings_alone(figure, run, tmp_path
 
 def test_a_single_format_is_a_word(figure, tmp_path):
     assert figures.save(figure, tmp_path / "curves", "svg") == [tmp_path / "curves.svg"]
+
+
+def test_a_path_that_ends_in_a_format_is_that_file(figure, tmp_path):
+    assert figures.save(figure, tmp_path / "curves.pdf") == [tmp_path / "curves.pdf"]
+    assert figures.save(figure, tmp_path / "curves.pdf", "pdf") == [tmp_path / "curves.pdf"]
+    both = figures.save(figure, tmp_path / "curves.png", ["png", "svg"])
+    assert both == [tmp_path / "curves.png", tmp_path / "curves.svg"]
+
+
+def test_letters_in_a_pdf_are_of_a_type_that_journals_take_and_its_bytes_the_same_each_time(figure, tmp_path):
+    one, other = (figures.save(figure, tmp_path / f"{name}.pdf", "pdf")[0].read_bytes() for name in "ab")
+    assert b"/Type3" not in one
+    assert b"/CIDFontType2" in one
+    assert one == other
