@@ -110,9 +110,10 @@ def _positions(lrs: np.ndarray, chosen: float | Sequence[float]) -> list[int]:
     return [int(place) for place in there.argmax(axis=1)[there.any(axis=1)]]
 
 
-def ceiling_of(data: xr.Dataset, outcome: str, log: bool) -> float:
-    """The value above which it does not matter how bad a run is."""
+def ceiling_of(data: xr.Dataset, outcome: str) -> float:
+    """The value above which it does not matter how bad a run is; of a loss that is never below 0."""
     table = contents.values(data, outcome, ("step",)).values
     first = table[np.arange(len(table)), np.isfinite(table).argmax(axis=1)]
     first = first[np.isfinite(first)]
-    return FAR * float(first.max()) if log and first.size else np.inf
+    a_loss = outcome.endswith("loss") and bool(np.nanmin(table) >= 0)
+    return FAR * float(first.max()) if a_loss and first.any() else np.inf

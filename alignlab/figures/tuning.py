@@ -65,7 +65,7 @@ def loss_against_lr(
         raise ValueError(
             f"no run finished with a final {outcome!r} at a rate above 0: there is nothing to compare"
         )
-    ceiling = ceiling_of(data, outcome, log)
+    ceiling = ceiling_of(data, outcome)
     order = list(dict.fromkeys(level for panel in panels for level in groups.levels(panel.data, hue)))
     look = style.looks(order)
     with style.styled():

@@ -162,6 +162,20 @@ def test_an_explosion_leaves_the_frame_and_is_told(sweep):
     assert "Above the frame" not in figures.loss_against_lr(sweep)._supxlabel.get_text()
 
 
+def test_an_explosion_leaves_the_frame_also_where_another_run_ended_at_0(sweep):
+    runs = sweep.assign_coords(status=("run", np.full(sweep.sizes["run"], "finished"))).copy(deep=True)
+    loss, rule, lr = runs["validation_loss"].values, runs["rule"].values, runs["lr"].values
+    at = np.flatnonzero(np.isfinite(loss[0]))[-1]
+    loss[(rule == "bp") & (lr == 0.1), at] = 0.0
+    loss[(rule == "sign_sync") & (lr == 1.0), at] = 3e13
+    figure = figures.loss_against_lr(runs)
+    (axes,) = panels(figure)
+    assert axes.get_yscale() == "linear"
+    untrained = np.nanmax(loss[:, np.flatnonzero(np.isfinite(loss[0]))[0]])
+    assert axes.get_ylim()[1] <= 10 * untrained
+    assert "Above the frame: up to 3e+13" in figure._supxlabel.get_text().replace("\n", " ")
+
+
 def test_each_study_has_its_star_and_their_number_where_they_disagree(sweep):
     several = {"bp": [0.1, 0.3, 0.1], "sign_sync": [0.01, 0.01, 0.01]}
     figure = figures.loss_against_lr(sweep, chosen=several)
