@@ -50,7 +50,7 @@ def common(
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Argument(help="A run's spec, a YAML file.")],
+    spec: Annotated[Path, typer.Argument(help="A run's spec, a YAML or JSON file.")],
     out: Out = None,
     seed: Seed = None,
     device: Device = "cpu",
@@ -60,16 +60,19 @@ def run(
 
     Example: alignlab run fa.yaml --out out/fa --seed 3    with fa.yaml holding:  {task: mnist_small, rule: fa, steps: 500}
     """
+    from alignlab.gallery import is_claim
     from alignlab.report import run_page
     from alignlab.store import Segments, open_runs
     from alignlab.training import fitting
     from alignlab.training.cells import run_cell
     from alignlab.training.errors import SpecError, SweepError
     from alignlab.training.naming import cell_name
-    from alignlab.training.spec import RunSpec
+    from alignlab.training.spec import RunSpec, read_yaml
 
     if not spec.is_file():
-        raise SpecError(f"no spec at {spec}: expected a YAML file")
+        raise SpecError(f"no spec at {spec}: expected a YAML or JSON file")
+    if is_claim(read_yaml(spec)):
+        raise SpecError(f"{spec} is a claim: alignlab audit {spec}")
     imported(own)
     made = RunSpec.from_yaml(spec)
     made = made if seed is None else made.changed(seed=seed)
@@ -99,7 +102,11 @@ def run(
 @app.command()
 def audit(
     claim: Annotated[
-        str, typer.Argument(metavar="NAME|CLAIM.yaml", help="A named analysis, or a claim as YAML.")
+        str,
+        typer.Argument(
+            metavar="NAME|CLAIM.yaml",
+            help="A named claim (bp_beats_fa, sign_sync), or one of your own, a YAML or JSON file.",
+        ),
     ],
     out: Out = None,
     seed: Seed = None,
@@ -127,7 +134,9 @@ def audit(
         str | None,
         typer.Option(
             "--controls",
-            help="Controls in place of the claim's own, with commas between them, the primary one first.",
+            help="Controls in place of the claim's own, with commas between them, the primary one first: magnitude, "
+            "global_magnitude, replayed_magnitude, weight_norm, feedback_scale, alignment, tuning, init_scale, "
+            "gradient_clipping, frozen_hidden, placebo, spike_in.",
             show_default=False,
         ),
     ] = None,
@@ -160,7 +169,7 @@ def audit(
         found = found.changed(controls=named)
     folder = out or Path("out") / name
     make_room(folder, "result.json", "table.txt", "report.html")
-    typer.echo(f"{found.statement}\n  {found.source}\n")
+    typer.echo("\n  ".join(filter(None, (found.statement, found.source))) + "\n")
     with Place(where, device=device) as place:
         result = run_audit(found, store=folder / "store", workers=place, phase=progress())
     write_result(result, folder)
@@ -169,7 +178,12 @@ def audit(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="A named analysis that asks a question.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A named study: asymmetric_conv, dfa_ifa, eigen_alignment, kolen_pollack_mirror, mnist_fa, soap, xor."
+        ),
+    ],
     full: Annotated[bool, typer.Option("--full", help="Use the full data sets.")] = False,
     out: Out = None,
     seed: Seed = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignlab.audit import Claim
 from alignlab.checks import did_you_mean
+from alignlab.training.fields import read_yaml
 
 if TYPE_CHECKING:
     from alignlab.study import Study
@@ -68,15 +69,23 @@ def load(name: str, kind: str) -> ModuleType:
 
 
 def claim(source: str) -> tuple[str, Claim]:
-    """The claim of a named analysis or of a YAML file, and the name that its results go by."""
+    """The claim of a named analysis or of a YAML or JSON file, and the name that its results go by."""
     path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():
-            raise GalleryError(f"no claim at {path}: expected a YAML file")
+            raise GalleryError(f"no claim at {path}: expected a YAML or JSON file")
+        fields = read_yaml(path)
+        if "rule" in fields and not is_claim(fields):
+            raise GalleryError(f"{path} is the spec of a run: alignlab run {path}")
         return path.stem, Claim.from_yaml(path)
     found = load(source, "CLAIM").CLAIM
     assert isinstance(found, Claim)
     return source, found
+
+
+def is_claim(fields: Mapping[str, Any]) -> bool:
+    """Whether what stands in a file is meant for a claim."""
+    return "treatment" in fields or "baseline" in fields
 
 
 def study(name: str) -> Study:

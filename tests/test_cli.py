@@ -387,6 +387,16 @@ BAD = [
     (["data", "fetch", "svhn"], "there are mnist_small, mnist, fashion_mnist"),
     (["data", "fetch", "mnist_small"], "mnist_small travels with the package, in "),
     (["wake"], "wake"),
+    (["run", CLAIM], "1.yaml is a claim: alignlab audit "),
+    (["run", {**CLAIM, "treatment": "fa"}], "1.yaml is a claim: alignlab audit "),
+    (["audit", SPEC], "1.yaml is the spec of a run: alignlab run "),
+    (["audit", "nowhere.json"], "nowhere.json"),
+    (["audit", {**CLAIM, "controls": "tuning"}], "controls is 'tuning': expected a list or tuple"),
+    (["audit", {**CLAIM, "seeds": "4"}], "seeds is '4': expected a list or tuple"),
+    (
+        ["audit", {**CLAIM, "baseline": "bp"}],
+        "baseline is 'bp': expected keys and values, in Python Arm(…)",
+    ),
 ]
 
 
@@ -416,6 +426,40 @@ def test_help_has_an_example(command, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "Usage" in out
     assert command in ([], ["data"]) or "Example: alignlab" in out
+
+
+def test_help_names_what_there_is(monkeypatch, capsys):
+    from alignlab import gallery
+    from alignlab.audit.controls import ALL
+
+    for command, names in (
+        ("study", gallery.names("STUDY")),
+        ("audit", [*gallery.names("CLAIM"), *ALL]),
+    ):
+        assert run([command, "--help"], monkeypatch) == 0
+        said = re.findall(r"\w+", capsys.readouterr().out)
+        assert set(names) <= set(said)
+
+
+def test_specs_and_claims_may_be_json(tmp_path, monkeypatch, capsys):
+    for command, fields in (("run", SPEC), ("audit", {**CLAIM, "controls": []})):
+        path = tmp_path / f"{command}.json"
+        path.write_text(json.dumps(fields, indent=2))
+        out = ["--out", tmp_path / command]
+        assert run([command, path, *out, *(["--workers", 1] * (command == "audit"))], monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("8 of 8 runs computed")
+    assert run(["run", "--help"], monkeypatch) == 0
+    assert "a YAML or JSON file" in capsys.readouterr().out
+
+
+def test_a_claim_without_a_source_leaves_no_blank_in_its_place(claim, tmp_path, monkeypatch, capsys):
+    claim.write_text(yaml.safe_dump({**CLAIM, "controls": []}))
+    assert run(["audit", claim, "--out", tmp_path / "out", "--workers", 1], monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        CLAIM["statement"],
+        "",
+        "Differences in train_loss, seed by seed; > 0 means that the treatment (fa) is better,",
+    ]
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):

@@ -12,6 +12,11 @@ from alignlab.checks import did_you_mean
 from alignlab.training.errors import SpecError
 
 SHOWN = 200  # characters of a wrong value
+_PLAINLY = {  # pydantic's complaints that speak of Python's types
+    **dict.fromkeys(("tuple_type", "sequence_str", "is_instance_of"), "expected a list or tuple"),
+    "dict_type": "expected a dictionary, keys and values",
+    "model_type": "expected keys and values, in Python {class_name}(…)",
+}
 
 
 class SpecModel(BaseModel):
@@ -47,7 +52,10 @@ def checked(kind: Any, fields: dict[str, Any], where: str) -> Any:
 
 
 def _complaints(kind: type[BaseModel], error: ValidationError) -> str:
-    return "; ".join(_complaint(kind, fault) for fault in error.errors())
+    faults = error.errors()
+    unknown = [fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"]
+    told = [_complaint(kind, fault) for fault in faults if fault["type"] != "extra_forbidden"]
+    return "; ".join(told + _unknown_keys(kind, unknown))
 
 
 def _complaint(kind: type[BaseModel], fault: Any) -> str:
@@ -57,18 +65,28 @@ def _complaint(kind: type[BaseModel], fault: Any) -> str:
         return f"{place}: {inner}" if place else str(inner)
     if fault["type"] == "missing":
         return f"{place} is missing"
-    if fault["type"] == "extra_forbidden":
-        return _unknown_key(_owner(kind, fault["loc"]), place)
-    message: str = fault["msg"].removeprefix("Value error, ")
+    plain = _PLAINLY.get(fault["type"], "").format(**fault.get("ctx", {}))
+    message: str = plain or fault["msg"].removeprefix("Value error, ")
     if not place:
         return message
     given = " ".join(repr(fault["input"]).split())  # a whole module or data set, handed over for a name
     return f"{place} is {given if len(given) <= SHOWN else given[:SHOWN] + '…'}: {message}"
 
 
-def _unknown_key(kind: type[BaseModel], place: str) -> str:
-    hint = did_you_mean(place.rpartition(".")[2], kind.model_fields, n=1).rstrip()
-    return f"unknown key {place!r} ({hint or 'known: ' + ', '.join(kind.model_fields)})"
+def _unknown_keys(kind: type[BaseModel], places: list[tuple[int | str, ...]]) -> list[str]:
+    """Those near a known one each with it; of the others, as where a whole file is of another kind, the known ones once."""
+    told: list[str] = []
+    strange: dict[type[BaseModel], list[str]] = {}
+    for place in places:
+        name, owner = repr(".".join(map(str, place))), _owner(kind, place)
+        if hint := did_you_mean(str(place[-1]), owner.model_fields, n=1):
+            told.append(f"unknown key {name} ({hint.rstrip()})")
+        else:
+            strange.setdefault(owner, []).append(name)
+    for owner, names in strange.items():
+        keys = f"key{'s' * (len(names) > 1)} {', '.join(names)}"
+        told.append(f"unknown {keys} (known: {', '.join(owner.model_fields)})")
+    return told
 
 
 def _owner(kind: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
@@ -98,13 +116,13 @@ class _OneOfEachKey(yaml.SafeLoader):
 
 
 def read_yaml(source: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file or text. A text that is a mere word is taken for the name of a file."""
+    """The mapping in a YAML file or text; JSON is YAML. A text that is a mere word is taken for the name of a file."""
     where = str(source) if isinstance(source, Path) else "spec"
     try:
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         found = yaml.load(text, _OneOfEachKey)
     except OSError as error:
-        raise SpecError(f"{where}: cannot be read ({error.strerror}), expected a YAML file") from None
+        raise SpecError(f"{where}: cannot be read ({error.strerror}), expected a YAML or JSON file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -139,6 +139,15 @@ def test_all_faults_are_told_at_once_and_where_they_are() -> None:
     assert all(part in line for part in ("lr is -1", "seed is 'x'", "did you mean 'hidden'"))
 
 
+def test_keys_that_are_near_none_are_told_together_with_the_known_ones_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        RunSpec(**{"statement": "x", "treatment": "fa", "seeds": 3})  # type: ignore[arg-type]
+    line = str(caught.value)
+    assert "unknown key 'seeds' (did you mean 'seed'?)" in line
+    assert "unknown keys 'statement', 'treatment' (known: task, model, " in line
+    assert line.count("known: task") == 1
+
+
 def test_a_graft_made_by_hand_complains_plainly() -> None:
     with pytest.raises(SpecError, match=r"^direction is 'up': .* 'rule' or 'bp'$"):
         Graft(direction="up", magnitude="bp")  # type: ignore[arg-type]
