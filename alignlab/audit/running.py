@@ -11,7 +11,7 @@ import torch
 
 from alignlab.audit.bench import Bench, Group
 from alignlab.audit.claim import Claim
-from alignlab.audit.controls import ALL, Control
+from alignlab.audit.controls import ALL, Control, Finding
 from alignlab.audit.evidence import Check
 from alignlab.audit.gathering import gather
 from alignlab.audit.result import AuditResult
@@ -68,6 +68,8 @@ def _controls(given: Sequence[Control]) -> list[Control]:
         raise SpecError(
             f"controls has {wrong[0]!r:.80}: expected a list of instances, as in [controls.Magnitude(), controls.Placebo()]"
         )
+    for control in given:
+        _check_own(control)
     asking = [control.name for control in given if control.explains]
     if twice := [name for name in dict.fromkeys(asking) if asking.count(name) > 1]:
         raise SpecError(
@@ -76,13 +78,31 @@ def _controls(given: Sequence[Control]) -> list[Control]:
     return list(given)
 
 
+def _check_own(control: Control) -> None:
+    """What a control of the user's own may lack."""
+    kind, name = type(control), getattr(control, "name", None)
+    if not isinstance(name, str) or not name.strip():
+        raise SpecError(
+            f"the control {kind.__name__} has no name for tables and verdicts: give its class one, name = 'my_control'"
+        )
+    if kind.apply is Control.apply:
+        raise SpecError(f"the control {kind.__name__} has no apply(bench, treatment, baseline)")
+
+
+def _applied(control: Control, bench: Bench, treatment: Any, baseline: Any) -> Finding:
+    finding = control.apply(bench, treatment, baseline)
+    if not isinstance(finding, Finding):
+        raise TypeError(f"{type(control).__name__}.apply returned {finding!r:.80}, expected a Finding")
+    return finding
+
+
 def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
     claim = bench.claim
     arms = [*bench.specs(claim.treatment), *bench.specs(claim.baseline)]
     bench.run("runs", [*arms, *(spec for control in controls for spec in control.foreseen(bench))])
     treatment = bench.outcomes("treatment", claim.treatment)
     baseline = bench.outcomes("baseline", claim.baseline)
-    findings = [control.apply(bench, treatment, baseline) for control in controls]
+    findings = [_applied(control, bench, treatment, baseline) for control in controls]
     samples = [finding.samples for finding in findings if finding.samples is not None]
     evidence = gather(
         tuple(treatment - baseline),

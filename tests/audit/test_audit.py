@@ -235,3 +235,56 @@ def test_a_run_that_lies_under_the_name_of_another_is_not_read_as_that(tmp_path)
     (tmp_path / f"{bench.name(own)}.nc").write_bytes((tmp_path / f"{bench.name(other)}.nc").read_bytes())
     with pytest.raises(StoreError, match="holds a run of another spec"):
         bench.values([own])
+
+
+class Unnamed(al.controls.Control):
+    def apply(self, bench, treatment, baseline):
+        return al.controls.Finding(self.samples(treatment - baseline))
+
+
+class Idle(al.controls.Control):
+    name = "idle"
+
+
+class Silent(Unnamed):
+    name = "silent"
+
+    def apply(self, bench, treatment, baseline):
+        super().apply(bench, treatment, baseline)
+
+
+class Empty(Unnamed):
+    name = " "
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (Unnamed, r"the control Unnamed has no name.*name = 'my_control'"),
+        (Empty, r"the control Empty has no name"),
+        (Idle, r"the control Idle has no apply\(bench, treatment, baseline\)"),
+    ],
+)
+def test_what_a_control_of_ones_own_lacks_is_told_before_anything_runs(result, tmp_path, own, told):
+    with pytest.raises(al.training.SpecError, match=told):
+        al.audit(result.claim, [own()], store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_control_that_returns_no_finding_is_told(result, store):
+    with pytest.raises(TypeError, match=r"Silent\.apply returned None, expected a Finding"):
+        al.audit(result.claim, [Silent()], store=store)
+
+
+def test_a_control_of_ones_own_may_tell_of_necessity_alone_and_never_explains_then(result, store):
+    class Nothing(Unnamed):
+        name = "nothing"
+
+        def apply(self, bench, treatment, baseline):
+            return al.controls.Finding(self.samples(0 * (treatment - baseline)))
+
+    found = al.audit(result.claim, [Nothing()], store=store)
+    (evidence,) = found.evidence.controls
+    assert evidence.sufficiency is None
+    assert found.verdict.kind != "explained_by"
+    assert "  N" not in found.verdict.text

@@ -42,7 +42,23 @@ class Finding:
 
 
 class Control:
-    """Base of all controls. ``name`` as claims and verdicts use it."""
+    """Base of all controls. ``name`` as claims and verdicts use it.
+
+    One of your own runs both arms under its intervention, and says what is left of the advantage: N, where the treatment is
+    without the rival explanation, and S, where the baseline was given it (None: then it never explains alone).
+
+    >>> class NoBias(Control):
+    ...     name = "no_bias"
+    ...     without = "without biases"
+    ...     def apply(self, bench, treatment, baseline):
+    ...         t, b = bench.claim.treatment, bench.claim.baseline
+    ...         t_without = bench.outcomes("treatment, no bias", t, bias=False)  # fields of RunSpec that change
+    ...         b_without = bench.outcomes("baseline, no bias", b, bias=False)
+    ...         return Finding(self.samples(t_without - b_without, treatment - b_without))
+
+    ``al.audit(claim, [NoBias(), al.controls.Placebo()])`` applies it; ``alignlab.audit.controls.ALL["no_bias"] = NoBias``
+    makes it a name for claims and ``--controls``.
+    """
 
     name: ClassVar[str]
     without: ClassVar[str] = ""  # how the verdict's sentence says N, "the treatment … is"
@@ -57,13 +73,11 @@ class Control:
         return []
 
     def samples(
-        self, necessity: Any, sufficiency: Any, removed: Any = None, study_size: int | None = None
+        self, necessity: Any, sufficiency: Any = None, removed: Any = None, study_size: int | None = None
     ) -> ControlSamples:
         """The seed-paired differences N and S under the control's name and in its words; the others see there."""
-        taken = None if removed is None else tuple(removed)
-        return ControlSamples(
-            self.name, tuple(necessity), tuple(sufficiency), taken, self.without, self.given, study_size
-        )
+        given, taken = (None if found is None else tuple(found) for found in (sufficiency, removed))
+        return ControlSamples(self.name, tuple(necessity), given, taken, self.without, self.given, study_size)
 
     def apply(self, bench: Bench, treatment: Any, baseline: Any) -> Finding:
         """Run the intervention. ``treatment`` and ``baseline`` are the oriented outcomes as claimed, one a seed."""
