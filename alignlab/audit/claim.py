@@ -164,12 +164,16 @@ class Claim(SpecModel):
         """Whether outcomes are no counts, so that different runs hardly end alike: those of a loss."""
         return self.outcome.endswith("_loss")
 
-    def digest(self) -> str:
-        """A hash of all fields; of a single study as before there could be several, so that its store is found again."""
+    def hashed(self) -> dict[str, Any]:
+        """All fields; of a single study as before there could be several, so that its store is found again."""
         fields = self.model_dump(mode="json")
         if self.tuning_studies == 1:
             del fields["tuning_studies"]
-        text = json.dumps(fields, sort_keys=True)
+        return fields
+
+    def digest(self) -> str:
+        """A hash of the claim: the first 16 digits of the sha256 of :meth:`hashed` as JSON with sorted keys."""
+        text = json.dumps(self.hashed(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:

@@ -37,8 +37,9 @@ class AuditResult:
     group is for, and which arm it is of (:class:`alignlab.audit.bench.Group`). ``outcomes``: final values of the
     claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute.
     ``continuous``: whether runs that end alike computed the same (:attr:`alignlab.audit.bench.Bench.continuous`).
-    ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, which groups
-    its learning curves are of, and what they are called there."""
+    ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, the groups
+    behind it, and what they are called in its learning curves: beside the arms as claimed, N is of "treatment without it"
+    and S of "baseline given it"."""
 
     claim: Claim
     verdict: Verdict
@@ -135,14 +136,23 @@ class AuditResult:
             "runs": self.all_runs,
             "tuning": xr.Dataset(attrs={"searches": json.dumps(self.details)}),
             "contrasts": contrasts.isel(contrast=~is_part),
-            "controls": xr.Dataset(
-                attrs={"checks": json.dumps([vars(check) for check in self.evidence.checks])}
-            ),
+            "controls": xr.Dataset(attrs={name: json.dumps(held) for name, held in self._linked().items()}),
             "decomposition": contrasts.isel(contrast=is_part).assign(_shares(self.decomposition())),
-            "verdict": xr.Dataset(attrs={"verdict": str(self.verdict), "text": self.verdict.text}),
+            "verdict": xr.Dataset(
+                attrs={
+                    "verdict": str(self.verdict),
+                    "text": self.verdict.text,
+                    "caveats": json.dumps(self.verdict.caveats),
+                }
+            ),
             "provenance": xr.Dataset(attrs={**self.provenance, "claim": self.claim.model_dump_json()}),
         }
         return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+
+    def _linked(self) -> dict[str, Any]:
+        """The checks, the runs of each group, and which groups are behind a control's N and S."""
+        checks = [vars(check) for check in self.evidence.checks]
+        return {"checks": checks, "runs": self.runs, "curves": self.curves}
 
     def probability_of_improvement(self) -> Any:
         """The share of seeds in which the treatment, as claimed, is better, with its interval."""
@@ -167,6 +177,7 @@ class AuditResult:
             "runs": self.runs,
             "kinds": self.kinds,
             "arms": self.arms,
+            "curves": self.curves,
             "details": self.details,
             "provenance": self.provenance,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         outcomes=_outcomes(result),
         provenance=[(name.replace("_", " "), value) for name, value in result.provenance.items()]
         + [("runs", f"{len(result.run_names)} in {result.store}")],
-        spec=claim.model_dump_json(indent=1),
+        spec=json.dumps(claim.hashed(), indent=1, ensure_ascii=False),
     )
 
 

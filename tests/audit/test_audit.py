@@ -76,6 +76,21 @@ def test_the_tree_has_the_groups_of_the_data_contract(result):
     assert {label for label, role in roles.items() if role == "part"} == parts
 
 
+def test_json_and_tree_lead_from_a_contrast_to_the_runs_behind_it(result):
+    held = json.loads(json.dumps(result.to_dict()))
+    linked = {name: json.loads(text) for name, text in result.tree["controls"].attrs.items()}
+    losses = result.all_runs["train_loss"].swap_dims(run="run_id")
+    for found in (held, linked):
+        behind = {words: group for group, words in found["curves"]["magnitude"].items()}
+        runs = found["runs"][behind["treatment without it"]]
+        ended = [float(losses.sel(run_id=run).dropna("step")[-1]) for run in runs]
+        necessity = (np.array(held["outcomes"]["baseline"]) - ended).mean()
+        assert necessity == pytest.approx(held["evidence"]["controls"][0]["necessity"]["estimate"], abs=1e-6)
+    caveats = json.loads(result.tree["verdict"].attrs["caveats"])
+    assert caveats
+    assert caveats == held["verdict"]["caveats"]
+
+
 def test_the_table_tells_absolute_effects_then_their_shares_of_the_total(result):
     parts, lines = result.decomposition(), result.table().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("the total is made of")) + 1

@@ -2,7 +2,10 @@
 
 import base64
 import dataclasses
+import hashlib
+import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -132,6 +135,13 @@ def test_a_page_needs_nothing_but_itself(html):
 def test_what_a_claim_says_is_text_and_no_markup(html):
     assert "<beat>" not in html
     assert STATEMENT in Page(html).text
+
+
+def test_the_claim_on_a_page_can_be_hashed_again_by_anyone(result, html):
+    claim = json.loads(unescape(re.search(r"<pre>(.*?)</pre>", html, re.DOTALL)[1]))
+    digest = hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == result.to_dict()["claim_hash"]
+    assert claim["statement"] == STATEMENT
 
 
 def test_figures_that_are_drawn_already_are_taken_as_they_are(result):
