@@ -22,12 +22,29 @@ def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         exec(compile(block, "README.md", "exec"), namespace)
     assert set(namespace["run"].dims) == {"step", "layer", "mode"}
     assert (tmp_path / "runs" / "angles.svg").stat().st_size > 0
+    assert b"/Type3" not in (tmp_path / "runs" / "angles.pdf").read_bytes()
     printed = capsys.readouterr().out
     assert str(namespace["result"].verdict).split(":")[0].split()[0] in printed
     assert [
         layer.rule.name for layer in namespace["al"].rules.feedback_layers(namespace["net"]).values()
     ] == ["bp", "fa", "fa"]
     assert float(printed.split()[-1]) == pytest.approx(40, abs=4)
+
+
+def test_the_sweep_gives_a_table_of_rules_and_rates(tmp_path, monkeypatch):
+    import alignlab as al
+
+    monkeypatch.chdir(tmp_path)
+    block = README.split("### Many runs")[1].split("On a GPU:")[0]
+    code = [line[4:] for line in block.splitlines() if line.startswith("    ")]
+    code[-1] = f"table = {code[-1]}"
+    small = "\n".join(code).replace("range(100)", "range(2)").replace("run(2)", "run()")
+    namespace = {"al": al}
+    exec(compile(small, "README.md", "exec"), namespace)
+    spec = al.RunSpec(task="xor", steps=200, rule="fa", lr=0.03)
+    ends = [al.train(spec.changed(seed=seed))["train_loss"].values[-1] for seed in range(2)]
+    assert namespace["table"].shape == (2, 2)
+    assert namespace["table"].loc["fa", 0.03] == pytest.approx(sum(ends) / 2, rel=1e-4)
 
 
 def test_a_rule_of_ones_own_takes_about_fifteen_lines():

@@ -20,7 +20,13 @@ from alignlab.rules.layers import FeedbackLayer
 
 @dataclass(eq=False)
 class LayerObservation:
-    """One layer at one step, detached. ``weight`` is W before the update, ``after`` behind it (None if not asked for)."""
+    """One layer at one step, detached. ``weight`` is W before the update, ``after`` behind it (None if not asked for).
+
+    What most probes read: ``batch``, ``deltas``, ``gradients``, ``update``, ``matrices``, ``carried``, each found once and
+    shared. ``uses``: the passes through the layer that the step was made of, in their order (the unrolled steps of a
+    recurrent net, say), each a :class:`alignlab.probes.uses.Use` with its own ``h``, ``delta_rule``, ``delta_bp``, ``rows()``
+    and ``gradient(delta)``.
+    """
 
     name: str
     layer: nn.Module

@@ -20,6 +20,16 @@ TAKEN = (
 class Probe:
     """Measures something at every scheduled step. Subclass it, set ``quantities`` and write :meth:`measure`.
 
+    >>> class StableRank(Probe):
+    ...     quantities = ("stable_rank",)
+    ...     needs_truth = False  # it asks nothing of backprop
+    ...     def measure(self, layer):
+    ...         W = layer.weight.flatten(1)
+    ...         return {"stable_rank": (W.norm() / torch.linalg.matrix_norm(W, 2)) ** 2}
+
+    ``Recorder(model, optimizer, [StableRank()])`` records it; ``alignlab.measures.QUANTITIES["stable_rank"] = Quantity(…)``
+    says what it is, for attributes and figures.
+
     What it reads: :class:`LayerObservation` and :class:`Observation`. Not the model itself: that has stepped already where any
     probe of the recorder needs the update (``EffectiveLR``), and has not where none does; a probe that evaluates it says
     ``needs_update = True``, and so always meets the new weights.

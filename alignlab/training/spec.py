@@ -49,7 +49,8 @@ ADAMS_LARGEST = 3e37  # it divides the learning rate by 0.1 in its first step
 class RunSpec(SpecModel):
     """One training run.
 
-    ``task`` and ``model`` by name; ``hidden`` and ``activation`` shape an ``mlp``. ``weight_init`` draws the initial weights
+    ``task`` and ``model`` by name: ``mlp``, which ``hidden`` and ``activation`` shape; ``lenet``; ``convnet``, two convolutions
+    and two dense layers; or ``untied``, the same with other weights at each place. ``weight_init`` draws the initial weights
     (:data:`alignlab.training.models.WEIGHT_INITS`), ``weight_scale`` multiplies them, biases aside; ``bias`` False leaves
     biases out. ``frozen``: patterns of parameter names that do not learn (``["1.*", "3.*"]``).
 
