@@ -110,7 +110,7 @@ def checked(probes: Sequence[Probe], coords: Collection[str] = ()) -> list[Probe
     Raises ``TypeError`` for what is no probe or has no tuple of names, ``ValueError`` where two probes would record one
     quantity, or a probe one that is the recorder's or a coordinate.
     """
-    if not isinstance(probes, Probe | Iterable):
+    if isinstance(probes, str) or not isinstance(probes, Probe | Iterable):
         raise TypeError(f"probes is {probes!r}, expected a list of probes, [GradientAngle()]")
     probes = [probes] if isinstance(probes, Probe) else list(probes)
     owner: dict[str, Probe] = {}

@@ -70,6 +70,7 @@ class Recorder:
         run_id: str | None = None,
     ) -> None:
         _check(model, optimizer, schedule, grad_scaler)
+        _check_facts(attrs=attrs, coords=coords)
         self.model, self.optimizer = model, optimizer
         self.probes = checked(probes, coords or {})
         self.schedule: Schedule = every(1) if schedule is None else schedule
@@ -231,6 +232,14 @@ def _check(model: Any, optimizer: Any, schedule: Any, grad_scaler: Any) -> None:
     if schedule is not None and (not callable(schedule) or schedule in (every, log_spaced)):
         way_out = "every(10), log_spaced(total, 50), or a function step -> bool"
         raise TypeError(f"schedule is {schedule!r}, expected {way_out}")
+
+
+def _check_facts(**given: Any) -> None:
+    for name, facts in given.items():
+        if not (facts is None or isinstance(facts, Mapping)):
+            raise TypeError(
+                f"{name} is {facts!r:.80}, expected values by name, {{'seed': 0}}; of a Namespace, vars(args)"
+            )
 
 
 def _finite(model: nn.Module) -> bool:

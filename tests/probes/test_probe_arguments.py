@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,15 @@ def test_a_probes_class_is_told_to_be_called() -> None:
         recorded([GradientAngle])
     with pytest.raises(TypeError, match="'angles' is not a probe"):
         recorded(["angles"])
+    with pytest.raises(TypeError, match="probes is 'angles', expected a list of probes"):
+        recorded("angles")
+
+
+@pytest.mark.parametrize("name", ["attrs", "coords"])
+@pytest.mark.parametrize("given", [["seed"], SimpleNamespace(seed=0)], ids=["names", "a namespace"])
+def test_facts_of_a_run_come_by_name(name: str, given: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is .*seed.*, expected values by name.*vars\(args\)"):
+        recorded(**{name: given})
 
 
 def test_one_probe_may_come_without_a_list() -> None:
