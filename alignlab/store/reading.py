@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from alignlab.store.errors import StoreError
 from alignlab.store.joining import Layout, join, plan
 from alignlab.store.pieces import Array, Piece, by_run, row
 from alignlab.store.record import Record
+from alignlab.store.shaping import recomputed
 from alignlab.store.shelf import Shelf, segment_pieces
 from alignlab.store.zarrs import Stored, Zarr
 
@@ -86,17 +86,7 @@ def open_all(path: PathLike | Iterable[PathLike]) -> xr.Dataset:
 
 def _warn_of_versions(runs: xr.Dataset) -> None:
     """One warning for all specs that several versions of the code have computed."""
-    if "run" not in runs.dims or "code_hash" not in runs.coords or runs["code_hash"].dims != ("run",):
-        return  # an attribute that all share, or none
-    hashes = runs.coords.get("spec_hash")  # an attribute where all runs are of one spec
-    specs = (
-        [runs.attrs.get("spec_hash", "")] * runs.sizes["run"] if hashes is None else hashes.values.tolist()
-    )
-    versions = defaultdict[str, list[str]](list)
-    for spec, code in zip(specs, runs["code_hash"].values.tolist(), strict=True):
-        if spec:  # of no spec are runs that a recorder alone wrote
-            versions[spec].append(code)
-    several = [codes for codes in versions.values() if len(set(codes)) > 1]
+    several = recomputed(runs)
     if several:
         warnings.warn(
             f"{sum(map(len, several))} of {runs.sizes['run']} runs are of {len(several)} spec{'s' * (len(several) > 1)}, "

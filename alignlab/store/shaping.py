@@ -25,15 +25,33 @@ def as_runs(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with the dims `run` and `step`, and on `run` every coordinate that describes a run.
 
     Where runs were trained from specs that differ in a field which is no coordinate yet (hidden, rule_args, ...), that
-    field becomes one; the attr `differing` lists them. Of runs without specs it lists the coordinates that a user gave them.
+    field becomes one; the attr `differing` lists them. Of runs without specs it lists the coordinates that a user gave them;
+    `code_hash` too, where several versions of the code computed one spec.
     """
     runs = on_runs(dataset)
     fields = {name: column for name, column in _differing(runs).items() if name not in runs.variables}
     known = [
         name for name in runs.attrs.get("differing", ()) if name in runs.coords and _several(runs[name])
     ]  # of a dataset that was here before
-    given = [] if _has_specs(runs) else [name for name in _given(runs) if name not in known]
-    return runs.assign_coords(fields).assign_attrs(differing=[*known, *fields, *given])
+    given = [] if _has_specs(runs) else _given(runs)
+    given += ["code_hash"] if recomputed(runs) else []
+    differing = dict.fromkeys([*known, *fields, *given])
+    return runs.assign_coords(fields).assign_attrs(differing=list(differing))
+
+
+def recomputed(runs: xr.Dataset) -> list[list[str]]:
+    """The versions of the code behind the runs of each spec that several have computed, a hash a run."""
+    if "run" not in runs.dims or "code_hash" not in runs.coords or runs["code_hash"].dims != ("run",):
+        return []  # an attribute that all share, or none
+    hashes = runs.coords.get("spec_hash")  # an attribute where all runs are of one spec
+    specs = (
+        [runs.attrs.get("spec_hash", "")] * runs.sizes["run"] if hashes is None else hashes.values.tolist()
+    )
+    versions = defaultdict[str, list[str]](list)
+    for spec, code in zip(specs, runs["code_hash"].values.tolist(), strict=True):
+        if spec:  # of no spec are runs that a recorder alone wrote
+            versions[spec].append(code)
+    return [codes for codes in versions.values() if len(set(codes)) > 1]
 
 
 def _has_specs(runs: xr.Dataset) -> bool:

@@ -146,6 +146,22 @@ def test_arguments_of_a_recorded_loops_rule_are_a_condition(runs):
     )
 
 
+def test_runs_of_one_spec_by_several_versions_of_the_code_are_no_further_seeds(runs):
+    """A rule was edited and its runs computed anew: the means were of both versions, with the intervals of twice as many."""
+    fa = runs.isel(run=runs.rule.values == "fa").assign_coords(
+        code_hash=("run", ["old", "old", "new", "new"])
+    )
+    again = fa.assign_coords(spec_hash=("run", ["a", "b"] * 2), seed=("run", [0, 1] * 2))
+    drawn = panels(figures.learning_curves(again))
+    assert [axes.get_title(loc="left") for axes in drawn] == ["code hash new", "code hash old"]
+    (lone,) = panels(figures.learning_curves(again.isel(run=[0, 1])))
+    assert [found.get_ydata().tolist() for found in drawn[1].lines] == [
+        found.get_ydata().tolist() for found in lone.lines
+    ]
+    assert len(panels(figures.learning_curves(fa.assign_coords(spec_hash=("run", [*"abcd"]))))) == 1
+    assert as_runs(as_runs(again)).attrs["differing"] == as_runs(again).attrs["differing"]
+
+
 def test_a_field_that_a_later_version_brought_is_no_condition_where_it_is_null(runs):
     fa = runs.isel(run=runs.rule.values == "fa")
     for null, differing in (("null", []), ("{sizes: 0.1}", ["step_sizes"])):
