@@ -63,15 +63,13 @@ def trends(
     factors. A red rim: most of a point's runs have the coordinate ``on_edge`` set (:func:`alignlab.audit.crossfit.tuned`).
     ``references`` are hollow, ``referred`` says in the legend what they are, if any.
 
-    Raises ``ValueError`` if an outcome was not recorded, for an unknown x, hue or col, and where a point has two runs of one
-    seed, which differ in something else.
+    Raises ``ValueError`` if an outcome was not recorded, for an unknown x, hue or col, an x that is no number, and where a
+    point has two runs of one seed, which differ in something else.
     """
     for name in outcomes:
         contents.need_outcome(dataset, name)
     data = as_runs(dataset)
-    xs = [float(str(value)) for value in groups.levels(data, x)]
-    if np.isnan(xs).any():
-        raise ValueError(f"some of these runs have no {x!r} (NaN): select the others first")
+    xs = _places(data, x)
     look = style.looks(groups.levels(data, hue))
     columns = [""] if col is None else [v for v in groups.levels(data, col) if v not in _EVERYWHERE] or [""]
     groups.one_seed_each(data, *(name for name in (hue, x, col) if name))
@@ -107,6 +105,21 @@ def trends(
 
 def _column(data: xr.Dataset, col: str, level: Hashable) -> xr.Dataset:
     return data.isel(run=np.flatnonzero(np.isin(data[col].values.astype(str), [str(level), *_EVERYWHERE])))
+
+
+def _places(data: xr.Dataset, x: str) -> list[float]:
+    """The levels of ``x`` as numbers; a setting that differs from run to run is text."""
+    levels = groups.levels(data, x)
+    try:
+        xs = [float(str(level)) for level in levels]
+    except ValueError:
+        way_out = "runs.assign_coords(depth=('run', [...]))"
+        raise ValueError(
+            f"{x!r} is no number in these runs ({levels[0]!r:.40}): give them a coordinate that is, {way_out}"
+        ) from None
+    if np.isnan(xs).any():
+        raise ValueError(f"some of these runs have no {x!r} (NaN): select the others first")
+    return xs
 
 
 def _by_factors(xs: Sequence[float]) -> bool:

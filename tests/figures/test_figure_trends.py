@@ -155,3 +155,17 @@ def test_labels_of_rates_ten_times_apart_do_not_cover_each_other():
     figure.canvas.draw()
     boxes = [tick.get_window_extent() for tick in figure.axes[-1].get_xticklabels()]
     assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_an_x_that_is_no_number_is_told_with_the_way_out():
+    """Widths of hidden layers, as of specs that differ in them, were a conversion error of Python's."""
+    hidden = np.where(RUNS.depth.values == 1, "[6]", "[6, 6, 6]")
+    with pytest.raises(
+        ValueError, match=r"'hidden' is no number in these runs \('\[6.*runs\.assign_coords\(depth="
+    ):
+        trends(RUNS.assign_coords(hidden=("run", hidden)), "hidden", OUTCOMES)
+    scale = np.where(RUNS.depth.values == 1, "0.5", "2.0")
+    assert (
+        len(trends(RUNS.assign_coords(scale=("run", scale)), "scale", OUTCOMES, col="feedback_init").axes)
+        == 4
+    )
