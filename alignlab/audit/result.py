@@ -38,8 +38,9 @@ class AuditResult:
     claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute.
     ``continuous``: whether runs that end alike computed the same (:attr:`alignlab.audit.bench.Bench.continuous`).
     ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, the groups
-    behind it, and what they are called in its learning curves: beside the arms as claimed, N is of "treatment without it"
-    and S of "baseline given it"."""
+    behind it, and what they are called in its learning curves. N sets "treatment without it" against the baseline as claimed
+    (of controls that choose settings, as ``tuning``: against "baseline given it"), S the treatment as claimed against
+    "baseline given it"."""
 
     claim: Claim
     verdict: Verdict
