@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEATHS = 2  # of workers, that a job may be present at and still be tried again
 SETTINGS = {
     "distributed.scheduler.allowed-failures": DEATHS,
+    "distributed.scheduler.worker-ttl": None,  # else a machine that slept takes all of them for hung, and ends them
     "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
     "distributed.admin.tick.interval": "5s",  # every look at itself stops the run that a worker is at
     "distributed.admin.system-monitor.interval": "10s",

@@ -7,14 +7,28 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import pytest
-from worker_jobs import OfAnotherVersion, alive, die, gone, home_of, leave_pid, page_faults, pids, threads
+from worker_jobs import (
+    OfAnotherVersion,
+    alive,
+    die,
+    gone,
+    home_of,
+    leave_pid,
+    leave_pid_and_stay,
+    page_faults,
+    pids,
+    threads,
+)
 
 from alignlab.training import importing, workers
 from alignlab.training.errors import SweepError
@@ -147,6 +161,22 @@ def test_a_job_that_kills_every_worker_is_lost_and_costs_no_other(two: Workers, 
     assert "died" in found[1]
     assert [type(other) for other in found[:1] + found[2:]] == [int] * 4
     assert len(list(tmp_path.iterdir())) == 1 + DEATHS
+
+
+def test_a_machine_that_slept_for_an_hour_costs_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-Z or a clock that is set: no worker told dask meanwhile that it lives."""
+    jobs = [(tmp_path, i) for i in range(2)]
+
+    def sleep() -> None:
+        monkeypatch.setattr("distributed.scheduler.time", lambda: time.time() + 3600)
+
+    with dask.config.set({"distributed.scheduler.worker-ttl": "100ms"}), Workers(2) as some:
+        some.start()
+        threading.Timer(0.5, sleep).start()
+        assert [result for _, result in some.each(leave_pid_and_stay, jobs)] == [None, None]
+    assert len(list(tmp_path.iterdir())) == 2  # else a job was tried by more than one process
 
 
 def test_an_interrupt_ends_the_processes_at_once_and_a_later_call_has_others(

@@ -15,6 +15,11 @@ def leave_pid(job: tuple[Path, int]) -> None:
     (folder / f"{number}-{os.getpid()}").touch()
 
 
+def leave_pid_and_stay(job: tuple[Path, int]) -> None:
+    leave_pid(job)
+    time.sleep(1.5)
+
+
 def pids(folder: Path) -> set[int]:
     return {int(path.name.split("-")[1]) for path in folder.iterdir()}
 
