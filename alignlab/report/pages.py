@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
 
     claim, verdict, rows = result.claim, result.verdict, result.evidence.rows()
     parts = result.decomposition()
+    store = os.fsencode(result.store).decode("utf-8", "replace")  # a name may be no text
     return _page(
         _drawn(audit_figures(result)) if pictures is None else pictures,
         title=claim.statement,
@@ -61,7 +63,7 @@ def audit_page(result: AuditResult, pictures: Mapping[str, bytes] | None = None)
         checks=[(MARKS[check.passed], check) for check in result.evidence.checks],
         outcomes=_outcomes(result),
         provenance=[(name.replace("_", " "), value) for name, value in result.provenance.items()]
-        + [("runs", f"{len(result.run_names)} in {result.store}")],
+        + [("runs", f"{len(result.run_names)} in {store}")],
         spec=json.dumps(claim.hashed(), indent=1, ensure_ascii=False),
     )
 

@@ -4,9 +4,11 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +144,13 @@ def test_the_claim_on_a_page_can_be_hashed_again_by_anyone(result, html):
     digest = hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()[:16]
     assert digest == result.to_dict()["claim_hash"]
     assert claim["statement"] == STATEMENT
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no names that are no text")
+def test_a_store_whose_name_is_no_text_has_a_page(result):
+    """As of a folder that was made under another locale."""
+    page = audit_page(dataclasses.replace(result, store=Path(os.fsdecode(b"runs/caf\xe9"))), PICTURES)
+    assert b"runs/caf\xef\xbf\xbd" in page.encode()
 
 
 def test_figures_that_are_drawn_already_are_taken_as_they_are(result):
