@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,7 +34,7 @@ MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
 }
 
-
+_changing = threading.RLock()
 _ours: tuple[int, int] | None = None  # the caller's process and that of the server
 
 
@@ -77,15 +78,18 @@ def _end() -> None:
 
 @contextmanager
 def environment(**more: str) -> Iterator[None]:
-    """That of processes that start within the block: one thread each, and they keep the memory that they will need again."""
-    before = dict(os.environ)
-    os.environ.update(dict.fromkeys(THREADS, "1") | MEMORY | more)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+    """That of processes that start within the block: one thread each, and they keep the memory that they will need again.
+
+    Other threads that start some wait, and so restore the caller's own environment after it, not this one."""
+    with _changing:
+        before = dict(os.environ)
+        os.environ.update(dict.fromkeys(THREADS, "1") | MEMORY | more)
+        try:
+            yield
+        finally:
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
+            os.environ.update(before)
 
 
 @contextmanager

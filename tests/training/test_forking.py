@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,25 @@ def test_modules_of_the_callers_folder_are_not_taken_for_others(
 def test_its_environment_is_not_the_callers() -> None:
     before = dict(os.environ)
     forking.start()
+    assert dict(os.environ) == before
+
+
+def test_two_threads_that_start_workers_at_once_leave_the_environment_as_it_was() -> None:
+    before, begun = dict(os.environ), threading.Event()
+
+    def first() -> None:
+        with forking.environment():
+            begun.set()
+            time.sleep(0.1)
+
+    def second() -> None:
+        begun.wait()
+        with forking.environment():
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(2) as pool:
+        for thread in [pool.submit(first), pool.submit(second)]:
+            thread.result()
     assert dict(os.environ) == before
 
 
