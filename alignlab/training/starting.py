@@ -33,6 +33,8 @@ SETTINGS = {
     "distributed.worker.profile.enabled": False,
 }
 
+_had_workers: set[int] = set()  # the processes, this one and those that it was forked from
+
 
 @contextmanager
 def local_cluster(count: int) -> Iterator[LocalCluster]:
@@ -47,8 +49,8 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
     _check_caller(count)
     method = {"distributed.worker.multiprocessing-method": forking.start()}
     with (
-        dask.config.set(SETTINGS | method),
         forking.environment(),
+        dask.config.set(SETTINGS | method),
         forking.interrupts_held(),
         _deaths() as deaths,
     ):
@@ -66,6 +68,7 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
             root = _root(error)
             raise _did_not_start(deaths[0] if deaths else f"{type(root).__name__}: {root}") from root
     forking.ready()
+    _had_workers.add(os.getpid())
     with cluster:
         yield cluster
 
@@ -82,6 +85,11 @@ def _check_caller(count: int) -> None:
         raise SweepError(
             f"{count} worker processes were asked for in {own.name}, which is daemonic (as those of a pool are) and may start "
             "none: use 1, or a scheduler's address"
+        )
+    if _had_workers - {os.getpid()}:
+        raise SweepError(
+            f"{count} worker processes were asked for in {own.name}, which was forked from one that had some, and has none of "
+            "dask's threads: start it by multiprocessing.get_context('spawn'), or use 1"
         )
     script = _script()
     if script is not None and not os.path.exists(script):

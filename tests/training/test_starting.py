@@ -63,6 +63,27 @@ def test_a_daemonic_caller_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
         list(none.each(parent, [1, 2]))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no forks")
+def test_a_process_forked_from_one_that_had_workers_is_told_so(tmp_path: Path) -> None:
+    """Where it has none of dask's threads, it would wait for ever."""
+    forked = """
+    import multiprocessing
+    def again():
+        with Workers(2) as two:
+            list(two.each(parent, [0, 1]))
+    child = multiprocessing.get_context("fork").Process(target=again)
+    child.start()
+    child.join(30)
+    child.kill()
+"""
+    found = lines(saved(START + forked, tmp_path))
+    assert found[0] == "2"
+    assert (
+        "2 worker processes were asked for in ForkProcess-3, which was forked from one that had some"
+        in found[-1]
+    )
+
+
 @pytest.mark.skipif(os.name == "nt", reason="has no signals")
 def test_a_worker_that_is_killed_as_it_starts_is_told_with_its_signal(tmp_path: Path) -> None:
     kill = 'if __name__ != "__main__": import os; os.kill(os.getpid(), 9)\n'
