@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from alignlab.training.errors import SpecError, SweepError
@@ -17,9 +18,10 @@ _imported: list[str] = []
 
 def import_own(modules: Iterable[str]) -> None:
     """Import modules, also from the current folder. Raises :class:`SpecError` where one cannot be imported."""
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # last, so that a file there stands in no other module's place
+    with suppress(FileNotFoundError):  # it may have been removed
+        folder = os.getcwd()
+        if folder not in sys.path:
+            sys.path.append(folder)  # last, so that a file there stands in no other module's place
     for name in modules:
         try:
             importlib.import_module(name)

@@ -109,6 +109,20 @@ def test_jobs_may_hold_what_an_imported_module_defines(
     assert found == ["held_by_jobs"] * 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="keeps a folder that a process is in")
+def test_own_modules_are_there_although_the_current_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    monkeypatch.setattr(importing, "_imported", [])
+    before = list(sys.path)
+    importing.import_own(["json"])
+    assert sys.path == before
+
+
 def test_no_garbage_is_collected_while_dask_holds_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     collects = []
     monkeypatch.setattr(
