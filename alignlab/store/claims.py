@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -40,9 +41,12 @@ class Claims:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for path in self._files:  # before the lock goes, lest they be another's by then
-            path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        try:
+            for path in self._files:  # before the lock goes, lest they be another's by then
+                with suppress(OSError):  # a disk may be read-only by now
+                    path.unlink()
+        finally:
+            os.close(self._descriptor)  # without its lock what is left is nobody's
 
     def take(self, name: str) -> bool:
         """Claim `name`; False, at once, where another holds it."""

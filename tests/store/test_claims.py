@@ -92,6 +92,37 @@ def test_an_error_within_ends_the_claims(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_claims_end_although_their_files_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that became read-only. Where it is writable again, the same process takes them."""
+
+    def refused(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as readonly, Claims(tmp_path) as claims:
+        assert claims.take("a")
+        readonly.setattr(Path, "unlink", refused)
+    with Claims(tmp_path) as again:
+        assert again.take("a")
+
+
+def test_a_second_interrupt_as_claims_end_leaves_them_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    claims = Claims(tmp_path).__enter__()
+    assert claims.take("a")
+    with monkeypatch.context() as twice:
+        twice.setattr(Path, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            claims.__exit__()
+    with Claims(tmp_path) as again:
+        assert again.take("a")
+
+
 def test_thousands_of_claims_take_one_descriptor(tmp_path: Path) -> None:
     before = len(os.listdir("/dev/fd"))
     with Claims(tmp_path) as claims:
