@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,9 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
             if together
             else [train(spec, device=job.device) for spec in specs]
         )
-    except (Exception, SystemExit) as error:  # a loss of the user's may call sys.exit
+    except BaseException as error:
+        if not _is_of_the_cells(error):
+            raise
         reason = told(error)
     else:
         return {
@@ -182,6 +185,13 @@ def _computed(cells: Sequence[tuple[RunSpec, str]], job: Job) -> dict[str, Outco
         return {cells[0][1]: Outcome("failed", reason)}
     half = len(cells) // 2
     return _computed(cells[:half], job) | _computed(cells[half:], job)
+
+
+def _is_of_the_cells(error: BaseException) -> bool:
+    """Whether a loss of the user's raised it, which may call sys.exit, and no signal: these are the main thread's."""
+    if threading.current_thread() is threading.main_thread():
+        return isinstance(error, Exception | SystemExit)
+    return not isinstance(error, KeyboardInterrupt)
 
 
 def _written(dataset: xr.Dataset, job: Job, name: str) -> Outcome:

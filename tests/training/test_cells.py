@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,23 @@ def test_a_loss_that_calls_exit_costs_no_other_cell(store: Path, monkeypatch: py
     monkeypatch.setattr(cells, "train_population", trained(2, [], SystemExit("no\ndata")))
     failed = Outcome("failed", "SystemExit: no data")
     assert run_job(job(store, lockstep=True)) == [DONE, DONE, failed, DONE]
+
+
+class Stop(BaseException):
+    """What no ``except Exception`` catches."""
+
+
+@pytest.mark.parametrize("error", [Stop("no"), GeneratorExit("no"), asyncio.CancelledError("no")], ids=repr)
+def test_what_ends_no_worker_costs_no_other_cell_there_and_ends_the_callers_own_process(
+    error: BaseException, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dask never tells of it, and the sweep waited for ever. In this process a signal's handler may have raised it."""
+    monkeypatch.setattr(cells, "train_population", trained(2, [], error))
+    with ThreadPoolExecutor(1) as worker:
+        found = worker.submit(run_job, job(store, lockstep=True)).result()
+    assert found == [DONE, DONE, Outcome("failed", f"{type(error).__name__}: no"), DONE]
+    with pytest.raises(type(error)):
+        run_job(job(store, lockstep=True))
 
 
 @pytest.mark.parametrize(
