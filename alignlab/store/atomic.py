@@ -27,6 +27,7 @@ _WAYS_OUT = {
     errno.ENOSPC: "free some space there, or choose a folder on another disk",
     errno.EDQUOT: "your quota is used up: free some space, or choose a folder on another disk",
     errno.EFBIG: "the limit on file sizes (ulimit -f) is too low, or flush more often",
+    errno.EMFILE: "close some, or raise the limit on open files (ulimit -n)",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",

@@ -248,6 +248,15 @@ def test_a_limit_on_file_sizes_is_an_error_and_leaves_nothing(make_run, tmp_path
     message = in_child(limited)
     assert "run-000000.nc: File too large" in message
     assert "ulimit" in message
+
+
+def test_a_process_that_has_all_files_open_that_it_may_is_told_so(make_run, tmp_path, monkeypatch):
+    def none_left(*args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", none_left)
+    with pytest.raises(StoreError, match=r"Too many open files; close some, or raise .*ulimit -n"):
+        Segments(tmp_path).append(make_run())
     assert os.listdir(tmp_path) == []
 
 
