@@ -57,6 +57,10 @@ class AuditResult:
     provenance: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     curves: dict[str, dict[str, str]] = field(default_factory=dict)
+    _folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_folder", self.store.absolute())  # the caller may go elsewhere
 
     def __repr__(self) -> str:
         """In a line; all that it holds would be pages."""
@@ -117,7 +121,7 @@ class AuditResult:
     @cached_property
     def all_runs(self) -> xr.Dataset:
         """Every run of the store, on the dim ``run``."""
-        return open_all(self.store)
+        return open_all(self._folder)
 
     def select(self, *groups: str) -> xr.Dataset:
         """The runs of some groups, with the group's name as the coordinate ``arm``."""

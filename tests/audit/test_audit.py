@@ -1,6 +1,7 @@
 """Audits from end to end on a task of seconds: real runs, real verdicts, nothing run twice."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -62,6 +63,25 @@ def test_every_run_under_the_verdict_can_be_opened(result):
     arm = result.select("treatment")
     assert arm.sizes["run"] == len(CLAIM.seeds)
     assert set(arm["rule"].values.tolist()) == {"sign_sync"}
+
+
+def test_an_audit_keeps_to_its_store_wherever_the_script_goes(tmp_path, monkeypatch):
+    @contextmanager
+    def phase(what, total):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        yield lambda n: None
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    claim = CLAIM.model_copy(update={"seeds": (0, 1)})
+    al.audit(claim, CONTROLS, store="runs", phase=phase)
+    assert not any((tmp_path / "elsewhere").iterdir())
+    monkeypatch.chdir(tmp_path)
+    again = al.audit(claim, CONTROLS, store="runs")
+    assert again.computed == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert again.all_runs.sizes["run"] == len(again.run_names)
+    assert "runs in runs" in repr(again)
 
 
 def test_the_tree_has_the_groups_of_the_data_contract(result):
