@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignlab.training import forking
 from alignlab.training.errors import SweepError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from distributed import LocalCluster
 
 DEATHS = 2  # of workers, that a job may be present at and still be tried again
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": DEATHS,
     "distributed.scheduler.worker-ttl": None,  # else a machine that slept takes all of them for hung, and ends them
     "distributed.scheduler.worker-saturation": 1.0,  # a worker's death is then that of one job
