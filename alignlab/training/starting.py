@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alignlab.training import forking
@@ -48,28 +48,31 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
 
     _check_caller(count)
     method = {"distributed.worker.multiprocessing-method": forking.start()}
-    with (
-        forking.environment(),
-        dask.config.set(SETTINGS | method),
-        forking.interrupts_held(),
-        _deaths() as deaths,
-    ):
-        try:
-            cluster = LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=count,
-                threads_per_worker=1,
-                memory_limit=None,
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=logging.CRITICAL + 1,
-                env=dict(os.environ),  # what was set since the process was started from which they are forked
-            )
-        except Exception as error:
-            root = _root(error)
-            raise _did_not_start(deaths[0] if deaths else f"{type(root).__name__}: {root}") from root
-    forking.ready()
-    _had_workers.add(os.getpid())
-    with cluster:
+    with ExitStack() as started:
+        with (
+            forking.environment(),
+            dask.config.set(SETTINGS | method),
+            forking.interrupts_held(),
+            _deaths() as deaths,
+        ):
+            try:
+                cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                    n_workers=count,
+                    threads_per_worker=1,
+                    memory_limit=None,
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    silence_logs=logging.CRITICAL + 1,
+                    env=dict(
+                        os.environ
+                    ),  # what was set since the process was started from which they are forked
+                )
+            except Exception as error:
+                root = _root(error)
+                raise _did_not_start(deaths[0] if deaths else f"{type(root).__name__}: {root}") from root
+            started.enter_context(cluster)  # before an interrupt that waits
+        forking.ready()
+        _had_workers.add(os.getpid())
         yield cluster
 
 

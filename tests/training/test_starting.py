@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import distributed
 import pytest
 from worker_jobs import parent
 
@@ -61,6 +65,23 @@ def test_a_daemonic_caller_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ):
         list(none.each(parent, [1, 2]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no interrupt waits")
+def test_an_interrupt_while_workers_start_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook they would stay until its end."""
+    made: list[distributed.LocalCluster] = []
+
+    class Interrupted(distributed.LocalCluster):
+        def __init__(self, **settings: Any) -> None:
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            super().__init__(**settings)  # type: ignore[no-untyped-call]
+            made.append(self)
+
+    monkeypatch.setattr(distributed, "LocalCluster", Interrupted)
+    with Workers(2) as two, pytest.raises(KeyboardInterrupt):
+        two.start()
+    assert [cluster.status.name for cluster in made] == ["closed"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no forks")
