@@ -127,7 +127,8 @@ class LayerObservation:
         """``(W, B)`` as matrices of one shape; None where feedback plays no part.
 
         For a direct rule W is the product of the forward weights above, (n_error, out). None for a layer below which
-        nothing learns (its B is never used), and for a direct layer that receives the true error or has no plain chain above.
+        nothing learns (its B is never used), and for a direct layer that receives the true error or whose
+        uses have no plain chain above that is one for all.
         """
         if self.direct:
             return self._direct_matrices()

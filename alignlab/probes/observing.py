@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ def observe(
     """
     rates = learning_rates(optimizer, layers)
     names = {layer: name for name, layer in layers.items()}
+    following = _following(taken) if complete else {}
     found = {}
     for name, uses in taken.items():
         layer: Any = layers[name]
@@ -68,9 +70,9 @@ def observe(
             derived=name in landed and not (isinstance(layer, FeedbackLayer) and layer.rule.explicit),
         )
         if made.direct and complete:
-            above = _chain_above(uses[-1], [use for others in taken.values() for use in others])
+            above = _chain_above(uses, following)
             if above is not None and all(use.error is not None for use in uses):
-                made.above = [before[names[use.layer]] for use in above]
+                made.above = [before[names[other]] for other in above]
                 if layer.rule.sends_error:  # else what its B carries is another thing
                     made.errors = joined([_error_rows(use) for use in uses])
         found[name] = made
@@ -83,11 +85,26 @@ def observes_all(model: nn.Module, layers: Mapping[str, nn.Module]) -> bool:
     return all(m in observed for m in model.modules() if isinstance(m, MEASURABLE))
 
 
-def _chain_above(use: Use, uses: Sequence[Use]) -> list[Use] | None:
-    """The uses that follow up to the output, if each depends on the one before alone, and all are linear."""
-    chain: list[Use] = []
+def _following(taken: Taken) -> dict[Use, list[Use]]:
+    """The uses whose input depends on a use, past no other layer; known of direct rules alone."""
+    following: dict[Use, list[Use]] = defaultdict(list)
+    for use in (use for uses in taken.values() for use in uses):
+        for below in use.below:
+            following[below].append(use)
+    return following
+
+
+def _chain_above(uses: Sequence[Use], following: Mapping[Use, Sequence[Use]]) -> Sequence[nn.Module] | None:
+    """The layers from a layer's ``uses`` up to the output, if each depends on the one before alone, all are linear, and all
+    uses have the same: a layer that is used at two depths has two products of weights above it, and one B."""
+    ways = {_way_up(use, following) for use in uses}
+    return ways.pop() if len(ways) == 1 else None
+
+
+def _way_up(use: Use, following: Mapping[Use, Sequence[Use]]) -> tuple[nn.Module, ...] | None:
+    way: list[nn.Module] = []
     while not use.feeds_output:
-        after = [other for other in uses if use in other.below]
+        after = following.get(use, ())
         if (
             len(after) != 1
             or len(after[0].below) != 1
@@ -95,8 +112,8 @@ def _chain_above(use: Use, uses: Sequence[Use]) -> list[Use] | None:
         ):
             return None
         use = after[0]
-        chain.append(use)
-    return chain if use.feeds_alone else None
+        way.append(use.layer)
+    return tuple(way) if use.feeds_alone else None
 
 
 def _error_rows(use: Use) -> Tensor:

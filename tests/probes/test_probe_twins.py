@@ -291,6 +291,21 @@ def test_a_skip_connection_leaves_no_product_of_weights_to_compare_direct_feedba
     assert "weight_angle" not in run
 
 
+def test_a_layer_used_at_two_depths_has_no_one_product_of_weights_above_its_direct_feedback() -> None:
+    world = WORLDS["twice"]
+    model = world.model("dfa")
+    with Recorder(model, sgd(model), [WeightAngle(), FeedbackSpectrum()]) as recorder:
+        for micro_batch in (0, 1):
+            loss_of(model, *world.batch(micro_batch)).backward()
+        W = {name: layer.weight.detach().clone() for name, layer in measurable(model).items()}
+        recorder.optimizer.step()
+    run = recorder.to_dataset().sel(step=0)
+    above, B = W["leave"] @ W["again"] @ W["again"], model.get_submodule("enter").feedback
+    assert float(run.weight_angle.sel(layer="enter")) == pytest.approx(angle(B, above), abs=1e-4)
+    for name in ("weight_angle", "feedback_norm", "spectrum_trace", "descent_fraction"):
+        assert np.isnan(run[name].sel(layer="again")), name
+
+
 def test_direct_errors_descend_as_often_as_their_definition_says() -> None:
     world = WORLDS["mlp"]
     model = world.model("dfa")
