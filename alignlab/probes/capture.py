@@ -245,6 +245,7 @@ class Capture:
         with asking(self._ruled.credits, true=True) as switch:
             asked = self._ask("delta_bp", fresh, below, error)
         if not switch.seen and some_lie_deeper([use for use, _ in asked], fresh, below):
+            self._ruled.check()
             raise ProbeError(
                 "the layers' backward pass did not look at the switch to the true weights, so that every angle would be a "
                 "false 0: a compiled or traced graph, or a layer of your own that does not ask credit.true"

@@ -664,7 +664,12 @@ def test_a_rule_that_changes_while_recording_is_an_error(schedule: Any) -> None:
             revert(model)
         plain_step(model, i)
 
-    for rule, step in ((None, there), ("fa", back)):
+    def over(model: Any, i: int) -> None:
+        if i == 1:
+            convert(revert(model), "usf")
+        plain_step(model, i)
+
+    for rule, step in ((None, there), ("fa", back), ("fa", over), ("bp", over)):
         with pytest.raises(ProbeError, match="was converted or reverted while recording"):
             recorded(MLP.model(rule), step, schedule=schedule)
 
