@@ -18,9 +18,10 @@ class KolenPollack(Rule):
     parameter named ``feedback``, so **make the optimizer after convert, and give it a weight_decay**: a B that no optimizer has
     is an error at the second step, no decay a warning.
 
-    In a layer whose input needs no gradient B plays no part and gets none. A frozen W freezes its B. Layers that share W
-    share B; what W learns in a module that stays as it is (an embedding tied to a readout) B misses, and so stays away
-    from W. Clipping by the norm of ``model.parameters()`` counts B's gradients with W's, and scales both alike.
+    In a layer whose input needs no gradient B plays no part and gets none; a B that was in use misses no step of W, though,
+    while all layers below are frozen. A frozen W freezes its B. Layers that share W share B; what W learns in a module that
+    stays as it is (an embedding tied to a readout) B misses, and so stays away from W. Clipping by the norm of
+    ``model.parameters()`` counts B's gradients with W's, and scales both alike.
     """
 
     name = "kolen_pollack"
