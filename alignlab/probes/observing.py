@@ -71,7 +71,7 @@ def observe(
         )
         if made.direct and complete:
             above = _chain_above(uses, following)
-            if above is not None and all(use.error is not None for use in uses):
+            if above and all(use.error is not None and use.feedback is not None for use in uses):
                 made.above = [before[names[other]] for other in above]
                 if layer.rule.sends_error:  # else what its B carries is another thing
                     made.errors = joined([_error_rows(use) for use in uses])
@@ -109,6 +109,7 @@ def _way_up(use: Use, following: Mapping[Use, Sequence[Use]]) -> tuple[nn.Module
             len(after) != 1
             or len(after[0].below) != 1
             or not (after[0].is_linear and isinstance(after[0].layer, FeedbackLayer))
+            or (way and after[0].h.shape != use.shape)  # flattened, pooled or gated between: no product
         ):
             return None
         use = after[0]
@@ -119,6 +120,7 @@ def _way_up(use: Use, following: Mapping[Use, Sequence[Use]]) -> tuple[nn.Module
 def _error_rows(use: Use) -> Tensor:
     """The error at the model's output as rows that a direct layer's B takes: one a position, or one a sample."""
     assert use.error is not None
-    if use.error.shape[:-1] == use.shape[:-1]:
+    assert use.feedback is not None
+    if use.feedback.shape[-2] == use.error.shape[-1]:
         return rows(use.layer, use.error)
     return use.error.flatten(1 + leads(use.layer))

@@ -13,6 +13,7 @@ import xarray as xr
 from probe_worlds import ALL_RULES, CLASSES, DIRECT, HOSTS, WORLDS, loss_of, measurable, sgd
 from torch import Tensor, nn
 
+from alignlab import rules
 from alignlab.probes import EffectiveLR, FeedbackSpectrum, GradientAngle, Recorder, WeightAngle
 from alignlab.store import check
 
@@ -304,6 +305,51 @@ def test_a_layer_used_at_two_depths_has_no_one_product_of_weights_above_its_dire
     assert float(run.weight_angle.sel(layer="enter")) == pytest.approx(angle(B, above), abs=1e-4)
     for name in ("weight_angle", "feedback_norm", "spectrum_trace", "descent_fraction"):
         assert np.isnan(run[name].sel(layer="again")), name
+
+
+@pytest.mark.parametrize(("between", "width"), [(nn.Flatten(), 24), (nn.GLU(), 4)])
+def test_weights_that_do_not_meet_unit_by_unit_have_no_product_to_compare_direct_feedback_with(
+    between: nn.Module, width: int
+) -> None:
+    torch.manual_seed(0)
+    parts = nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 8), between, nn.Linear(width, CLASSES)
+    model = rules.convert(nn.Sequential(*parts), "dfa", generator=torch.Generator().manual_seed(1))
+    x = torch.randn(9, 3, 6, generator=torch.Generator().manual_seed(2))
+    with Recorder(model, sgd(model), [WeightAngle(), FeedbackSpectrum()]) as recorder:
+        model(x).square().mean().backward()
+        expected = angle(model[2].feedback, model[4].weight)
+        recorder.optimizer.step()
+    found = recorder.to_dataset().weight_angle.sel(step=0)
+    assert np.isnan(found.sel(layer="0"))
+    assert float(found.sel(layer="2")) == pytest.approx(expected, abs=1e-4)
+
+
+class Turned(nn.Module):
+    """A layer along time, channels first, and one along channels, time first."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = first, nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)).mT)
+
+
+@pytest.mark.parametrize("first", [nn.Conv1d(6, 6, 3, padding=1), nn.Linear(3, 3)])
+def test_direct_errors_are_those_of_the_positions_at_which_a_turned_layer_meets_the_next(
+    first: nn.Module,
+) -> None:
+    model = rules.convert(Turned(first), "dfa", generator=torch.Generator().manual_seed(1))
+    x = torch.randn(9, 6, 3, generator=torch.Generator().manual_seed(2))
+    with Recorder(model, sgd(model), [FeedbackSpectrum()]) as recorder:
+        output = model(x)
+        output.retain_grad()
+        output.square().mean().backward()
+        W, B = model.last.weight.detach().clone(), model.first.feedback
+        recorder.optimizer.step()
+    share = np.mean([dot(e @ W, e @ B) > 0 for e in output.grad.flatten(0, 1)])
+    found = recorder.to_dataset().descent_fraction.sel(step=0, layer="first")
+    assert float(found) == pytest.approx(share, abs=1e-6)
 
 
 def test_direct_errors_descend_as_often_as_their_definition_says() -> None:
