@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,14 @@ def test_a_ratio_is_geometric_and_paired() -> None:
     assert (back.estimate, back.low, back.high) == pytest.approx((1 / 4, 1 / ratio.high, 1 / ratio.low))
 
 
+def test_a_ratios_interval_stands_at_its_level() -> None:
+    ratio = duration_ratio([200, 800], [100, 100], budget=1000, alpha=0.5)
+    assert ratio.high == pytest.approx(4 * math.exp(math.log(2)))  # t at one degree of freedom is 1
+    runs = decays({"bp": {0.1: [0.1, 0.1]}, "fa": {0.1: [0.05, 0.0125]}})
+    found = duration_ratios(runs, "train_loss", [2 / math.e], alpha=0.5)
+    assert [own.ratio.high for own in found] == pytest.approx([8, 8])
+
+
 def test_late_runs_are_counted_and_make_bounds() -> None:
     late = duration_ratio([200, INF], [100, 100], budget=400)
     assert (late.sign, late.late, late.baseline_late, late.high) == ("≥", 1, 0, INF)
@@ -114,8 +123,21 @@ def test_runs_that_are_missing_are_named() -> None:
     runs = decays({"bp": {0.1: [0.1, 0.1], 0.2: [0.2, 0.2]}, "fa": {0.1: [0.05, 0.05]}})
     with pytest.raises(ValueError, match="arm 'fa' lacks a run"):
         duration_ratios(runs, "train_loss", [1.0])
+    other = decays({arm: {0.1: [0.1, 0.1], 0.2: [0.2, 0.2]} for arm in ("bp", "fa")})
+    other = other.assign_coords(
+        seed=other["seed"] + (other["lr"] == 0.2)
+    )  # 0 and 1 at one rate, 1 and 2 at another
+    with pytest.raises(ValueError, match="arm 'bp' lacks a run"):
+        duration_ratios(other, "train_loss", [1.0])
     with pytest.raises(ValueError, match=r"no arm 'sgd'.*bp, fa"):
         duration_ratios(runs.isel(run=runs["lr"] == 0.1), "train_loss", [1.0], baseline="sgd")
+
+
+@pytest.mark.parametrize("levels", [[], [1.0, math.nan], [INF], 1.0])
+def test_what_is_no_level_is_refused(levels: Any) -> None:
+    runs = decays({arm: {0.1: [0.1, 0.1]} for arm in ("bp", "fa")})
+    with pytest.raises(ValueError, match="expected a list of finite numbers, one at least"):
+        duration_ratios(runs, "train_loss", levels)
 
 
 def test_a_run_that_stopped_before_the_others_bounds_no_ratio_by_their_last_step() -> None:

@@ -76,6 +76,14 @@ def test_the_step_down_decides_where_bonferroni_does_not():
     assert decide(gather(seeds(1.0), [samples[1], control("none", 0.9, 0.9)], M)).kind != "explained_by"
 
 
+@pytest.mark.parametrize("barely", ["necessity", "sufficiency"])
+def test_a_control_that_would_explain_at_alpha_alone_leaves_the_others_where_they_stand(barely):
+    mean = M - 1.05 * paired(seeds(0.0, seed=5), 0.05).high  # as above
+    samples = {"necessity": seeds(-0.5), "sufficiency": seeds(-0.5), barely: seeds(mean, seed=5)}
+    evidence = gather(seeds(1.0), [ControlSamples("a", **samples), control("b", 0.9, 0.9)], M)
+    assert {c.necessity.alpha for c in evidence.controls} == {0.025}
+
+
 @pytest.mark.parametrize("truly", [0, 1, 2])
 def test_a_control_that_does_not_explain_is_named_at_most_at_alpha(truly):
     """Family-wise: of three controls, `truly` explain; for the others no more than m is left only on one side."""

@@ -148,6 +148,13 @@ def test_wilsons_interval_is_the_published_one() -> None:
         share_of([])
 
 
+def test_a_shares_interval_stands_at_its_level_and_leaves_no_share_out_of_0_to_1() -> None:
+    assert share_of([True, False, False], 0.01)[1:3] == wilson(1 / 3, 3, 0.01)
+    for n in range(1, 40):  # rounding alone would lead out of it
+        assert share_of([False] * n).low >= 0
+        assert share_of([True] * n).high <= 1
+
+
 def test_mcnemar_counts_discordant_pairs_as_coins() -> None:
     a = [1, 1, 1, 1, 0, 1, 0]
     b = [0, 0, 0, 0, 1, 1, 0]

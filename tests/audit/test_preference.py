@@ -40,6 +40,12 @@ def test_the_preferred_cell_has_the_best_mean_and_tells_its_edges() -> None:
     assert preferred(rising, "validation_accuracy") == found
 
 
+def test_the_least_of_three_values_is_an_edge_as_the_greatest_is() -> None:
+    runs = search()
+    mirrored = runs.assign_coords(lr=1 - runs["lr"])  # fa's best, 0.9, is the least now
+    assert preferred(mirrored, "validation_loss")["fa"] == Preferred((pytest.approx(0.1), 0.01), ("lr",))
+
+
 def test_a_cell_with_a_lost_run_is_not_preferred() -> None:
     runs = search()
     place = int(

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from alignlab.audit.statements import Statement, as_rows, judged
+from alignlab.training import load
 from alignlab.training.spec import RunSpec
 
 # test errors of three seeds, and validation accuracies that pick the rate, by arm and rate
@@ -73,6 +74,35 @@ def test_a_rate_at_which_it_holds_all_the_same_is_named():
     assert found.verdict == "does not hold; holds at lr 0.3"  # −1, −2, 0 against −5
 
 
+def test_a_rate_that_one_of_its_arms_lacks_is_no_rate_to_compare_them_at():
+    some = runs()
+    partly = some.isel(run=np.flatnonzero((some["arm"].values != "fa") | (some["lr"].values != 0.3)))
+    (found,) = judged(partly, [Statement("x", "y", ["fa"], ["bp"])])
+    assert list(found.at) == [0.1]
+
+
+def test_a_difference_that_is_the_margin_on_every_seed_does_not_exceed_it():
+    more = runs().assign_coords(seed=runs()["seed"] + 3)
+    six = xr.concat([runs(), more.assign_coords(run_id=more["run_id"] + "+")], "run")
+    (found,) = judged(six, [Statement("x", "y", ["bp", "fa"], ["fa", "bp"])])
+    assert (found.interval.low, found.interval.high, found.verdict) == (0, 0, "does not hold")
+
+
+def test_the_rate_is_picked_by_what_was_asked_and_not_by_the_outcome():
+    swapped = runs()
+    swapped["validation_accuracy"] = 1 - swapped["validation_accuracy"]
+    (found,) = judged(swapped, [Statement("x", "y", ["fa"], ["bp"])])
+    assert found.interval.estimate == pytest.approx(1)  # both at 0.3, where both are worse
+
+
+def test_of_several_arms_the_more_accurate_counts_where_the_outcome_is_an_accuracy():
+    accurate = runs().rename(test_error="test_accuracy")  # clip 1: 50, 19, 50; clip 2: 18, 50, 20
+    (found,) = judged(
+        accurate, [Statement("x", "y", [("clip 1", "clip 2")], ["fa"], outcome="test_accuracy")]
+    )
+    assert found.interval.estimate == pytest.approx(np.mean([18 - 20, 19 - 22, 50 - 21]))
+
+
 def test_of_several_arms_that_counts_which_the_other_seeds_favour():
     found = one(more=[("clip 1", "clip 2")], less=["fa"])
     # clip 1: 50, 19, 50; clip 2: 18, 50, 20. The others favour clip 1 (34.5 to 35), clip 2 (19 to 50), clip 2 (34)
@@ -90,6 +120,16 @@ def test_what_needs_images_seen_again_cannot_show_before():
     (early,), (late,) = (judged(runs(steps), [statement]) for steps in (100, 10**6))
     assert early.verdict == "cannot show: no image seen twice"
     assert late.verdict == "holds"
+
+
+def test_one_whole_epoch_shows_no_image_twice_and_the_longest_run_tells_how_many_there_were():
+    statement = Statement("x", "over-fits", ["fa"], ["bp"], repeats=True)
+    once = len(load("mnist_small").train) // 10  # batches of 10
+    assert judged(runs(once), [statement])[0].verdict == "cannot show: no image seen twice"
+    longer = runs(once + 1)
+    assert judged(longer, [statement])[0].verdict == "holds"
+    longer["last_step"][0] = 1  # a run that diverged
+    assert judged(longer, [statement])[0].verdict == "holds"
 
 
 def test_a_row_says_what_was_compared():

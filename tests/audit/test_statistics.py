@@ -423,9 +423,18 @@ def test_a_diverged_run_loses_and_two_tie():
     assert probability_of_improvement([1.0], [inf]).estimate == 1.0
 
 
+def test_the_interval_of_a_probability_of_improvement_stands_at_its_level():
+    result = probability_of_improvement([1.0, 2.0, 3.0], [2.0, 3.0, 1.0], 0.01)
+    expected = proportion_confint(2, 3, 0.01, method="wilson")
+    np.testing.assert_allclose([result.low, result.high], expected, atol=1e-12)
+    assert result.alpha == 0.01
+
+
 def test_probability_of_improvement_names_what_is_wrong():
     with pytest.raises(ValueError, match="pair 1 holds a NaN"):
         probability_of_improvement([1.0, math.nan], [1.0, 2.0])
+    with pytest.raises(ValueError, match="pair 0 holds a NaN"):
+        probability_of_improvement([1.0, 2.0], [math.nan, 2.0])
     with pytest.raises(ValueError, match=r"\(2,\) and baseline \(3,\)"):
         probability_of_improvement([1.0, 2.0], [1.0, 2.0, 3.0])
 

@@ -203,6 +203,21 @@ def test_a_control_of_seeds_beside_one_of_studies_asks_for_whole_studies_too():
     assert gather(total, [narrow, wide], M, max_seeds=59).seeds_needed is None
 
 
+def test_studies_of_several_sizes_ask_for_seeds_that_are_whole_studies_of_each():
+    narrow = [[0.1, 0.12], [0.1, 0.12], [0.9, 0.91]]
+    four, six = (ControlSamples(f"of {n}", *narrow, study_size=n) for n in (4, 6))
+    wide = ControlSamples("magnitude", WIDE, WIDE, WIDE)
+    assert seeds_needed(WIDE, M, 0.05 / 3) == 66
+    assert gather([1.0 + 0.01 * i for i in range(6)], [four, six, wide], M).seeds_needed == 72
+
+
+def test_the_limit_is_of_seeds_where_differences_are_of_studies_too():
+    samples = ControlSamples("tuning", WIDE, WIDE, WIDE, study_size=2)
+    total, needed = [1.0 + 0.01 * i for i in range(8)], 2 * seeds_needed(WIDE, M, 0.05)
+    assert gather(total, [samples], M, max_seeds=needed).seeds_needed == needed
+    assert gather(total, [samples], M, max_seeds=needed - 2).seeds_needed is None
+
+
 def test_without_studies_the_sentence_is_as_it_was():
     table = gather([1.0, 1.1, 1.05, 0.95], [ControlSamples("magnitude", WIDE, WIDE)], M)
     assert "studies" not in decide(table).text

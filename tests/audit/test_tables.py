@@ -56,6 +56,8 @@ def test_an_arms_counterpart_is_the_one_that_differs_in_the_rule_alone() -> None
     runs = runs_of(arms, [0, 1, 0, 0, 0], rule=["bp", "bp", "fa", "bp", "fa"], depth=[1, 1, 1, 3, 3])
     found = counterparts(runs, ["depth"], rule="bp")
     assert found == {"bp 1": "bp 1", "fa 1": "bp 1", "bp 3": "bp 3", "fa 3": "bp 3"}
+    decayed = runs.assign_coords(decay=("run", [0, 0, 0, 0, 0.1]))
+    assert counterparts(decayed, [], rule="fa", decay=0)["fa 3"] == "fa 1"
     with pytest.raises(ValueError, match="'fa 3' has 0 arms of rule bp with its depth"):
         counterparts(runs.isel(run=[0, 2, 4]), ["depth"], rule="bp")
     with pytest.raises(ValueError, match="'bp 1' has 2 arms of rule bp"):
@@ -91,6 +93,13 @@ def test_at_steps_are_the_means_of_the_nearest_values() -> None:
         {"moment": "start", "step": "0", "loss": 9.0},
         {"moment": "end", "step": "9", "loss": 3.5},
     ]
+
+
+def test_at_steps_the_layer_that_was_asked_for_is_told() -> None:
+    runs = runs_of(["fa", "fa"], [0, 1]).assign_coords(layer=["1", "3"])
+    runs["gradient_angle"] = (("run", "step", "layer"), [[[80.0, 10], [70, 20]], [[80, 30], [70, 40]]])
+    (row,) = at_steps({"end": 10}, {"angle": (runs, "gradient_angle", "3")})
+    assert row["angle"] == 30
 
 
 def test_a_contrast_is_above_zero_where_the_treatment_is_better() -> None:

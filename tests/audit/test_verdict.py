@@ -186,6 +186,25 @@ def test_explained_by_says_where_the_treatment_is_worse():
     assert "worse" not in decide(evidence(edge)).text
 
 
+def test_an_effect_of_nothing_on_every_seed_is_neither_better_nor_worse():
+    text = decide(gather([0.0] * 6, [], M)).text
+    assert text.startswith("Not reproduced: T = +0 [+0, +0], and treatment and baseline are equivalent")
+
+
+def test_an_interval_without_ends_is_shown_as_it_is_where_differences_are_not_equal():
+    wide = control("noise", **OPEN)
+    wide = dataclasses.replace(
+        wide, necessity=dataclasses.replace(wide.necessity, low=-math.inf, high=math.inf)
+    )
+    assert "without noise N = +0.5 [-inf, +inf]" in decide(evidence(wide)).text
+
+
+def test_equal_differences_that_can_tell_are_shown_with_their_interval():
+    text = decide(gather([0.25] * 6, [ControlSamples("noise", [0.25] * 6, [0.25] * 6)], M)).text
+    assert "T = +0.25 [+0.25, +0.25]" in text
+    assert "cannot tell" not in text
+
+
 @pytest.mark.parametrize(
     ("total", "equivalent", "says"),
     [
@@ -208,6 +227,13 @@ def test_reversed_says_why_it_is_not_an_explanation():
         "is open: against a baseline given its magnitudes S = +0 [-0.5, +0.5]"
         in decide(evidence(unsure)).text
     )
+
+
+@pytest.mark.parametrize("found", [EXPLAINS, REVERSES, PARTLY])
+def test_a_sentence_names_the_controls_that_gave_the_verdict_and_no_other(found):
+    text = decide(evidence(control("magnitude", **found), control("noise", **SURVIVES))).text
+    assert "magnitude" in text
+    assert "noise" not in text
 
 
 def test_partly_explained_says_what_is_left():
@@ -258,6 +284,30 @@ def test_inconclusive_names_what_is_undecided_and_asks_for_seeds_only_where_they
         assert str(decide(evidence(settled, seeds_needed=17))) == "inconclusive"
         wide = control("noise", without=(-0.5, 0.5), given=structural, removed=(0.0, 1.0))
         assert decide(evidence(wide, seeds_needed=17)).more_seeds == 12  # more may yet be left without it
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (PARTLY | {"without": (-0.05, M)}, "is no more than m, but against a baseline"),
+        (SURVIVES | {"without": (0.02, M)}, "Without noise, though, no more than m = 0.1 is left"),
+        (OPEN | {"without": (-0.05, M)}, "no more than m = 0.1, but whether noise alone"),
+        (PARTLY | {"without": (0.0, 0.6)}, "may be left, and is not told from 0"),
+        (OPEN | {"without": (0.0, 0.6)}, "excludes neither 0 nor more than m = 0.1"),
+    ],
+)
+def test_a_bound_of_exactly_m_is_no_more_than_m_and_one_of_0_does_not_exclude_it(fields, says):
+    assert says in decide(evidence(control("noise", **fields))).text
+
+
+def test_little_is_left_only_where_the_upper_bound_says_so():
+    assert "though" not in decide(evidence(control(**SURVIVES | {"without": (0.02, 0.12)}))).text
+
+
+def test_more_seeds_come_in_whole_studies_where_any_control_has_them():
+    tuned = dataclasses.replace(control("tuning", **OPEN), study_size=2)
+    text = decide(evidence(control("noise", **OPEN), tuned, seeds_needed=18)).text
+    assert "13 more seeds, in 7 more studies (tuning_studies) of 2 seeds each, would tell" in text
 
 
 @pytest.mark.parametrize("needed", [None, 4, 5])
