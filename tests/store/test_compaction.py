@@ -121,6 +121,25 @@ def test_compacting_again_writes_nothing(store):
     assert (path / "zarr.json").stat().st_ino == stamp
 
 
+def test_a_compaction_elsewhere_is_kept_until_the_store_grew(store, make_run, tmp_path):
+    out = compact(store, tmp_path / "out.zarr")
+    stamp = (out / "zarr.json").stat().st_ino
+    compact(store, out)
+    assert (out / "zarr.json").stat().st_ino == stamp
+    Segments(store).append(make_run("f", seed=6))
+    xr.testing.assert_identical(open_runs(compact(store, out)), open_runs(store))
+
+
+def test_a_copy_of_a_compaction_is_kept_where_it_holds_the_same(compacted, tmp_path):
+    for path in compacted.glob("*.nc"):
+        path.unlink()
+    out = compact(compacted, tmp_path / "out.zarr")
+    stamp = (out / "zarr.json").stat().st_ino
+    for source in (compacted, compacted / "compact.zarr"):
+        compact(source, out)
+        assert (out / "zarr.json").stat().st_ino == stamp
+
+
 def test_only_runs_with_new_segments_are_read_from_segments(compacted, make_run, tmp_path, monkeypatch):
     Segments(compacted).append(make_run("f", steps=[7], seed=6))
     Segments(compacted).append(make_run("a", steps=[4], seed=1, status="crashed", attrs={"nesterov": True}))
@@ -227,7 +246,8 @@ def test_something_else_in_the_way_is_left_alone(store, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
     (tmp_path / "file").touch()
-    for name in ("mine", "file"):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("mine", "file", "link"):
         with pytest.raises(StoreError, match=f"{name} exists and is no compaction; choose another out"):
             compact(store, tmp_path / name)
     assert (tmp_path / "mine" / "notes").exists()

@@ -251,6 +251,30 @@ def test_whole_numbers_stay_whole_unless_there_are_gaps(make_run, tmp_path):
     assert open_runs(tmp_path / "gaps").samples_seen.dtype == np.float64
 
 
+def test_whole_numbers_and_truths_that_a_run_has_not_are_no_zeros_there(make_run, tmp_path):
+    has = make_run("a").assign(mine=("layer", [3, 4]), flag=("layer", [True, False]))
+    joined = open_runs(append_all(tmp_path, has, make_run("b")))
+    np.testing.assert_array_equal(joined.mine, [[3, 4], [np.nan, np.nan]])
+    np.testing.assert_array_equal(joined.flag, [[1, 0], [np.nan, np.nan]])
+
+
+def test_names_whose_letters_are_alike_when_written_together_are_layers_of_their_own(make_run, tmp_path):
+    first, second = make_run("a", layers=("a", "b")), make_run("b", layers=("ab",), seed=1)
+    joined = open_runs(append_all(tmp_path, first, second))
+    assert joined.layer.values.tolist() == ["a", "b", "ab"]
+    assert_holds(joined, cells(first) | cells(second))
+
+
+def test_layers_in_another_order_lie_at_their_own_names(make_run, tmp_path):
+    runs = [
+        make_run("a", layers=("a", "b", "c", "d")),
+        make_run("b", layers=("a", "c", "b", "d"), seed=1),  # from the first to the last, as without a gap
+        make_run("c", layers=("d", "b"), seed=2),
+    ]
+    joined = open_runs(append_all(tmp_path, *runs))
+    assert_holds(joined, {key: value for run in runs for key, value in cells(run).items()})
+
+
 def test_what_layers_share_over_runs_stays_on_layer(make_run, tmp_path):
     append_all(tmp_path / "same", make_run("a"), make_run("b", layers=("fc1",)))
     same = open_runs(tmp_path / "same")
@@ -289,6 +313,17 @@ def test_attributes_that_differ_become_coordinates_and_none_is_lost(make_run, tm
     assert joined.spectrum_real_method.values.tolist() == ["exact", "arnoldi"]
     assert "method" not in joined.spectrum_real.attrs
     check(joined)
+
+
+def test_of_an_attribute_that_segments_of_a_run_tell_the_last_word_counts(make_run, tmp_path):
+    first = make_run(steps=[0], status="running", attrs={"note": "early", "kept": 1})
+    second = make_run(steps=[1], attrs={"note": "late", "added": 2})
+    run = open_runs(append_all(tmp_path, first, second))
+    assert {name: run.attrs[name] for name in ("note", "kept", "added")} == {
+        "note": "late",
+        "kept": 1,
+        "added": 2,
+    }
 
 
 def test_an_attribute_that_differs_gets_a_name_that_a_coordinate_may_have(make_run, tmp_path):
@@ -371,6 +406,9 @@ def test_one_name_for_two_kinds_of_variable_is_refused(make_run, tmp_path):
     )
     with pytest.raises(StoreError, match=r"'mine' has dims \('step',\).*\('layer',\).*separately"):
         open_runs(tmp_path)
+    append_all(tmp_path / "texts", make_run("a", beta=0.5), make_run("b", beta="x"))
+    with pytest.raises(StoreError, match=r"'beta' has dims \(\) and dtype float64.*<U1.*separately"):
+        open_runs(tmp_path / "texts")
 
 
 def test_a_list_of_stores_is_opened_as_one(make_run, tmp_path):

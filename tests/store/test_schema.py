@@ -27,6 +27,11 @@ BROKEN = {
     "steps without numbers": (lambda r: r.drop_vars("step"), "step", "without a coordinate"),
     "steps that go back": (lambda r: r.assign_coords(step=[0, 20, 10]), "step", "10 follows 20"),
     "a step twice": (lambda r: r.assign_coords(step=[0, 10, 10]), "step", "10 follows 10"),
+    "unsigned steps that go back": (
+        lambda r: r.assign_coords(step=np.array([0, 20, 10], np.uint64)),
+        "step",
+        "10 follows 20",
+    ),
     "a step below zero": (lambda r: r.assign_coords(step=[-1, 0, 10]), "step", "-1"),
     "steps that are floats": (lambda r: r.assign_coords(step=[0.0, 1.0, 2.0]), "step", "float64"),
     "a layer twice": (renamed_layer, "layer", "'fc1' occurs 2 times"),
@@ -65,10 +70,13 @@ BROKEN = {
     "values after the end": (lambda r: r.assign_coords(last_step=19), "loss", "last_step up to 19"),
     "an attribute that is an object": (lambda r: r.assign_attrs(probe=object()), "dataset", "probe"),
     "an attribute of netCDF's own": (lambda r: r.assign_attrs(_FillValue=0), "dataset", "_FillValue"),
+    "an attribute of xarray's own": (lambda r: r.assign_attrs(coordinates="lr"), "dataset", "coordinates"),
     "another schema": (lambda r: r.assign_attrs(schema_version=99), "dataset", "99"),
     "a mode of the run": (lambda r: r.drop_dims("mode").assign_coords(mode="eager"), "mode", "not along"),
     "a layer of the run": (lambda r: r.drop_dims("layer").assign_coords(layer="0"), "layer", "not along"),
     "a name with a space": (lambda r: r.assign({"my loss": r.loss}), "my loss", "spaces"),
+    "a name with a slash": (lambda r: r.assign({"my/loss": r.loss}), "my/loss", "slashes"),
+    "text that is no Unicode": (lambda r: r.assign_coords(arm="\ud800"), "arm", "Unicode"),
     "text with NUL": (lambda r: r.assign_coords(arm=np.array("a\0b", dtype=object)), "arm", "NUL"),
 }
 

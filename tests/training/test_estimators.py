@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from alignlab.training import estimator_statistics
@@ -186,6 +187,33 @@ def test_bad_arguments_are_one_clear_error(args: dict[str, Any], complaint: str)
     given = {"rule": "node_perturbation", "sigmas": [1e-3], "samples": [1], **args}
     with pytest.raises(ValueError, match=complaint):
         estimator_statistics(one_layer(), quadratic, **given)
+
+
+@over_rules
+def test_each_scale_and_number_of_samples_has_its_own_row(rule: str) -> None:
+    names = ["squared_bias", "variance", "cosine"]
+    both = statistics(quadratic, rule, sigmas=[0.3, 0.6], samples=[1, 2, 4], repeats=5)
+    for sigma in (0.3, 0.6):
+        for samples in (1, 2, 4):
+            alone = statistics(quadratic, rule, sigmas=[sigma], samples=[samples], repeats=5)
+            row = both[names].sel(sigma=[sigma], samples=[samples])
+            xr.testing.assert_identical(row.drop_attrs(), alone[names].drop_attrs())
+
+
+def test_estimates_of_zero_are_left_out_of_the_cosine_and_layers_that_do_not_learn_out_of_the_table() -> None:
+    """A loss in steps, whose gradient is 1: of w = 0 most noise changes nothing."""
+    net = nn.Sequential(one_layer(), nn.Identity(), nn.Linear(1, 1, bias=False).double())
+    nn.init.ones_(net[2].weight).requires_grad_(False)
+
+    def in_steps(model: nn.Module) -> Tensor:
+        w = model(EYE).sum()
+        return w + (w.round() - w).detach()
+
+    found = estimator_statistics(net, in_steps, "weight_perturbation", [0.3], [1], repeats=30)
+    assert found["layer"].values.tolist() == ["0", "all"]
+    cosine = found["cosine"].sel(layer="0").item()
+    assert np.isfinite(cosine)
+    assert cosine == found["cosine"].sel(layer="all").item()
 
 
 @over_rules

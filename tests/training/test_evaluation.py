@@ -84,6 +84,8 @@ def test_outputs_with_positions_are_those_of_each_run_too() -> None:
     targets = torch.randint(3, (2, 4, 3), generator=generator)
     alone = torch.stack([cross_entropy(o, t) for o, t in zip(output, targets, strict=True)])
     torch.testing.assert_close(losses_of_runs(cross_entropy, output, targets), alone)
+    each = torch.stack([cross_entropy(o[None], t[None]) for o, t in zip(output[0], targets[0], strict=True)])
+    torch.testing.assert_close(sample_losses(cross_entropy, output[0], targets[0]), each)
 
 
 def test_a_loss_beyond_float32_is_infinite_without_a_warning() -> None:

@@ -18,6 +18,12 @@ def test_geometric_steps_have_equal_ratios():
     assert len(crowded) == len(set(crowded)) < 12
 
 
+def test_steps_between_two_are_rounded_to_the_nearer():
+    assert sorted(due(RunSpec(steps=10, evaluations=4))) == [0, 3, 7, 10]
+    assert sorted(due(RunSpec(steps=50, evaluations=4, spacing="geometric"))) == [0, 1, 7, 50]
+    assert sorted(due(RunSpec(steps=60, evaluations=4, spacing="geometric"))) == [0, 1, 8, 60]
+
+
 @pytest.mark.parametrize("spacing", ["even", "geometric"])
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, 2), (7, 2), (7, 3), (1, 9)])
 def test_first_and_last_step_are_evaluated(spacing, steps, evaluations):

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from training_runs import TINY
 
-from alignlab.training import RunSpec, replayed_noise, train
+from alignlab.training import RunSpec, replayed_noise, replayed_sizes, train
 
 
 def spec(**fields: Any) -> RunSpec:
@@ -53,6 +53,14 @@ def test_gaps_are_filled_from_before() -> None:
         "b": [0.5, 0.5, 1],
     }
     assert found["gain"]["b"] == pytest.approx([6, 6, 0])
+
+
+def test_the_order_of_dims_does_not_matter_and_a_size_that_is_not_finite_is_a_gap() -> None:
+    sizes = run([[np.inf, 2], [0.5, 3], [np.inf, 4]], [0, 1, 2], ["a", "b"])["gradient_angle"]
+    recorded = xr.Dataset({"update_norm": sizes})
+    found = replayed_sizes(recorded)
+    assert found["sizes"] == {"a": [0.5, 0.5, 0.5], "b": [2, 3, 4]}
+    assert replayed_sizes(recorded.transpose("layer", "step")) == found
 
 
 @pytest.mark.parametrize(

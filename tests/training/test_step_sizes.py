@@ -123,6 +123,8 @@ def test_members_with_and_without_sizes_and_grafts_stand_side_by_side() -> None:
         ),
         ({"step_sizes": {"sizes": {"1": [0.1, 0.2]}}}, "sizes of '1' has 2 entries for 1 steps"),
         ({"step_sizes": {"sizes": {"1": [0.1, 0.2]}, "steps": [4, 4]}}, "in rising order"),
+        ({"step_sizes": {"sizes": {"1": [0.1, 0.2]}, "steps": [-1, 4]}}, "whole numbers of at least 0"),
+        ({"step_sizes": {"sizes": float("inf")}}, "expected finite numbers of at least 0"),
         ({"step_sizes": {"sizes": 0.1, "steps": [0, 4]}}, "there is one number"),
         ({"step_sizes": {"sizes": 0.1, "relativ": True}}, "did you mean 'relative'"),
         ({"step_sizes": {"sizes": 0.1}, "optimizer": "adam"}, "which adam divides out: use sgd"),
