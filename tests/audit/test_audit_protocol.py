@@ -52,6 +52,15 @@ def test_values_are_oriented_by_their_metric(tmp_path):
     assert bench.values([None], "validation_accuracy") == [0.7]
 
 
+def test_where_runs_began_is_told_of_the_split_and_what_they_gained_of_the_metric_of_the_outcome(tmp_path):
+    bench = Bench(CLAIM.model_copy(update={"outcome": "test_accuracy"}), tmp_path)
+    ends = {"test_accuracy": 0.7, "test_loss": 0.1, "train_loss": 0.2}
+    starts = {"initial test_accuracy": 0.5, "initial test_loss": 2.0, "initial train_loss": 3.0}
+    bench.final = lambda spec: ends | starts
+    assert bench.begun([None]) == [2.0]
+    assert bench.gained([None]) == pytest.approx([0.2])
+
+
 def test_the_placebo_is_read_at_the_claims_alpha():
     difference = np.array([0.3, 0.5, 0.1, 0.45, -0.02])
     alpha = paired(difference).p_value

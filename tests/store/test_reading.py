@@ -263,6 +263,9 @@ def test_names_whose_letters_are_alike_when_written_together_are_layers_of_their
     joined = open_runs(append_all(tmp_path, first, second))
     assert joined.layer.values.tolist() == ["a", "b", "ab"]
     assert_holds(joined, cells(first) | cells(second))
+    compact(tmp_path)
+    third = make_run("c", layers=("b",), seed=2)
+    assert_holds(open_runs(append_all(tmp_path, third)).load(), cells(first) | cells(second) | cells(third))
 
 
 def test_layers_in_another_order_lie_at_their_own_names(make_run, tmp_path):
@@ -327,9 +330,13 @@ def test_of_an_attribute_that_segments_of_a_run_tell_the_last_word_counts(make_r
 
 
 def test_an_attribute_that_differs_gets_a_name_that_a_coordinate_may_have(make_run, tmp_path):
-    runs = [make_run(run_id, attrs={"git commit/branch": run_id}) for run_id in "ab"]
+    runs = [
+        make_run(name, attrs={"git commit/branch": name, "run": name, "mode": name}).drop_dims("mode")
+        for name in "ab"
+    ]
     joined = open_runs(append_all(tmp_path, *runs))
-    assert joined.git_commit_branch.values.tolist() == ["a", "b"]
+    for name in ("git_commit_branch", "attr_run", "attr_mode"):
+        assert joined[name].values.tolist() == ["a", "b"]
     check(joined)
 
 

@@ -100,8 +100,8 @@ def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def names(text: str) -> list[tuple[str, str]]:
-        """Of runs by the rule, with the draw, and with neither, as another process would name them, and what they say of
-        what computed them."""
+        """Of runs by the rule, with the draw, by a rule made of the rule, and by others, as another process would name them,
+        and what they say of what computed them."""
         (tmp_path / "own_rule.py").write_text(text)
         monkeypatch.delitem(sys.modules, "own_rule", raising=False)
         importlib.invalidate_caches()
@@ -109,7 +109,8 @@ def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
         monkeypatch.setitem(RULES, "own", own.Own)
         monkeypatch.setitem(INITS, "own", own.draw)
         patterns = {"1": {"rule": "fa", "init": "own"}, "*": "bp"}
-        specs = [BASE.changed(rule=rule) for rule in ("own", patterns, "fa", "bp")]
+        rules = ("own", patterns, {"*": {"rule": "rescaled", "of": "own"}}, "fa", "bp")
+        specs = [BASE.changed(rule=rule) for rule in rules]
         return [(cell_name(spec), naming.version(spec, tasks.load(spec.task))) for spec in specs]
 
     without = cell_name(BASE), code_hash()
@@ -119,8 +120,8 @@ def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
     assert first == again
     for part in (0, 1):
         same = [a[part] == b[part] for a, b in zip(first, other, strict=True)]
-        assert same == [False, False, True, True]
-    assert first[2] == without
+        assert same == [False, False, False, True, True]
+    assert first[3] == without
 
 
 HELPED = """

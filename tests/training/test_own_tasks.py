@@ -26,7 +26,7 @@ from alignlab.training import TASKS, RunSpec, SpecError, Split, Sweep, Task, pla
 from alignlab.training.cells import Job, run_job
 from alignlab.training.errors import DataError, SweepError
 from alignlab.training.evaluation import accuracy
-from alignlab.training.naming import cell_name, code_hash
+from alignlab.training.naming import cell_name, code_hash, version
 from alignlab.training.planner import packs
 from alignlab.training.population import alone, train_population
 from alignlab.training.workers import Workers
@@ -268,6 +268,12 @@ def test_runs_of_a_spec_before_and_after_an_edit_are_told_to_be_no_replicates(tm
         != code_hash()
         == train(spec(task="xor", batch_size=2)).attrs["code_hash"]
     )
+
+
+def test_runs_of_a_spec_on_other_data_are_no_replicates_where_the_code_is_the_same() -> None:
+    TASKS["own"] = table()
+    first, again, other = (version(spec(), task) for task in (table(), table(), make_another(0)))
+    assert first == again != other
 
 
 def test_a_file_that_is_edited_after_its_import_does_not_name_what_was_imported(tmp_path: Path) -> None:
@@ -614,7 +620,14 @@ def total(output: Tensor, target: Tensor) -> Tensor:
     return squared(output, target) * len(output) / 10
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(reduction="sum"), total], ids=["sum", "by a fixed number"])
+def score(output: Tensor, target: Tensor) -> Tensor:
+    """The better the lower, below 0."""
+    return -torch.exp(-(output - target).square()).sum()
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(reduction="sum"), total, score], ids=["sum", "by a fixed number", "negative"]
+)
 @pytest.mark.parametrize("rule", ["bp", "dfa", "node_perturbation"])
 def test_a_loss_that_is_a_sum_over_samples_is_refused_by_every_rule(
     rule: str, loss: Any, tmp_path: Path

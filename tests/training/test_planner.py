@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
 from alignlab.rules import RULES, Rule
-from alignlab.training import RunSpec, planner
+from alignlab.training import RunSpec, planner, tasks
 from alignlab.training.planner import fitting, packs
 
 SHAPE: dict[str, Any] = {"task": "xor_bits", "hidden": (5,), "batch_size": 1, "steps": 20, "record_every": 0}
@@ -114,6 +115,11 @@ def test_prices_are_measured_on_the_shape_itself() -> None:
     assert 0 < planner.price_of(specs(1)[0], 3) < 1
 
 
+def test_a_price_is_that_of_a_step_shared_by_the_runs(monkeypatch: Any) -> None:
+    monkeypatch.setattr(planner.time, "perf_counter", count().__next__)  # a second between looks
+    assert planner.price_of.__wrapped__(specs(1)[0], 4) == 1 / 4
+
+
 def test_packs_are_no_larger_than_memory_allows(monkeypatch: Any) -> None:
     monkeypatch.setattr(planner, "fitting", lambda spec, workers, device: 3)
     assert sorted(map(len, packs(specs(8)))) == [2, 3, 3]
@@ -172,6 +178,13 @@ def test_fewer_of_larger_networks_fit_and_of_what_more_workers_share() -> None:
     small, large = specs(1)[0], specs(1, hidden=(500, 500))[0]
     assert fitting(small, 1) > 50 * fitting(large, 1) > 0
     assert fitting(small, 1) > 1.5 * fitting(small, 2)
+
+
+def test_a_batch_takes_room_for_as_many_samples_as_there_are() -> None:
+    one, all_of_it, more = (specs(1, task="linear_toy", batch_size=n)[0] for n in (1, 1000, 10**6))
+    assert len(tasks.load("linear_toy").train) <= 1000
+    assert fitting(one, 1) > 5 * fitting(all_of_it, 1)
+    assert fitting(more, 1) > 0.5 * fitting(all_of_it, 1)  # of what is free at the moment
 
 
 @pytest.mark.parametrize(("prices", "size"), [((1, 0.8, 0.7), 16), ((1, 0.8, 0.79), 4), ((1, 0.99, 0.1), 1)])

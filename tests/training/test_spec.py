@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"sampling": "bootstrap"}, ["sampling is 'bootstrap'", "'epochs' or 'replacement'"]),
     ({"graft": GRAFT}, ["graft", "rule is bp"]),
     ({"rule": "fa", "graft": GRAFT, "optimizer": "adam"}, ["graft", "adam", "use optimizer sgd"]),
+    ({"rule": "fa", "graft": GRAFT, "optimizer": "rmsprop"}, ["graft", "rmsprop", "use optimizer sgd"]),
     ({"rule": "fa", "graft": {**GRAFT, "direction": "fa"}}, ["graft", "direction is 'fa'", "'rule' or 'bp'"]),
     ({"rule": "fa", "graft": {"direction": "bp"}}, ["graft", "magnitude is missing"]),
     ({"rule": "fa", "graft": {**GRAFT, "magnitde": "bp"}}, ["graft", "'magnitde'", "did you mean 'magnitude'"]),
@@ -182,6 +184,11 @@ def test_the_arguments_of_a_spec_are_its_own() -> None:
     given["period"] = 4
     assert spec.rule_args == {"period": 3}
     assert spec.digest() == before
+    table = {"cosine": {"1": [0.5]}, "steps": [0]}
+    spec = RunSpec(rule="noisy_backprop", rule_args=table)
+    before = spec.digest()
+    table["cosine"]["1"][0] = 0.9  # type: ignore[index]
+    assert spec.digest() == before
 
 
 def test_equal_specs_have_one_digest_whatever_the_order_and_the_way_of_writing() -> None:
@@ -196,6 +203,15 @@ def test_equal_specs_have_one_digest_whatever_the_order_and_the_way_of_writing()
     assert again.digest() == spec.digest()
     assert hash(again) == hash(spec)
     assert {spec: 1}[again] == 1
+
+
+def test_patterns_in_another_order_are_another_run_and_splits_in_another_order_the_same() -> None:
+    """Of several patterns that match a layer the first counts; splits have an order of their own."""
+    first, last = (RunSpec(rule=dict(rules)) for rules in permutations([("3", "bp"), ("*", "fa")]))
+    assert first.digest() != last.digest()
+    backwards, forwards = (RunSpec(splits=names) for names in permutations(["test", "train"]))
+    assert backwards.digest() == forwards.digest()
+    assert backwards.splits == ("train", "test")
 
 
 def test_what_is_equal_has_one_hash() -> None:
