@@ -54,6 +54,13 @@ def enclosing(weight: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
+def by_keyword(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(output: Tensor, target: Tensor, *, by: float = weight) -> Tensor:
+        return by * (output - target).square().mean()
+
+    return loss
+
+
 class Scaled:
     def __init__(self, by: Any) -> None:
         self.by = by
@@ -85,13 +92,14 @@ MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals it
     lambda: scaled, lambda: cross_entropy, lambda: mse_loss, lambda: torch.dist, lambda: max,
     lambda: enclosing(1.0), lambda: enclosing(2.0), lambda: enclosing(1), lambda: enclosing("1.0"),
     lambda: enclosing(FINE), lambda: enclosing(FINE + 1e-6), lambda: enclosing(FINE.view(2, -1)),
-    lambda: enclosing(FINE.double()),
+    lambda: enclosing(FINE.double()), lambda: enclosing(torch.zeros(2)), lambda: enclosing(torch.zeros(2, dtype=torch.int32)),
     lambda: enclosing(FINE.numpy()), lambda: enclosing(np.array([1, "a"], object)), lambda: enclosing(np.float32(1)),
     lambda: enclosing((1, 2)), lambda: enclosing([1, 2]), lambda: enclosing({1: 2}), lambda: enclosing({1, 2}),
     lambda: enclosing(None),
     lambda: enclosing({"a": 1, "b": 2}), lambda: enclosing({"b": 2, "a": 1}), lambda: enclosing({"x", "y", "z"}),
     lambda: enclosing(scaled), lambda: enclosing(torch.float32), lambda: enclosing(Path("a")), lambda: enclosing(Slotted(1.0)),
-    lambda: enclosing(Slotted(2.0)),
+    lambda: enclosing(Slotted(2.0)), lambda: enclosing([Slotted(1.0), Slotted(2.0)]),
+    lambda: enclosing([Slotted(1.0), Slotted(3.0)]), lambda: by_keyword(1.0), lambda: by_keyword(2.0),
     lambda: functools.partial(scaled, by=2.0), lambda: functools.partial(scaled, by=3.0),
     lambda: functools.partial(mse_loss, reduction="sum"),
     lambda: Scaled(1.0), lambda: Scaled(2.0), lambda: Scaled(nn.MSELoss()),
@@ -156,6 +164,8 @@ NESTED = {  # ways to come by what another file of one's own defines
     "        return self.b.f(o - t)\nloss = L()",
     "inside a class": "from helpers.inner import squared\nclass A:\n    class B:\n        f = squared\n"
     "def loss(o, t):\n    return A.B.f(o - t)",
+    "as a property": "from helpers.inner import squared\nclass L:\n    @property\n    def f(self):\n        return squared\n"
+    "    def __call__(self, o, t):\n        return self.f(o - t)\nloss = L()",
     "once": "import functools\nfrom helpers.inner import squared\nclass L:\n    @functools.cached_property\n"
     "    def f(self):\n        return squared\n    def __call__(self, o, t):\n        return self.f(o - t)\nloss = L()",
 }  # fmt: skip

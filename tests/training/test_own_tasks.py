@@ -536,6 +536,22 @@ def test_what_does_not_fit_is_one_line_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_does_not_fit_is_told_before_another_on_its_task_is_computed(tmp_path: Path) -> None:
+    beyond = Split(torch.full((12, 4), torch.inf), torch.zeros(12, 1))
+    pairs: list[tuple[Task, dict[str, Any], dict[str, Any], str]] = [
+        (labelled(2, 0, 1), {}, {"loss": "absolute"}, "needs values to compare with"),
+        (table(), {}, {"model": "lenet", "hidden": (128, 64)}, "lenet"),
+        (weighted(), {}, {"rule": "node_perturbation"}, "this rule needs them equal"),
+        (table(test=beyond), {"splits": ("train",)}, {}, "test inputs are not all finite"),
+    ]
+    for content, fits, other, told in pairs:
+        TASKS["own"] = content
+        with pytest.raises(SpecError, match=told):
+            Sweep([spec(**fits), spec(**other)], tmp_path).run()
+        del TASKS["own"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def among(output: Tensor, target: Tensor) -> Tensor:
     return squared(output - output.mean(0), target - target.mean(0))
 
@@ -690,6 +706,15 @@ def test_a_sample_of_no_class_is_refused_where_it_would_count_as_wrong_or_as_rig
             del TASKS["own"]
 
 
+def test_classes_that_begin_at_1_are_refused() -> None:
+    """Cross-entropy stumbles over the last one; another loss may not, and its accuracy would be that of other classes."""
+    classes = labelled(2, 0, 1)
+    train_split = Split(classes.train.inputs, classes.train.targets + 1)
+    shifted = replace(classes, train=train_split, loss=lambda o, t: (o[:, 0] - t).square().mean())
+    with pytest.raises(SpecError, match=r"no class \(2\), and classes are 0 to 1"):
+        train(spec(task="xor"), task=shifted)
+
+
 def test_samples_that_a_loss_leaves_out_of_its_mean_are_left_out_by_populations_too() -> None:
     classes = labelled(2, 0, 1)
     targets = classes.train.targets.clone()
@@ -759,8 +784,11 @@ def test_a_split_of_arrays_says_what_to_give() -> None:
         table(threshold=0.5, has_accuracy=True),
         table(Weighted()),
         table(of=[Split(split.inputs.double(), split.targets.double()) for split in splits()]),
+        table(
+            binary_cross_entropy_with_logits, of=[Split(x.inputs, (x.targets > 0).float()) for x in splits()]
+        ),
     ],
-    ids=["values", "classes", "threshold", "instance", "double"],
+    ids=["values", "classes", "threshold", "instance", "double", "logits without an accuracy"],
 )
 def test_what_fits_is_swept(content: Task, tmp_path: Path) -> None:
     TASKS["own"] = content
