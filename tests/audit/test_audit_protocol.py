@@ -7,7 +7,7 @@ import pytest
 from known_bench import CLAIM, KnownBench, recorded
 
 import alignlab as al
-from alignlab.audit.bench import Bench, Group
+from alignlab.audit.bench import Bench, Group, _final_values
 from alignlab.audit.controls import Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.running import _caveats, _divergence
@@ -59,6 +59,23 @@ def test_where_runs_began_is_told_of_the_split_and_what_they_gained_of_the_metri
     bench.final = lambda spec: ends | starts
     assert bench.begun([None]) == [2.0]
     assert bench.gained([None]) == pytest.approx([0.2])
+
+
+def test_final_values_are_the_last_that_are_known_and_what_float32_stands_for():
+    run = {
+        "status": np.array("finished"),
+        "test_loss": np.float32([2.3, 0.91, np.nan]),
+        "train_loss": np.float32([2.5, np.inf, np.nan]),
+        "test_accuracy": np.float32([0.1, np.nan, 37 / 41]),
+        "validation_accuracy": np.float32([0.1, np.nan, 0.123]),
+    }
+    samples = {"test_accuracy": 41, "validation_accuracy": 41}
+    found = _final_values(run, samples)
+    assert (found["test_loss"], found["initial test_loss"]) == (0.91, 2.3)
+    assert found["train_loss"] == found["initial train_loss"] == 2.5  # as untrained
+    assert found["test_accuracy"] == 37 / 41
+    assert found["validation_accuracy"] == 0.123  # no share of 41 samples
+    assert _final_values(run | {"status": np.array("diverged")}, samples)["test_loss"] == 2.3
 
 
 def test_the_placebo_is_read_at_the_claims_alpha():
@@ -178,7 +195,9 @@ def test_runs_that_end_alike_computed_the_same_unless_their_losses_are_at_an_end
     runs = zip(ends, diverged, strict=True)
     finals = [{"diverged": float(gone), "train_loss": end} for end, gone in runs]
     bench.final = finals.__getitem__
-    bench.groups = {"bp": Group((0, 1), "bp"), "lr 10": Group((0, 0), "bp", "search")}
+    finals.append({"diverged": 1.0, "train_loss": 0.3})
+    bench.groups = {"bp": Group((0, 1), "bp"), "lr 10": Group((0, 2), "bp", "search")}
+    bench.groups["one run for two seeds"] = Group((0, 0), "bp")
     assert bench.continuous is same
     bench.claim = CLAIM.model_copy(update={"outcome": "train_accuracy"})
     assert not bench.continuous

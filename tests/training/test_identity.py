@@ -93,6 +93,7 @@ MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals it
     lambda: enclosing(1.0), lambda: enclosing(2.0), lambda: enclosing(1), lambda: enclosing("1.0"),
     lambda: enclosing(FINE), lambda: enclosing(FINE + 1e-6), lambda: enclosing(FINE.view(2, -1)),
     lambda: enclosing(FINE.double()), lambda: enclosing(torch.zeros(2)), lambda: enclosing(torch.zeros(2, dtype=torch.int32)),
+    lambda: enclosing(np.array([1.0, 2.0])), lambda: enclosing(np.array([1.0, 3.0])),
     lambda: enclosing(FINE.numpy()), lambda: enclosing(np.array([1, "a"], object)), lambda: enclosing(np.float32(1)),
     lambda: enclosing((1, 2)), lambda: enclosing([1, 2]), lambda: enclosing({1: 2}), lambda: enclosing({1, 2}),
     lambda: enclosing(None),
