@@ -2,13 +2,17 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import alignlab as al
+from alignlab.audit import running
 from alignlab.audit.bench import Bench
 from alignlab.audit.decomposition import told
+from alignlab.audit.evidence import Check
+from alignlab.audit.gathering import gather
 from alignlab.audit.result import _drawn, levels
 from alignlab.audit.running import _unlike
 from alignlab.store import StoreError
@@ -260,6 +264,37 @@ def test_one_seed_that_begins_at_other_weights_is_enough_to_be_told(monkeypatch,
     monkeypatch.setattr(Bench, "begun", lambda bench, specs: next(begun))
     (caveat,) = _unlike(Bench(CLAIM, tmp_path))
     assert "differ by up to 0.5 on one seed" in caveat
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_what_bench_and_controls_found_reaches_evidence_and_verdict(same, result, store, monkeypatch):
+    apply, failed, read = al.controls.Placebo.apply, Check("of a control", False), []
+
+    def found(control, *args):
+        return replace(apply(control, *args), checks=(failed,), caveats=("of a control",))
+
+    def gathered(*args, continuous, **how):
+        read.append(continuous)
+        return gather(*args, continuous=continuous, **how)
+
+    monkeypatch.setattr(al.controls.Placebo, "apply", found)
+    monkeypatch.setattr(running, "gather", gathered)
+    monkeypatch.setattr(Bench, "continuous", same)
+    again = al.audit(CLAIM, CONTROLS, store=store)
+    assert failed in again.evidence.checks
+    assert "of a control" in again.verdict.caveats
+    assert again.continuous is same
+    assert read == [same]
+
+
+@pytest.mark.parametrize(("other", "told"), [(1000.1, False), (1002.0, True), (1e-4, True)])
+def test_starts_are_unlike_by_more_than_rounding_whatever_the_size_of_the_loss(
+    other, told, monkeypatch, tmp_path
+):
+    first = 2e-4 if other < 1 else 1000.0
+    begun = iter([np.array([first]), np.array([other])])
+    monkeypatch.setattr(Bench, "begun", lambda bench, specs: next(begun))
+    assert bool(_unlike(Bench(CLAIM, tmp_path))) is told
 
 
 def test_a_run_that_lies_under_the_name_of_another_is_not_read_as_that(tmp_path):

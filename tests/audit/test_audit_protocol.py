@@ -11,6 +11,7 @@ from alignlab.audit.bench import Bench, Group, _final_values
 from alignlab.audit.controls import Placebo, Tuning
 from alignlab.audit.controls.magnitude import manipulation_check
 from alignlab.audit.running import _caveats, _divergence
+from alignlab.audit.shares import unseen_share
 from alignlab.audit.statistics import paired
 from alignlab.audit.studies import Searches
 from alignlab.training.errors import SpecError
@@ -59,6 +60,31 @@ def test_where_runs_began_is_told_of_the_split_and_what_they_gained_of_the_metri
     bench.final = lambda spec: ends | starts
     assert bench.begun([None]) == [2.0]
     assert bench.gained([None]) == pytest.approx([0.2])
+
+
+def test_within_a_planted_claim_groups_are_its_own_and_afterwards_the_claim_is_the_audits(tmp_path):
+    bench, planted = Bench(CLAIM, tmp_path), CLAIM.model_copy(update={"statement": "planted"})
+    bench.groups["treatment"] = Group((), "sync")
+    with bench.about(planted, "check"):
+        assert (bench.claim, bench.groups) == (planted, {})
+        bench.groups["treatment"] = Group((), "bp")
+    assert bench.claim is CLAIM
+    assert bench.groups == {
+        "treatment": Group((), "sync", "compared"),
+        "treatment, planted": Group((), "bp", "check"),
+    }
+    assert [spec.seed for spec in bench.specs(CLAIM.baseline, [7, 9])] == [7, 9]
+
+
+def test_caveats_tell_left_out_controls_by_what_they_do_and_rare_failures_at_the_claims_level():
+    notes = _caveats(SimpleNamespace(claim=CLAIM.model_copy(update={"alpha": 0.2}), groups={}), [Tuning()])
+    explaining, checking, scale = notes
+    assert "magnitude" in explaining
+    assert "placebo" not in explaining
+    assert checking.startswith("not checked by: ")
+    assert "placebo" in checking
+    assert "magnitude" not in checking
+    assert f"{100 * unseen_share(5, 0.2):.2g} % of seeds" in scale
 
 
 def test_final_values_are_the_last_that_are_known_and_what_float32_stands_for():
@@ -370,6 +396,12 @@ def test_the_star_is_at_the_rate_that_the_audit_chose(tmp_path):
         ([-5.0, 0.3, 0.2], [False] * 3, [True, False, False], True),
         ([-5.0, 0.3, 0.2], [True, False, False], [False] * 3, False),  # one that diverged has lost
         ([0.0, 0.3, 0.2], [True, False, False], [True, False, False], False),
+        (
+            [5.0, 0.3, 0.2],
+            [True, False, False],
+            [True, False, False],
+            False,
+        ),  # of unlike starts, which is told
         ([0.05, 0.3, 0.2], [True, False, False], [False] * 3, False),  # by less than matters
     ],
 )
