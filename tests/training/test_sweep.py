@@ -21,7 +21,7 @@ from alignlab.store import Segments, StoreError, atomic, compact, open_runs, ope
 from alignlab.store.claims import Claims
 from alignlab.training import RunSpec, cells, naming, train
 from alignlab.training import sweep as sweeping
-from alignlab.training.cells import run_cell
+from alignlab.training.cells import Job, Outcome, run_cell
 from alignlab.training.errors import SpecError, SweepError
 from alignlab.training.naming import cell_name
 from alignlab.training.planner import best_size
@@ -364,6 +364,24 @@ class Beaten(Workers):
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_run_that_another_sweep_stored_meanwhile_is_not_counted(lost: bool, tmp_path: Path) -> None:
     assert Sweep(CELLS, tmp_path).run(Beaten(tmp_path, lost)) == 1
+
+
+def test_progress_counts_what_is_done_and_not_what_another_is_at() -> None:
+    told: list[int] = []
+    progress = sweeping._Progress(told.append)
+    job = Job(tuple(CELLS), ("a", "b", "c"), Path(), "", "")
+    outcomes = [Outcome("computed"), Outcome("busy"), Outcome("there")]
+    assert progress.note(job, outcomes) == [CELLS[1]]
+    assert progress.note(Job((CELLS[1],), ("b",), Path(), "", ""), [Outcome("busy")]) == [CELLS[1]]
+    assert (told, progress.computed) == ([2], 1)
+
+
+def test_a_failure_that_turns_out_to_be_stored_counts_for_who_computed_it() -> None:
+    progress = sweeping._Progress(lambda n: None)
+    progress.failures = [(cell, "lost") for cell in CELLS]
+    found = dict(zip(CELLS, (Outcome("there"), Outcome("computed"), None), strict=True))
+    progress.settle(found.__getitem__)
+    assert (progress.computed, progress.failures) == (1, [(CELLS[2], "lost")])
 
 
 # When something goes wrong --------------------------------------------------------------------------------------------
