@@ -543,6 +543,7 @@ def test_runs_of_one_spec_by_two_versions_of_the_code_are_told_once(tmp_path, ma
     [("", "old"), ("", "new")],  # a recorder's
     [("a", "old"), ("b", "new")],
     [("a", "old"), ("a", "old")],
+    [("a", "old"), ("a", "old"), ("b", "new")],
     [("a", "old")],
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error")

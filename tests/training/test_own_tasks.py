@@ -540,7 +540,7 @@ def test_a_run_that_does_not_fit_is_told_before_another_on_its_task_is_computed(
     beyond = Split(torch.full((12, 4), torch.inf), torch.zeros(12, 1))
     pairs: list[tuple[Task, dict[str, Any], dict[str, Any], str]] = [
         (labelled(2, 0, 1), {}, {"loss": "absolute"}, "needs values to compare with"),
-        (table(), {}, {"model": "lenet", "hidden": (128, 64)}, "lenet"),
+        (table(), {"hidden": (128, 64)}, {"hidden": (128, 64), "model": "lenet"}, "lenet"),
         (weighted(), {}, {"rule": "node_perturbation"}, "this rule needs them equal"),
         (table(test=beyond), {"splits": ("train",)}, {}, "test inputs are not all finite"),
     ]
