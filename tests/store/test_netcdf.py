@@ -11,7 +11,7 @@ from alignlab.store.segments import Segments
 ATTRIBUTES = {
     "none": None, "true": True, "false": False, "int": 3, "big": 2**80, "float": 0.1, "infinite": float("inf"),
     "empty": "", "text": "naïve ∠ text", "lines": "a: 1\nb: 2\n", "null": "null", "looks_like_json": "true", "nul": "a\0b",
-    "surrogate": "\ud800", "list": [1, 2.5, "x", None], "empty_list": [], "numbers": [0.0, 180.0],
+    "surrogate": "\ud800", "huge": 2**64, "list": [1, 2.5, "x", None], "empty_list": [], "numbers": [0.0, 180.0],
     "nested": {"momentum": 0.9, "betas": [0.9, 0.999], "nesterov": False, "none": None}, "long": "spec: " * 40_000,
 }  # fmt: skip
 
@@ -164,6 +164,11 @@ def test_every_changed_value_is_found(make_run, tmp_path):
         path.write_bytes(content.replace(values, values[:-1] + bytes([values[-1] ^ 1])))
         with pytest.raises(StoreError, match=f"values of '{name}'"):
             segments.read("run-000000")
+
+
+def test_a_checksum_is_of_shape_and_of_each_text():
+    assert record.checksum(np.zeros((2, 3))) != record.checksum(np.zeros((3, 2)))
+    assert record.checksum(np.array(["ab", "c"])) != record.checksum(np.array(["a", "bc"]))
 
 
 def test_a_foreign_file_is_refused_by_name(make_run, tmp_path):

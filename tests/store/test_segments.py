@@ -30,6 +30,24 @@ def hidden(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(("first", "other"), [("axb", "a.b"), ("a-000003", "a"), (".", "%2E")])
+def test_runs_of_names_that_look_alike_are_counted_by_themselves(make_run, tmp_path, first, other):
+    for _ in range(2):
+        Segments(tmp_path).append(make_run(first))
+    path = Segments(tmp_path).append(make_run(other, seed=1))
+    assert path.stem.endswith("-000000")
+    assert len(Segments(tmp_path).pieces(other)) == 1
+
+
+def test_names_count_on_from_the_last_whatever_is_missing_and_however_many_there_are(make_run, tmp_path):
+    gone = Segments(tmp_path).append(make_run(steps=[0], status="running"), number=0)
+    Segments(tmp_path).append(make_run(steps=[1], status="running"), number=999_999)
+    gone.unlink()
+    for step in (2, 3):
+        last = Segments(tmp_path).append(make_run(steps=[step], status="running"))
+    assert last.stem == "run-1000001"
+
+
 def test_default_names_count_on(make_run, tmp_path):
     first = Segments(tmp_path / "new" / "store")
     assert first.names() == []
