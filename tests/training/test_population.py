@@ -513,6 +513,13 @@ def test_rules_that_cannot_stand_side_by_side_are_refused(other: dict[str, Any])
         train_population([*specs(1, rule="dfa"), *specs(1, **other)])
 
 
+def test_runs_that_freeze_other_layers_or_learn_feedback_in_one_stand_apart() -> None:
+    with pytest.raises(SpecError, match=r"they differ in frozen \(\('1\.\*',\), \(\)\)"):
+        check([*specs(1, frozen=("1.*",)), *specs(1)])
+    with pytest.raises(SpecError, match=r"cannot stand side by side: .*kolen_pollack"):
+        check([*specs(1, rule="fa"), *specs(1, rule={"1": "fa", "*": "kolen_pollack"})])
+
+
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_every_rule_has_a_place_in_a_population(rule: str) -> None:
     assert stacking.family(RunSpec(rule=rule))
