@@ -118,6 +118,21 @@ def test_what_a_recorder_was_told_of_its_run_is_a_condition(runs, seeds, given, 
     assert as_runs(as_runs(fa)).attrs["differing"] == as_runs(fa).attrs["differing"]
 
 
+def test_a_coordinate_that_parts_the_runs_of_one_rule_alone_is_a_condition_and_one_that_all_share_is_none():
+    about = {
+        "run_id": list("abcdef"),
+        "rule": ["bp"] * 2 + ["fa"] * 4,
+        "seed": [0, 1] * 3,
+        "depth": [1, 1, 1, 1, 2, 2],
+        "width": [5] * 6,
+    }
+    coords = {name: ("run", values) for name, values in about.items()} | {"step": [0]}
+    runs = xr.Dataset({"loss": (("run", "step"), np.ones((6, 1)))}, coords)
+    assert as_runs(runs).attrs["differing"] == ["depth"]
+    one = as_runs(runs).isel(run=[0, 1, 2, 3])  # of the parted runs some were left out
+    assert as_runs(one).attrs["differing"] == []
+
+
 @pytest.mark.parametrize("texts", [("net: 3 layers: relu", "net: 4 layers: relu"), ("wide", "narrow")])
 def test_a_users_attribute_called_spec_may_be_any_text(texts, runs):
     """It was an error of the YAML reader's, or left coordinates unseen, so that noises were averaged."""
