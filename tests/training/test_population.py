@@ -381,13 +381,15 @@ def test_a_member_that_diverges_ends_and_leaves_the_others_alone() -> None:
         assert together["step"].values.tolist() == own["step"].values.tolist()
 
 
-def test_whose_weights_overflow_in_the_last_step_is_told_from_those_beside_it_in_a_smaller_network() -> None:
+def test_whose_weights_or_losses_overflow_in_the_last_step_is_told_from_those_beside_it_in_a_smaller_network() -> (
+    None
+):
     first, *_ = of_rates = [
-        RunSpec(task="xor", hidden=(4,), steps=2, record_every=0, lr=lr) for lr in (1e25, 0.1, 1e20)
+        RunSpec(task="xor", hidden=(4,), steps=2, record_every=0, lr=lr) for lr in (1e25, 0.1, 1e20, 1e12)
     ]
     assert train(first).last_step == 1  # so that the others go on by themselves
     found = [(str(run["status"].values), int(run["last_step"])) for run in train_population(of_rates)]
-    assert found == [("diverged", 1), ("finished", 2), ("diverged", 2)]
+    assert found == [("diverged", 1), ("finished", 2), ("diverged", 2), ("diverged", 2)]
 
 
 def with_a_poisoned_sample() -> Task:
