@@ -314,7 +314,9 @@ def test_members_whose_learning_feedback_has_no_decay_are_told_of() -> None:
         train_population(specs(2, **fields, weight_decay=0.1))
 
 
-def test_images_and_their_three_splits_are_evaluated_alike() -> None:
+@pytest.mark.parametrize("at_once", [10, 256])
+def test_images_and_their_three_splits_are_evaluated_alike(at_once: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr("alignlab.training.population.EVALUATED_AT_ONCE", at_once)  # of 24
     members = specs(
         task="mnist_small", loss="task", batch_size=8, sampling="epochs", steps=5, rule="fa", lr=0.001
     )
@@ -421,6 +423,16 @@ def test_the_global_random_state_stays() -> None:
     before = torch.get_rng_state()
     train_population(specs(2, rule="rerandomised", steps=3))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_members_without_a_largest_norm_have_none_beside_those_with_one() -> None:
+    members = [
+        RunSpec(task="xor", hidden=(4,), steps=3, record_every=1, lr=1e-3, weight_scale=1e4, clip=clip)
+        for clip in (None, 1.0)
+    ]
+    for spec, together in zip(members, train_population(members), strict=True):
+        same_record(together, alone := train(spec))
+        assert float(alone["gradient_norm"].min()) > 1e3
 
 
 class Lonely(Rule):
