@@ -147,6 +147,14 @@ class Bench:
         loss = self.claim.outcome.split("_")[0] + "_loss"
         return np.array([self.final(spec)[f"initial {loss}"] for spec in specs])
 
+    def first_norms(self, specs: Sequence[RunSpec]) -> Outcomes:
+        """Each layer's weight norm before the first step, (n, layers); (n, 0) where the runs recorded nothing."""
+        runs = [self.dataset(spec) for spec in specs]
+        norms = [
+            run["weight_norm"].transpose("step", "layer")[0] if "weight_norm" in run else [] for run in runs
+        ]
+        return np.array(norms, np.float64)
+
     def gained(self, specs: Sequence[RunSpec]) -> Outcomes:
         """By how much each run's outcome is better than before training; 0 where it diverged."""
         metric = self.claim.outcome

@@ -169,15 +169,32 @@ def _divergence(bench: Bench, difference: Any) -> list[Check]:
 def _unlike(bench: Bench) -> list[str]:
     """A caveat where arms of one seed begin at other weights, which a rule may set and no exchange of steps undoes."""
     claim = bench.claim
-    begun = np.stack([bench.begun(bench.specs(arm)) for arm in (claim.treatment, claim.baseline)])
-    apart = np.abs(begun[0] - begun[1])
-    if not (apart > ALIKE * np.abs(begun).max(0)).any():
+    specs = [bench.specs(arm) for arm in (claim.treatment, claim.baseline)]
+    differ = _losses_apart(*map(bench.begun, specs)) or _norms_apart(*map(bench.first_norms, specs))
+    if not differ:
         return []
     return [
-        f"{claim.treatment.label} and {claim.baseline.label} do not begin alike: before the first step their losses differ by "
-        f"up to {apart.max():.3g} on one seed. What is claimed for a rule may be owed to other initial weights; of these, "
+        f"{claim.treatment.label} and {claim.baseline.label} do not begin alike: before the first step {differ}. "
+        "What is claimed for a rule may be owed to other initial weights; of these, "
         "magnitude, global_magnitude and feedback_scale count half as direction and half as size, for all their runs have them"
     ]
+
+
+def _losses_apart(t: Any, b: Any) -> str:
+    """By how much losses (n,) of two arms differ, in words; none where they do not."""
+    apart = np.abs(t - b)
+    if not (apart > ALIKE * np.maximum(np.abs(t), np.abs(b))).any():
+        return ""
+    return f"their losses differ by up to {apart.max():.3g} on one seed"
+
+
+def _norms_apart(t: Any, b: Any) -> str:
+    """The same of weights, whose recorded norms are (n, layers): one layer louder and the next one softer is the same loss."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = np.exp(np.abs(np.log(t / b)))
+    if not (factor > 1 + ALIKE).any():  # nor where either was not recorded
+        return ""
+    return f"their losses agree, but the norms of a layer's weights differ by up to a factor of {np.nanmax(factor):.3g}"
 
 
 def _caveats(bench: Bench, controls: Sequence[Control]) -> list[str]:

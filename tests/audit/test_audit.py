@@ -259,6 +259,34 @@ def test_what_other_initial_weights_do_is_told_to_count_half_as_direction_and_ha
     assert "magnitude, global_magnitude and feedback_scale count half as dir" in result.verdict.caveats[0]
 
 
+class OtherShares(al.rules.Rule):
+    """Backprop from the same function, its first layer four times as loud and its last a quarter."""
+
+    name = "other_shares"
+    uses_feedback = False
+
+    def start(self, layer):
+        if layer.in_features == 2:
+            layer.weight.data.mul_(4.0)
+            layer.bias.data.mul_(4.0)
+        elif layer.out_features == 2:
+            layer.weight.data.div_(4.0)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_other_initial_weights_of_the_same_function_are_told_where_norms_were_recorded(
+    recorded, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(al.rules.RULES, "other_shares", OtherShares)
+    setup = CLAIM.setup | {"steps": 4, "hidden": (10,), "record_every": 1 if recorded else 0}
+    claim = CLAIM.changed(treatment=al.Arm(rule="other_shares"), seeds=range(2), setup=setup)
+    result = al.audit(claim, [al.controls.Placebo()], store=tmp_path / "store")
+    told = [caveat for caveat in result.verdict.caveats if "begin alike" in caveat]
+    assert [
+        "losses agree, but the norms of a layer's weights differ by up to a factor of 4." in c for c in told
+    ] == ([True] if recorded else [])
+
+
 def test_one_seed_that_begins_at_other_weights_is_enough_to_be_told(monkeypatch, tmp_path):
     begun = iter([np.array([2.0, 2.0]), np.array([2.0, 2.5])])
     monkeypatch.setattr(Bench, "begun", lambda bench, specs: next(begun))
@@ -294,6 +322,7 @@ def test_starts_are_unlike_by_more_than_rounding_whatever_the_size_of_the_loss(
     first = 2e-4 if other < 1 else 1000.0
     begun = iter([np.array([first]), np.array([other])])
     monkeypatch.setattr(Bench, "begun", lambda bench, specs: next(begun))
+    monkeypatch.setattr(Bench, "first_norms", lambda bench, specs: np.ones((1, 2)))
     assert bool(_unlike(Bench(CLAIM, tmp_path))) is told
 
 
