@@ -128,6 +128,15 @@ class Search:
         """The value with the best mean validation score."""
         return max(self.scores, key=lambda value: float(np.mean(self.scores[value])))
 
+    def missed(self) -> tuple[Value, float]:
+        """Which value the tuning runs favour in a training outcome of the claim, and by how much it is ahead of :attr:`best` in
+        that. Validation does not estimate it; a test outcome it does, so that there is nothing to tell but luck."""
+        if not self.bench.claim.outcome.startswith("train"):
+            return self.best, 0.0
+        means = {value: float(self.bench.values(self.specs(value)).mean()) for value in self.scores}
+        favoured = max(means, key=lambda value: means[value])
+        return favoured, means[favoured] - means[self.best]
+
     @property
     def inside(self) -> bool:
         """Whether the optimum lies inside the grid."""

@@ -110,8 +110,26 @@ class Searches:
     def _checked(self) -> str:
         return "grid edge" if self.grid.field == "lr" else f"grid edge, {self.grid.word}s"
 
-    def caveat(self) -> str:
-        """What the intervals leave out."""
+    def caveats(self) -> list[str]:
+        """What the intervals leave out, and which arms would do better in the claim's own outcome at another choice."""
+        return [
+            self._left_out(),
+            *(told for arm in zip(*self.studies, strict=True) for told in self._missed(arm)),
+        ]
+
+    def _missed(self, searches: Sequence[Search]) -> list[str]:
+        """A caveat where validation chose, for an arm in some study, what is worse by more than m in a training outcome."""
+        claim = self.bench.claim
+        search, (value, ahead) = max(((s, s.missed()) for s in searches), key=lambda one: one[1][1])
+        if ahead <= claim.smallest_effect:
+            return []
+        return [
+            f"{search.metric} chose the {self.grid.word} {told(search.best)} for {search.arm.label}; {claim.outcome} would "
+            f"choose {told(value)}, where it is better by {ahead:.3g} (on the tuning seeds): what is left against an arm at "
+            f"its choice may be owed to the {self.grid.word} all the same"
+        ]
+
+    def _left_out(self) -> str:
         seeds, studies = self.bench.claim.tuning_seeds, len(self.studies)
         if studies == 1:
             return (

@@ -129,6 +129,33 @@ def test_one_study_is_what_it_was():
     assert one.digest() != STUDIES.digest()
 
 
+def overfitting(spec, metric):
+    """bp is best by validation at 0.1, and by training at 1, by 2; sign_sync at 0.1 by both."""
+    log = np.log10(spec.lr)
+    return 2 * log if spec.rule == "bp" and metric is None else -abs(log + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({}, True), ({"smallest_effect": 2.0}, False), ({"outcome": "test_loss"}, False)]
+)
+@pytest.mark.parametrize("studies", [1, 3])
+def test_a_choice_by_validation_that_training_would_not_make_is_told_with_what_it_costs_there(
+    studies, change, told
+):
+    class Bench(KnownBench):
+        def values(self, specs, metric=None):
+            return np.array([overfitting(spec, metric) for spec in specs])
+
+    claim = STUDIES.model_copy(update={"tuning_studies": studies} | change)
+    _, *caveats = Tuning().apply(Bench(claim, None), np.arange(6.0), np.zeros(6)).caveats
+    assert len(caveats) == told
+    assert all(
+        "validation_loss chose the learning rate 0.1 for bp; train_loss would choose 1, where it is better by 2 ("
+        in c
+        for c in caveats
+    )
+
+
 def test_several_studies_say_what_they_still_leave_out():
     (caveat,) = found_on(STUDIES)[0].caveats
     assert "in 3 independent studies of 2 tuning seeds each" in caveat

@@ -46,7 +46,7 @@ class BestAgainstBest(Control):
         samples = self.samples(
             searches.averaged(left), searches.averaged(given), removed, searches.study_size
         )
-        found = Finding(samples, searches.checks(), caveats=[searches.caveat()], details=searches.details())
+        found = Finding(samples, searches.checks(), caveats=searches.caveats(), details=searches.details())
         arms = (bench.claim.treatment, bench.claim.baseline)
         found.curves = {
             f"{arm.label}, {self.chosen}": name for arm, name in zip(arms, (WITHOUT, GIVEN), strict=True)
