@@ -7,6 +7,7 @@ effect that matters, and "explained" never means more than "no advantage above m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from alignlab.audit.evidence import Check, ControlEvidence, Evidence
@@ -129,6 +130,8 @@ def _rest(c: ControlEvidence, m: float) -> str:
         return f"{left} is no more than m, but {_why_not_sufficient(c, m)}"
     if c.necessity.low > 0:
         return f"{left} is left"
+    if c.necessity.tied:
+        return f"{left}, so that it stays open whether more is left than that"
     return f"{left} may be left, and is not told from 0"
 
 
@@ -150,7 +153,10 @@ def _why_undecided(c: ControlEvidence, m: float) -> str:
 
 def _span(i: Interval) -> str:
     if i.tied and i.unbounded:
-        return f"{i.estimate:+.3g} (all {i.n} differences are equal, and so few seeds cannot tell)"
+        enough = math.ceil(1 - math.log2(i.alpha))  # 2^(1 − n) ≤ alpha, see statistics.paired
+        return (
+            f"{i.estimate:+.3g} (all {i.n} differences are equal, and so few seeds cannot tell: {enough} can)"
+        )
     return f"{i:+.3g}"
 
 

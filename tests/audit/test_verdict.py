@@ -259,6 +259,20 @@ def test_partly_explained_names_the_control_that_removes_everything_and_says_why
     assert "was not measured" in decide(evidence(unknown)).text
 
 
+@pytest.mark.parametrize(("controls", "enough"), [(1, 6), (2, 7)])
+def test_controls_that_leave_exactly_nothing_on_too_few_seeds_say_how_many_could_tell(controls, enough):
+    """Sign flips reject at 2^(1 − n): 0.0625 with 5 seeds, 0.03125 with 6, 0.0156 with 7."""
+    nothing = [0.0] * 5
+    said = f"Without k0 N = +0 (all 5 differences are equal, and so few seeds cannot tell: {enough} can), so that it stays open"
+    total = [0.1, 0.12, 0.09, 0.11, 0.1]
+    table = gather(total, [ControlSamples(f"k{i}", nothing, nothing) for i in range(controls)], 0.01)
+    verdict = decide(table)
+    assert verdict.kind == "partly_explained"
+    assert said in verdict.text
+    samples = [ControlSamples(f"k{i}", [0.0] * enough, [0.0] * enough) for i in range(controls)]
+    assert decide(gather((total * 2)[:enough], samples, 0.01)).kind == "explained_by"
+
+
 def test_supported_admits_when_little_is_left():
     assert "no more than m = 0.1 is left" not in decide(evidence(control(**SURVIVES))).text
     little = control("noise", without=(0.02, 0.08), given=None, removed=(0.05, 1.0))
@@ -356,7 +370,7 @@ def test_two_equal_differences_decide_nothing_and_the_verdict_says_why():
     table = gather([0.25] * 2, [ControlSamples("magnitude", [0.25] * 2, [0.25] * 2)], 0.02)
     verdict = decide(table)
     assert verdict.kind == "not_reproduced"
-    assert "T = +0.25 (all 2 differences are equal, and so few seeds cannot tell)" in verdict.text
+    assert "T = +0.25 (all 2 differences are equal, and so few seeds cannot tell: 6 can)" in verdict.text
     assert "leave it open" in verdict.text
     assert Evidence.from_dict(json.loads(json.dumps(table.to_dict(), allow_nan=False))) == table
 
