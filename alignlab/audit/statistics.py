@@ -183,7 +183,9 @@ def tost(differences: Sequence[float] | NDArray[Any], margin: float, alpha: floa
 
     p = max(P(mean ≤ −margin), P(mean ≥ +margin)) by the method of `paired`, below 20 seeds the t-test;
     equivalent iff the interval of `paired` at 1 − 2 alpha lies within ±margin, that is iff p ≤ alpha. Failing
-    is no proof of a difference. Differences that are all equal, all 0 too, have p = 2^(−n) inside ±margin: four
+    is no proof of a difference. Of a true mean on the margin "equivalent" is said in 5 % of normal samples; where a
+    long tail leads out of ±margin, in 23 % of 5 lognormal differences (σ = 1) and 17 % of 19 (of exponential ones 16
+    and 11). Differences that are all equal, all 0 too, have p = 2^(−n) inside ±margin: four
     of them show no equivalence at 0.05, five do. Units: those of the differences. Errors: ValueError for a
     margin that is not positive, and for alpha ≥ ½.
 
