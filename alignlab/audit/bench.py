@@ -56,7 +56,7 @@ class Bench:
         phase: Phase | None = None,
     ) -> None:
         self.claim, self.store = claim, Path(store)
-        self._folder = self.store.absolute()  # the caller may go elsewhere meanwhile
+        self.folder = self.store.absolute()  # the caller may go elsewhere meanwhile
         self._open = ExitStack()
         self.workers = self._open.enter_context(opened(workers))
         self.computed = 0
@@ -85,7 +85,7 @@ class Bench:
 
     def run(self, what: str, specs: Sequence[RunSpec]) -> None:
         """Have all ``specs`` in the store; ``what`` is shown as progress."""
-        sweep = Sweep(specs, self._folder)
+        sweep = Sweep(specs, self.folder)
         with self._phase(what, len(sweep.missing())) as notify:
             self.computed += sweep.run(self.workers, notify=notify)
         self._names |= sweep.names
@@ -182,7 +182,7 @@ class Bench:
         return self._record(spec).to_dataset()
 
     def _record(self, spec: RunSpec) -> Record:
-        segments, name = Segments(self._folder), self._names[spec]
+        segments, name = Segments(self.folder), self._names[spec]
         record = segments.read_record(name)
         check_stored(spec, record.attrs.get("spec_hash"), segments.file(name))
         return record

@@ -35,8 +35,9 @@ MARKS = {True: "✓", False: "✗", None: "–"}
 class AuditResult:
     """``verdict`` with its ``evidence``. ``runs``: name in the store of every run, by group; ``kinds`` and ``arms``: what each
     group is for, and which arm it is of (:class:`alignlab.audit.bench.Group`). ``outcomes``: final values of the
-    claim's outcome by group and seed, as measured (not oriented). ``computed``: how many runs this call had to compute.
-    ``continuous``: whether runs that end alike computed the same (:attr:`alignlab.audit.bench.Bench.continuous`).
+    claim's outcome by group and seed, as measured (not oriented). ``store``: as it was given; ``folder``: its absolute path,
+    for the caller may go elsewhere. ``computed``: how many runs this call had to compute. ``continuous``: whether runs that end
+    alike computed the same (:attr:`alignlab.audit.bench.Bench.continuous`).
     ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, the groups
     behind it, and what they are called in its learning curves. N sets "treatment without it" against the baseline as claimed
     (of controls that choose settings, as ``tuning``: against "baseline given it"), S the treatment as claimed against
@@ -52,15 +53,12 @@ class AuditResult:
     arms: dict[str, str]
     details: dict[str, Any]
     store: Path
+    folder: Path
     computed: int
     continuous: bool = False
     provenance: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     curves: dict[str, dict[str, str]] = field(default_factory=dict)
-    _folder: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_folder", self.store.absolute())  # the caller may go elsewhere
 
     def __repr__(self) -> str:
         """In a line; all that it holds would be pages."""
@@ -121,7 +119,7 @@ class AuditResult:
     @cached_property
     def all_runs(self) -> xr.Dataset:
         """Every run of the store, on the dim ``run``."""
-        return open_all(self._folder)
+        return open_all(self.folder)
 
     def select(self, *groups: str) -> xr.Dataset:
         """The runs of some groups, with the group's name as the coordinate ``arm``."""

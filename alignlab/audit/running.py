@@ -138,6 +138,7 @@ def _audited(bench: Bench, controls: Sequence[Control]) -> AuditResult:
             if finding.details
         },
         store=bench.store,
+        folder=bench.folder,
         computed=bench.computed,
         continuous=bench.continuous,
         provenance=_provenance(claim),

@@ -1,6 +1,8 @@
 """Audits from end to end on a task of seconds: real runs, real verdicts, nothing run twice."""
 
+import dataclasses
 import json
+import pickle
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -78,13 +80,15 @@ def test_an_audit_keeps_to_its_store_wherever_the_script_goes(tmp_path, monkeypa
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     claim = CLAIM.model_copy(update={"seeds": (0, 1)})
-    al.audit(claim, CONTROLS, store="runs", phase=phase)
+    first = al.audit(claim, CONTROLS, store="runs", phase=phase)
     assert not any((tmp_path / "elsewhere").iterdir())
+    assert first.all_runs.sizes["run"] == len(first.run_names)
     monkeypatch.chdir(tmp_path)
     again = al.audit(claim, CONTROLS, store="runs")
     assert again.computed == 0
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert again.all_runs.sizes["run"] == len(again.run_names)
+    for one in (again, dataclasses.replace(again, computed=1), pickle.loads(pickle.dumps(again))):
+        assert one.all_runs.sizes["run"] == len(again.run_names)
     assert "runs in runs" in repr(again)
 
 
