@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.probes import resuming
-from alignlab.probes.compiled import tell_if_compiled
+from alignlab.probes.compiled import tell_if_compiled, unwrapped
 from alignlab.probes.metadata import run_attrs, run_coords
 from alignlab.probes.probe import Probe, checked
 from alignlab.probes.recording import Recording
@@ -25,6 +25,7 @@ from alignlab.probes.resuming import RunState
 from alignlab.probes.schedule import Schedule, every, log_spaced
 from alignlab.probes.selection import Wanted, learning_rates, select_layers
 from alignlab.probes.stepping import Steps
+from alignlab.probes.unobserved import tell_of_unobserved
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,6 +76,8 @@ class Recorder:
         self.probes = checked(probes, coords or {})
         self.schedule: Schedule = every(1) if schedule is None else schedule
         self.layers = select_layers(model, layers)
+        if layers is None:
+            tell_of_unobserved(unwrapped(model), optimizer, stacklevel=2)
         if not learning_rates(optimizer, self.layers):
             raise ValueError(
                 f"the optimizer trains none of the observed layers ({', '.join(self.layers)}): is it the model's?"
@@ -195,10 +198,10 @@ class Recorder:
             return
         self._steps.end()
         self._note_progress()
-        if status == "finished":
-            self._steps.tell_of_last(stacklevel=3)
         lost = self._recording.lost or not _finite(self.model)
         self._recording.end("diverged" if status == "finished" and lost else status)
+        if status == "finished":
+            self._steps.tell_of_last(stacklevel=3)  # after all is written: a warning may be an error
 
     def to_dataset(self) -> xr.Dataset:
         """Everything recorded so far, as an ``xarray.Dataset`` on (step, layer, mode) with the run's coordinates and attrs."""

@@ -14,7 +14,6 @@ from torch.nn.parameter import is_lazy
 from alignlab.probes.compiled import unwrapped
 from alignlab.probes.errors import ProbeError
 from alignlab.probes.geometry import MEASURABLE
-from alignlab.probes.unobserved import tell_of_unobserved
 from alignlab.probes.uses import parameter_of, weights_behind
 from alignlab.rules.convertible import ROOT, is_sharded
 from alignlab.rules.hosts import hosted_parameters
@@ -25,8 +24,6 @@ Wanted = Sequence[str] | Callable[[str, nn.Module], bool] | None
 def select_layers(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     """The layers (of the kinds that can be measured) of ``model`` that ``wanted`` names, in the model's order."""
     chosen = _chosen(model, wanted)
-    if wanted is None:
-        tell_of_unobserved(unwrapped(model), stacklevel=3)
     if lazy := [name for name, layer in chosen.items() if any(map(is_lazy, weights_behind(layer)))]:
         raise ValueError(
             f"{', '.join(lazy)}: the weight gets its shape in the first call of the layer: call model(x) once before"

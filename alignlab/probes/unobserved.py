@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -14,21 +15,19 @@ FEW = 0.1  # of the weights that learn: tables of positions, a gate
 LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 
 
-def tell_of_unobserved(model: nn.Module, stacklevel: int) -> None:
-    """Warn if modules of ``model`` that are no layers to a probe hold more than a few of its weights (matrices) that learn."""
-    modules, lead = dict(model.named_modules()), int(runs_of(model) is not None)
-    known = {id(p): p for m in modules.values() if isinstance(m, MEASURABLE) for p in m.parameters()}
-    seen = known.keys() | {
-        id(p) for m in modules.values() if isinstance(m, LOOKED_UP) for p in m.parameters()
-    }
+def tell_of_unobserved(model: nn.Module, optimizer: torch.optim.Optimizer, stacklevel: int) -> None:
+    """Warn if modules of ``model`` that are no layers to a probe hold more than a few of the weights that learn."""
+    sizes = _trained(optimizer, lead=int(runs_of(model) is not None))
+    measured = _parameters(m for m in model.modules() if isinstance(m, MEASURABLE))
+    seen = measured | _parameters(m for m in model.modules() if isinstance(m, LOOKED_UP))
     others: dict[str, int] = {}
-    for name, module in modules.items():
-        own = {id(p): p for p in module._parameters.values() if p is not None and id(p) not in seen}
-        if size := _matrices(own.values(), lead):
+    for name, module in model.named_modules():
+        own = {id(p) for p in module._parameters.values()} - seen
+        if size := sum(sizes.get(p, 0) for p in own):
             others[f"{name or 'the model itself'} ({type(module).__name__})"] = size
-        seen |= own.keys()
-    total = sum(others.values()) + _matrices(known.values(), lead)
-    if not others or sum(others.values()) <= FEW * total:
+        seen |= own
+    total = sum(others.values()) + sum(sizes.get(p, 0) for p in measured)
+    if sum(others.values()) <= FEW * total:
         return
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     warnings.warn(
@@ -39,7 +38,15 @@ def tell_of_unobserved(model: nn.Module, stacklevel: int) -> None:
     )
 
 
-def _matrices(parameters: Iterable[nn.Parameter], lead: int) -> int:
-    """How many numbers the matrices that learn hold; the first ``lead`` dimensions are of runs, not of matrices."""
-    learning = (p for p in parameters if p.requires_grad and not is_lazy(p))
-    return sum(p.numel() for p in learning if sum(size > 1 for size in p.shape[lead:]) > 1)
+def _trained(optimizer: torch.optim.Optimizer, lead: int) -> dict[int, int]:
+    """How many numbers each matrix that learns holds; the first ``lead`` dimensions are of runs, not of matrices."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
+    return {
+        id(p): p.numel()
+        for p in parameters
+        if not is_lazy(p) and sum(size > 1 for size in p.shape[lead:]) > 1
+    }
+
+
+def _parameters(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(p) for module in modules for p in module.parameters()}

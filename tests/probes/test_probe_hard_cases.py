@@ -834,6 +834,12 @@ def test_what_is_no_map_or_observed_or_fixed_is_not_missed(inner: nn.Module, rul
 
 
 @pytest.mark.filterwarnings("error")
+def test_what_the_optimizer_does_not_train_is_not_missed() -> None:
+    model = Reading(nn.LSTM(8, 8))
+    assert [*Recorder(model, sgd(model.out), [GradientAngle()]).layers] == ["out"]
+
+
+@pytest.mark.filterwarnings("error")
 def test_layers_that_are_asked_for_are_enough() -> None:
     model = Reading(nn.LSTM(8, 8))
     assert [*Recorder(model, sgd(model), [GradientAngle()], layers="*").layers] == ["out"]

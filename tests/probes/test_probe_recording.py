@@ -316,6 +316,19 @@ def test_a_loop_that_goes_on_with_another_optimizer_is_told_where_its_record_end
     assert [w.filename for w in told] == [__file__]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_record_is_written_where_the_warning_of_its_end_is_an_error(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    recorder = Recorder(model, old := torch.optim.SGD(model.parameters()), [EffectiveLR()], path=tmp_path)
+    recorder.attach()
+    _stepped(old, model, 3)
+    _stepped(torch.optim.SGD(model.parameters()), model, 20)
+    with pytest.raises(UserWarning, match="went on changing after step 2"):
+        recorder.detach()
+    stored = open_runs(tmp_path)
+    assert (stored["status"].item(), stored.sizes["step"]) == ("finished", 3)
+
+
 def test_best_weights_put_back_after_the_last_step_are_no_optimizers() -> None:
     model = torch.nn.Linear(3, 2)
     best = {key: value.clone() for key, value in model.state_dict().items()}
