@@ -41,7 +41,7 @@ class AuditResult:
     ``controls``: those that were applied, which need not be those that the claim names. ``curves``: by control, the groups
     behind it, and what they are called in its learning curves. N sets "treatment without it" against the baseline as claimed
     (of controls that choose settings, as ``tuning``: against "baseline given it"), S the treatment as claimed against
-    "baseline given it"."""
+    "baseline given it"; those of ``alignment``: :class:`alignlab.audit.controls.Alignment`."""
 
     claim: Claim
     verdict: Verdict

@@ -156,14 +156,31 @@ def test_an_own_rate_next_to_the_edge_does_not_make_the_grid_grow_by_less_than_i
     assert found.details["bp"]["learning_rates"] == [0.01, 0.1, 0.9, 1.0, 10.0, 100.0]
 
 
-@pytest.mark.parametrize(("own", "lowest"), [(0.002, 0.002), (1e-5, 0.001)])
+@pytest.mark.parametrize(("own", "lowest"), [(0.002, [0.001, 0.002]), (1e-5, [0.001]), (9.99e-4, [0.001])])
 def test_an_own_rate_far_beyond_the_grid_leaves_no_hole_in_it(own, lowest):
     """Beside 1e-5 and 0.01, of which the latter is better, 0.001 would not be tried."""
     claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, "lr": own}})
     bench = KnownBench(claim, parabola(0.008, 1.0))
     found = Tuning().apply(bench, *claimed(bench))
-    assert found.details["bp"]["learning_rates"] == [lowest, 0.01, 0.1, 1.0]
+    assert found.details["bp"]["learning_rates"] == [*lowest, 0.01, 0.1, 1.0]
     assert all(check.passed for check in found.checks)
+
+
+@pytest.mark.parametrize("own", [0.0099, 1.01])
+def test_an_own_rate_next_to_an_edge_does_not_stand_for_what_lies_beyond_it(own):
+    """A step beyond it is far better, and beside it, by chance, a little worse than on it."""
+    best = 0.001 if own < 0.01 else 10.0
+    claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, "lr": own}})
+    bench = KnownBench(claim, lambda spec: -2.0 if spec.lr == own else parabola(best, 1.0)(spec))
+    found = Tuning().apply(bench, *claimed(bench))
+    assert found.details["bp"]["best_lr"] == pytest.approx(best)
+
+
+def test_an_own_rate_a_rounded_step_below_the_grid_joins_it_as_one_above_does():
+    grid = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
+    for own in (0.000316, 3.16):
+        claim = CLAIM.model_copy(update={"setup": {**CLAIM.setup, "lr": own}, "learning_rates": grid})
+        assert Tuning().grid(claim).values == tuple(sorted((*grid, own)))
 
 
 @pytest.mark.parametrize("control", [Magnitude(), Tuning()])

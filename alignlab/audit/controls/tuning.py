@@ -7,6 +7,8 @@ optimum on the grid's edge extends the grid by its own factor, and invalidates t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from alignlab.audit.claim import Claim
 from alignlab.audit.controls.choosing import BestAgainstBest
 from alignlab.audit.search import Grid
@@ -30,9 +32,14 @@ class Tuning(BestAgainstBest):
 
     def grid(self, claim: Claim) -> Grid:
         """The claim's grid, and of both arms' own rates those within a step of it: beside what a grid happens to hold, a well
-        chosen rate of an arm's own would seem more than a rate. One further out would leave a hole that no edge tells of."""
+        chosen rate of an arm's own would seem more than a rate. One further out would leave a hole that no edge tells of; and
+        with one beyond an edge goes the whole step, beside which a rate next to the edge tells nothing of what lies there."""
         rates, arms = claim.learning_rates, (claim.treatment, claim.baseline)
-        factor = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
-        own = (claim.spec(arm, claim.seeds[0]).lr for arm in arms)
-        near = {lr for lr in own if rates[0] / factor <= lr <= rates[-1] * factor}
-        return Grid("lr", tuple(sorted({*rates, *near})), "learning rate", "lr", ratio=factor)
+        grid = Grid(
+            "lr", rates, "learning rate", "lr", ratio=(rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
+        )
+        beyond = grid.edges(rates)
+        low, high = beyond[rates[0]], beyond[rates[-1]]
+        near = {lr for arm in arms if low <= (lr := claim.spec(arm, claim.seeds[0]).lr) <= high}
+        steps = [low] * any(lr < rates[0] for lr in near) + [high] * any(lr > rates[-1] for lr in near)
+        return replace(grid, values=tuple(sorted({*rates, *near, *steps})))
