@@ -68,7 +68,9 @@ def _union(dim: str, values: Sequence[Array]) -> Array:
     if dim != "layer":
         return np.unique(np.concatenate(values))
     found: list[str] = []
-    for names in values:
+    for names in sorted(
+        values, key=len, reverse=True
+    ):  # the whole net first, which has the order of its parts
         at = len(found)
         for name in reversed(names.tolist()):  # each before the layer that follows it in its run
             if name in found:

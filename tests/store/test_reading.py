@@ -220,6 +220,12 @@ def test_layers_of_nets_of_several_depths_stand_in_their_order(make_run, tmp_pat
     assert_holds(joined, {key: value for run in runs for key, value in cells(run).items()})
 
 
+def test_layers_of_runs_that_recorded_parts_of_a_net_stand_in_its_order(make_run, tmp_path):
+    parts = [("out",), ("fc1",), ("conv", "fc1", "out")]
+    runs = [make_run(f"r{i}", layers=part, seed=i) for i, part in enumerate(parts)]
+    assert open_runs(append_all(tmp_path, *runs)).layer.values.tolist() == ["conv", "fc1", "out"]
+
+
 def test_different_runs_are_joined_by_what_they_have(make_run, tmp_path):
     runs = [
         make_run("b", steps=[0, 10, 20], layers=("fc1", "fc2"), modes=2, seed=1),
