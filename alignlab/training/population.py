@@ -142,10 +142,12 @@ class Population:
     def go(self) -> list[xr.Dataset]:
         """Train; the datasets in the order of the specs."""
         self.recorder.attach()
+        status = "crashed"
         try:
             self._train()
+            status = "diverged" if len(self.ended) == len(self.specs) else "finished"
         finally:
-            self.recorder.detach()
+            self.recorder.detach(status)
             for intervention in self.interventions:
                 intervention.close()
         self._end(self._alive(), self.spec.steps, "finished")

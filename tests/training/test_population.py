@@ -343,6 +343,7 @@ def test_what_is_recorded_of_a_member_that_diverges_ends_with_it() -> None:
         assert str(together["status"].values) == str(alone["status"].values)
 
 
+@pytest.mark.filterwarnings("error:nothing was recorded")
 @pytest.mark.parametrize("beside", [{"lr": 0.02}, {"weight_scale": 1e25}], ids=["others", "nobody"])
 @pytest.mark.parametrize("rule", ["bp", "node_perturbation"])
 def test_a_run_that_ends_before_its_first_step_is_recorded_as_alone(rule: str, beside: Any) -> None:
