@@ -67,8 +67,9 @@ class Magnitude(Control):
         samples = self.samples(y_tb - baseline, treatment - y_bt)
         decomposed = effects(treatment, baseline, y_tb, y_bt, self.labels)
         runs = [*bench.groups[kept].specs, *bench.groups[given].specs]
-        checks = [manipulation_check(bench, runs, self.name)]
-        caveats = idle_caveats(self.name, "exchanged", _worst(bench, runs)[1], TOLERANCE)
+        worst, idle = _worst(bench, runs)
+        checks = [_check(worst, idle, self.name)]
+        caveats = idle_caveats(self.name, "exchanged", idle, TOLERANCE)
         caveats += bias_caveats(claim, self.name)
         return Finding(samples, checks, decomposed, caveats, curves={kept: WITHOUT, given: GIVEN})
 
@@ -92,7 +93,10 @@ def manipulation_check(bench: Bench, specs: list[RunSpec], name: str = Magnitude
     has converged, or those of an error that has cancelled out. A step without a direction, whose gradient is zero, takes no
     size, and does not count; the detail says how much that was.
     """
-    worst, idle = _worst(bench, specs)
+    return _check(*_worst(bench, specs), name)
+
+
+def _check(worst: float, idle: float, name: str) -> Check:
     detail = (
         f"steps differ from the grafted size by {worst:.2g} beyond rounding (mean over the steps by their size, in the worst "
         f"layer of the worst run; tolerance {TOLERANCE:g})"
