@@ -9,6 +9,7 @@ import atexit
 import gc
 import io
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,18 @@ import typer
 
 from alignlab.complaints import ended
 from alignlab.data_commands import data_app
-from alignlab.options import Device, Import, Out, Scheduler, Seed, Workers, imported, start_ahead, where_to
+from alignlab.options import (
+    Device,
+    Import,
+    Out,
+    Scheduler,
+    Seed,
+    Width,
+    Workers,
+    imported,
+    start_ahead,
+    where_to,
+)
 from alignlab.output import draw_runs, make_room, own_name, progress, report, summed_up, write, write_result
 
 app = typer.Typer(
@@ -216,15 +228,20 @@ def study(
 
 @app.command()
 def figures(
-    store: Annotated[Path, typer.Argument(help="A folder that runs were recorded to.")], out: Out = None
+    store: Annotated[Path, typer.Argument(help="A folder that runs were recorded to.")],
+    out: Out = None,
+    width: Width = None,
 ) -> None:
     """Draw what a store's content allows: angles, gains, spectra, curves over training and learning rates.
 
-    Example: alignlab figures runs/fa --out figures/fa
+    Example: alignlab figures runs/fa --out figures/fa --width 85
     """
+    from alignlab.figures import fitted
     from alignlab.store import open_runs
 
-    draw_runs(open_runs(store).load(), out or Path("figures") / own_name(store))
+    runs = open_runs(store).load()
+    with nullcontext() if width is None else fitted(width):
+        draw_runs(runs, out or Path("figures") / own_name(store))
 
 
 @app.command()

@@ -15,6 +15,16 @@ Out = Annotated[
         show_default=False,
     ),
 ]
+Width = Annotated[
+    float | None,
+    typer.Option(
+        "--width",
+        help="Of each figure, in millimetres: a column of a page has about 85, a page 180. By default what they need.",
+        min=60,
+        max=1000,
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(

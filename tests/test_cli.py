@@ -216,6 +216,17 @@ def test_figures_draws_a_store(spec, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "drawn" / "angles.png").stat().st_size > 0
 
 
+def test_figures_of_a_given_width_have_it(spec, tmp_path, monkeypatch, capsys):
+    run(["run", spec, "--out", tmp_path / "out"], monkeypatch)
+    drawing = ["figures", tmp_path / "out" / "store", "--out", tmp_path / "drawn", "--width"]
+    assert run([*drawing, 180], monkeypatch) == 0
+    for name in ("angles", "gains", "learning_curves_train_loss"):
+        assert "<svg" in (svg := (tmp_path / "drawn" / f"{name}.svg").read_text())
+        assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) == pytest.approx(180 / 25.4 * 72)
+    assert run([*drawing, 5], monkeypatch) == 2
+    assert "--width" in capsys.readouterr().err
+
+
 def test_figures_of_two_runs_do_not_replace_each_other(spec, tmp_path, monkeypatch):
     """Every run's store is called store, and so was the folder of its figures."""
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alignlab.figures.spectrum import spectra
     from alignlab.figures.trend import Reference, reported, trends
     from alignlab.figures.tuning import loss_against_lr
+    from alignlab.figures.widths import fitted
 
 __all__ = [
     "Question",
@@ -35,6 +36,7 @@ __all__ = [
     "audit_figures",
     "board",
     "durations",
+    "fitted",
     "forest",
     "gains",
     "learning_curves",
@@ -58,6 +60,7 @@ _HOMES = {
     "audit_figures": "audits",
     "board": "boards",
     "durations": "duration",
+    "fitted": "widths",
     "forest": "evidence",
     "gains": "gain",
     "learning_curves": "learning",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures import contents, groups, lines, scales, style, widths
+from alignlab.figures.finishing import finish
 from alignlab.figures.spectrum import BAR
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.store.shaping import as_runs
@@ -106,7 +107,7 @@ def aligning(
         title = f"{groups.context(data, 'layer')} · clouds: {clouds_of}, each to its scale"
         losses = lines.unplaced([(data, name) for name in LOSSES if name in data], "rule")
         note = f"{lines.note(drawn, False, True)} {losses}".strip()
-        return style.finish(
+        return finish(
             figure, title, _legend(data, {curve.level for curve in drawn}, control, marked), "", note
         )
 
@@ -148,7 +149,7 @@ def _axes(clouds: int) -> tuple[Figure, list[Axes], list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.4, 6.6), layout="constrained")
+    figure = Figure(figsize=(widths.width_of(9.4, 1), 6.6), layout="constrained")
     FigureCanvasAgg(figure)
     halves = figure.add_gridspec(2, 1, height_ratios=(2.0, 4.2))
     squares, grid = halves[0].subgridspec(1, clouds), halves[1].subgridspec(2, 3)
@@ -193,7 +194,7 @@ def _draw_layers(ax: Axes, data: xr.Dataset, name: str) -> list[lines.Curve]:
     drawn = lines.curves(data, name, "layer", layered=True, log=False)
     for curve in drawn:
         lines.draw(ax, replace(curve, steps=curve.steps + 1), look[curve.level], str(curve.level))
-    ax.set_title(style.axis_label(name, WORDS.get(name), width=60), loc="left")
+    ax.set_title(style.axis_label(name, WORDS.get(name), width=widths.letters(60)), loc="left")
     low, high = QUANTITIES[name].low, QUANTITIES[name].high
     if (low, high) == (0, 1):
         ax.set_ylim(-0.03, 1.05)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignlab.figures import contents, groups, lines, style
+from alignlab.figures.finishing import finish
 from alignlab.measures.chance import chance_band
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.store.shaping import as_runs
@@ -66,7 +67,7 @@ def angles(
         _limit(used[0], drawn)
         entries = lines.legend_entries(panels, hue, (curve.level for curve in drawn)) | _legend(bands)
         note = f"{lines.note(drawn, False)} {lines.unseen(data, quantity, hue)}".strip()
-        return style.finish(figure, groups.context(data, hue, col), entries, hue, note)
+        return finish(figure, groups.context(data, hue, col), entries, hue, note)
 
 
 def dimensions(data: xr.Dataset, quantity: str) -> int | None:

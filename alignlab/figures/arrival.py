@@ -9,6 +9,7 @@ import numpy as np
 from alignlab.audit.outcomes import as_stored, sense, steps_to
 from alignlab.audit.shares import share_of
 from alignlab.figures import contents, groups, style
+from alignlab.figures.finishing import finish
 from alignlab.figures.scales import step_axis
 from alignlab.store.shaping import as_runs
 
@@ -53,7 +54,7 @@ def reaching(dataset: xr.Dataset, outcome: str, level: float, *, what: str = "")
         runs = f"{n[0]} run{'s' if n[0] > 1 else ''}" if len(n) == 1 else f"{n[0]} to {n[-1]} runs"
         note = f"{runs} an arm; bands: 95 % Wilson interval. Right: the runs that were ever there; bar: the median of all."
         entries = {text: _entry(look[arm]) for arm, text in style.level_texts(look).items()}
-        return style.finish(figure, groups.context(data, "arm", "layer"), entries, "arm", note)
+        return finish(figure, groups.context(data, "arm", "layer"), entries, "arm", note)
 
 
 def _entry(look: style.Look) -> Artist:

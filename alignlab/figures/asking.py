@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from alignlab.audit.crossfit import tuned
-from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures import contents, groups, lines, scales, style, widths
+from alignlab.figures.finishing import finish
 from alignlab.figures.sweeps import Sweep, final_values, sweeps
 from alignlab.store.shaping import as_runs
 
@@ -87,7 +88,7 @@ def questions(
     log = not (final_values(data, outcome) <= 0).any()  # an error of 0 has no place on a log axis
     found = {sweep.level: sweep for sweep in sweeps(data, outcome, "arm", log)}
     shown = [found[arm] for question in asked for arm in question.arms]
-    columns = min(COLUMNS, len(asked))
+    columns = widths.columns_of(min(COLUMNS, len(asked)), 2.7)
     look = style.looks(list(arms))  # in all panels
     rings = _chosen(data, choose) if choose else _best(shown)
     with style.styled():
@@ -124,7 +125,7 @@ def questions(
         points = f"Points: {lines.mean_name([log])} of {_counted(list(found.values()), data.sizes['run'])}"
         told = f"{points}; bars: 95 % t-interval; rings: an arm's {ringed}. {note}"
         title = groups.context(data, "arm", "lr", "rule", "layer", *data.attrs.get("differing", ()))
-        return style.finish(figure, title, {}, "", told.strip())
+        return finish(figure, title, {}, "", told.strip())
 
 
 def _counted(shown: Sequence[Sweep], runs: int) -> str:

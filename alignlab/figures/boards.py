@@ -13,7 +13,8 @@ import numpy as np
 
 from alignlab.audit.feedback import predicted_angles
 from alignlab.audit.outcomes import layers_with
-from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures import contents, groups, lines, scales, style, widths
+from alignlab.figures.finishing import finish
 from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Shown:
 
     @property
     def title(self) -> str:
-        words = style.axis_label(self.name, width=60)
+        words = style.axis_label(self.name, width=widths.letters(60))
         if self.layer is None:
             return words
         title = f"layer {style.plain(self.layer)}: {words}"
@@ -91,7 +92,7 @@ def board(
     order = _order(data, hue)
     for panel in panels:
         contents.need(_of_layer(data, panel.layer), panel.name)
-    look, drawn, columns = style.looks(order), [], min(columns, len(panels))
+    look, drawn, columns = style.looks(order), [], widths.columns_of(min(columns, len(panels)), 2.8)
     with style.styled():
         figure, axes = style.grid(-(-len(panels) // columns), columns, 3.1, 2.5, sharex=True)
         for ax in axes.flat[len(panels) :]:
@@ -107,7 +108,7 @@ def board(
         title = groups.context(
             data, hue, "layer", "rule", "lr", "feedback_init", *data.attrs.get("differing", ())
         )
-        return style.finish(figure, title, _legend(look, panels), hue, note)
+        return finish(figure, title, _legend(look, panels), hue, note)
 
 
 def _order(data: xr.Dataset, hue: str) -> list[Hashable]:

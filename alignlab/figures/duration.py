@@ -13,6 +13,7 @@ import numpy as np
 
 from alignlab.audit.durations import LevelRatio, duration_ratios
 from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures.finishing import finish
 from alignlab.figures.learning import is_log
 from alignlab.figures.sweeps import sweeps
 from alignlab.measures.quantities import sense
@@ -67,9 +68,7 @@ def durations(
         axes[0, 0].set_ylabel(f"steps of the panel's arm / steps of {style.plain(baseline)}")
         _curves(axes[0, -1], data, outcome)
         title = groups.context(data, "arm", "lr", "layer", "rule", "feedback_init")
-        return style.finish(
-            figure, title, _legend(rates, found, published or {}), "learning rate", _note(found)
-        )
+        return finish(figure, title, _legend(rates, found, published or {}), "learning rate", _note(found))
 
 
 def _ratios(ax: Axes, found: list[LevelRatio], looks: Mapping[Any, style.Look]) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alignlab.audit.multiplicity import coverage
-from alignlab.figures import style
+from alignlab.figures import style, widths
+from alignlab.figures.finishing import finish
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,8 +74,10 @@ def forest(contrasts: xr.Dataset, smallest_effect: float | None = None, title: s
             if isinstance(row, int)
         ]
         width, height = figure.get_size_inches()
-        figure.set_size_inches(width + _label_rows(figure, ax, contrasts, rows), height)
-        return style.finish(figure, title, _legend(sides, m), "", _note(contrasts))
+        width = widths.width_of(width + _label_rows(figure, ax, contrasts, rows), 1)
+        figure.set_size_inches(width, height)
+        words = 0.55 * WIDTH  # under the axis
+        return finish(figure, title, _legend(sides, m), "", _note(contrasts), words)
 
 
 def side(low: float, high: float, smallest_effect: float | None) -> Side:

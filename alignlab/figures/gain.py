@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignlab.figures import contents, groups, lines, style
+from alignlab.figures import contents, groups, lines, style, widths
+from alignlab.figures.finishing import finish
 from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
     data = groups.with_layers(as_runs(dataset), "feedback_gain", hue)
     panels = groups.panels(data, hue, col, layered=True)
     with style.styled():
-        figure, axes = style.grid(len(panels), 2, 3.4, 2.7 if len(panels) == 1 else 2.2, sharey="col")
+        figure, axes = _axes(len(panels))
         several = _several_rates(data)
         rates = _nominal(data, several)
         drawn = []
@@ -69,7 +70,15 @@ def gains(dataset: xr.Dataset, *, hue: str = "layer", col: str | None = None) ->
         ]
         note = " ".join(filter(None, told))
         context = groups.context(data, hue, col, *(["lr"] if several else []))
-        return style.finish(figure, context, entries, hue, note)
+        return finish(figure, context, entries, hue, note)
+
+
+def _axes(panels: int) -> tuple[Figure, np.ndarray]:
+    """A row of two for each panel; those of one panel below each other where a row has no room for them."""
+    if panels == 1 and widths.columns_of(2) == 1:
+        figure, axes = style.grid(2, 1, 3.4, 2.2)
+        return figure, axes.T
+    return style.grid(panels, 2, 3.4, 2.7 if panels == 1 else 2.2, sharey="col")
 
 
 def _several_rates(data: xr.Dataset) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignlab.figures import contents, groups, lines, style
+from alignlab.figures.finishing import finish
 from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def learning_curves(
         entries = lines.legend_entries(panels, hue, [*(curve.level for curve in drawn), *marked])
         told = [lines.note(drawn, log), ZERO * bool(marked), lines.unseen(data, outcome, hue)]
         note = " ".join(filter(None, told))
-        return style.finish(figure, groups.context(data, hue, col, "layer"), entries, hue, note)
+        return finish(figure, groups.context(data, hue, col, "layer"), entries, hue, note)
 
 
 def is_log(data: xr.Dataset, outcome: str) -> bool:

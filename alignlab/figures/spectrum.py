@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures import contents, groups, style
+from alignlab.figures.finishing import finish
 from alignlab.store.shaping import as_runs
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def spectra(
         _colour_bar(figure, used, len(axes), colours, shown)
         most = max(panel.data.sizes["run"] for panel in panels)
         note = f"Each panel shows the eigenvalues of up to {most} runs together." if most > 1 else ""
-        finished = style.finish(figure, title, _legend(data), "", note)
+        finished = finish(figure, title, _legend(data), "", note)
         _settle(finished)
         return finished
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import textwrap
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from alignlab.figures import widths
 from alignlab.measures.quantities import QUANTITIES
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -167,11 +166,12 @@ def styled() -> Iterator[None]:
 
 
 def grid(rows: int, columns: int, width: float, height: float, **sharing: Any) -> tuple[Figure, np.ndarray]:
-    """A figure on its own Agg canvas with rows × columns axes of width × height inches each."""
+    """A figure on its own Agg canvas with rows × columns axes of width × height inches each, or as wide as is given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    width = columns * widths.width_of(width, columns)
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **sharing)
     return figure, axes
@@ -182,8 +182,10 @@ def wrapped(n: int, square: bool = False, share: bool = True) -> tuple[Figure, n
 
     The grid's unused corner is removed, and the axes above it show their own tick labels.
     """
-    columns = 2 if n == 4 else min(n, 3)
+    columns = widths.columns_of(2 if n == 4 else min(n, 3))
     width, height = (4.4, 3.0) if n == 1 else (2.9, 2.3)
+    if widths.given() is not None:
+        width, height = widths.width_of(width, columns), 1.8 if n > 1 else height
     figure, axes = grid(
         -(-n // columns), columns, width, width if square else height, sharex=share, sharey=share
     )
@@ -202,30 +204,3 @@ def present(axes: np.ndarray) -> list[Axes]:
 def bottoms(axes: np.ndarray) -> list[Axes]:
     """The lowest axes of each column."""
     return [present(column[:, None])[-1] for column in axes.T]
-
-
-def finish(figure: Figure, title: str, handles: Mapping[str, Artist], legend_title: str, note: str) -> Figure:
-    """Title above, legend outside to the right, note below; the figure grows by what they need."""
-    width, height = figure.get_size_inches()
-    if handles:
-        legend = figure.legend(
-            list(handles.values()),
-            list(handles),
-            title=legend_title.replace("_", " ").replace("lr", "learning rate"),
-            loc="outside right upper",
-            alignment="left",
-        )
-        box = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-        width += box.width / figure.dpi + 0.1
-        height = max(height, box.height / figure.dpi + 0.5)
-    letters = int(13 * figure.get_figwidth())  # of the panels alone: the legend stands beside the title
-    if title:
-        words = textwrap.fill(title, letters)
-        figure.suptitle(words, x=0.01, ha="left")
-        height += 0.2 + 0.16 * words.count("\n")
-    if note:
-        lines = textwrap.fill(note, int(letters * 1.25))
-        figure.supxlabel(lines, x=0.01, ha="left", fontsize=7.5, color=REFERENCE)
-        height += 0.14 * (lines.count("\n") + 1)
-    figure.set_size_inches(width, height)
-    return figure

@@ -10,6 +10,7 @@ import numpy as np
 
 from alignlab.audit.published import published
 from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures.finishing import finish
 from alignlab.figures.sweeps import final_values
 from alignlab.store.shaping import as_runs
 
@@ -94,7 +95,7 @@ def trends(
                 ax.set_xticks([], minor=True)
             ax.set_xticks(xs, [f"{value:g}" for value in xs])
         title = groups.context(data, hue, col, x, "lr", "layer", "arm", "hidden")
-        return style.finish(
+        return finish(
             figure,
             title,
             _legend(data, look, referred if references else ""),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.figures import contents, groups, lines, scales, style
+from alignlab.figures.finishing import finish
 from alignlab.figures.learning import is_log
 from alignlab.figures.optima import draw_optima
 from alignlab.figures.sweeps import FAR, Sweep, ceiling_of, sweeps
@@ -83,7 +84,7 @@ def loss_against_lr(
         for ax in axes[:, 0]:
             ax.set_ylabel(style.axis_label(outcome, f"final {outcome.replace('_', ' ')}"))
         entries = _legend(panels, hue, found)
-        return style.finish(
+        return finish(
             figure,
             groups.context(data, hue, col, "lr", "layer"),
             entries,

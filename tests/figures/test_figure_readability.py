@@ -1,5 +1,6 @@
 """What every figure has in common, drawn for short and long, small and large, single and many runs."""
 
+import re
 import subprocess
 import sys
 
@@ -128,6 +129,95 @@ def test_every_text_is_on_the_canvas_and_nothing_overlaps(name):
     for axes in panels(figure):
         assert axes.get_xlabel() or axes.get_ylabel() or len(panels(figure)) > 2
     assert len(figure.legends) == 1
+
+
+def several():
+    return armed(synthetic_runs(("bp", "fa", "sign_sync"), range(2), (0.01, 0.05, 0.1), steps=30, layers=2))
+
+
+def of_one_rate():
+    runs = several()
+    return runs.isel(run=runs.lr.values == 0.05)
+
+
+PANELS = {  # of other grids
+    "board": lambda: figures.board(
+        of_one_rate(), [figures.Shown("loss"), figures.Shown("weight_angle", "fc1")]
+    ),
+    "questions": lambda: asked(several(), {"bp": "bp", "fa": "fa"}),
+    "trends": lambda: figures.trends(several(), "lr", {"train_loss": "loss"}, hue="arm"),
+    "durations": lambda: figures.durations(several(), (1.5, 1.2)),
+    "reaching": lambda: figures.reaching(of_one_rate(), "train_loss", 1.5),
+    "aligning": lambda: figures.aligning(only_fa(several()), cloud="fc1"),
+}
+GIVEN = PANELS | {
+    name: FIGURES[name]
+    for name in (
+        "angles of one run",
+        "angles with long names",
+        "angles by rule in panels with long names",
+        "gains with long names",
+        "gains in rows",
+        "gains at one step",
+        "spectra of rules",
+        "learning curves of many rules",
+        "learning curves by rate",
+        "loss against rate",
+        "accuracy against one rate",
+        "forest",
+        "forest with long labels and title",
+    )
+}
+WIDE = {  # no column of a page holds their panels
+    "angles with long names",
+    "gains with long names",
+    "gains in rows",
+    "forest",
+    "forest with long labels and title",
+    "durations",
+    "aligning",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_figure_for_a_page_has_its_width_and_can_be_read(name):
+    with figures.fitted(180):
+        figure = GIVEN[name]()
+    assert_readable(figure)
+    assert figure.get_figwidth() == pytest.approx(180 / 25.4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_figure_for_a_column_can_be_read_or_says_how_much_room_it_needs(name):
+    if name not in WIDE:
+        with figures.fitted(85):
+            figure = GIVEN[name]()
+        assert_readable(figure)
+        assert figure.get_figwidth() == pytest.approx(85 / 25.4)
+        return
+    with (
+        pytest.raises(ValueError, match="a figure of 85 mm has too little room") as refused,
+        figures.fitted(85),
+    ):
+        GIVEN[name]()
+    (enough,) = re.findall(r"about (\d+) mm", str(refused.value))
+    with figures.fitted(int(enough)):
+        assert_readable(GIVEN[name]())
+
+
+@pytest.mark.parametrize("width", [0, -85, 59, float("nan"), 8500, "85", None, True])
+def test_a_width_that_no_page_has_is_refused(width):
+    with pytest.raises(ValueError, match="expected millimetres, 60 to 1000"), figures.fitted(width):
+        raise AssertionError("not refused")
+
+
+def test_a_width_holds_within_its_block_alone():
+    usual = FIGURES["angles of one run"]().get_figwidth()
+    with figures.fitted(180), figures.fitted(85):
+        pass
+    assert FIGURES["angles of one run"]().get_figwidth() == usual
 
 
 BARE = {  # with their legends, if any, within the panels
