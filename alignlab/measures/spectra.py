@@ -114,7 +114,9 @@ def exact_modes(W: Tensor, B: Tensor) -> Tensor:
     """All eigenvalues of W Bᵀ by descending modulus, (out,) complex128, from its smaller side; the rest are zeros."""
     W, B = W.cpu().to(torch.float64), B.cpu().to(torch.float64)
     product = W @ B.mT if W.shape[0] <= W.shape[1] else B.mT @ W
-    values = torch.linalg.eigvals(product)
+    # far below rounding; of rows whose squares underflow LAPACK finds no eigenvalues
+    noise = torch.finfo(product.dtype).eps ** 2 * product.abs().max()
+    values = torch.linalg.eigvals(product.where(product.abs() > noise, 0.0))
     values = values[values.abs().argsort(descending=True, stable=True)]
     return torch.cat([values, values.new_zeros(W.shape[0] - len(values))])
 

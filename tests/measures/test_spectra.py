@@ -144,6 +144,16 @@ def test_a_diverged_run_has_no_spectrum_and_leaves_its_neighbour_whole(exact_lim
     assert spectrum.parameters.get("converged", 0) == 0
 
 
+def test_units_that_are_lost_beside_others_leave_the_modes_of_these():
+    """In double precision, of a run about to diverge: LAPACK's iteration did not converge, and that ended the training."""
+    W, B = (x.double() for x in weights(11, 11))
+    loud = torch.full((11, 1), 1e-186, dtype=torch.float64)
+    loud[7] = 1.0
+    spectrum = measures.feedback_spectrum(loud * W, B)
+    torch.testing.assert_close(spectrum.real[0], (W @ B.mT)[7, 7])
+    assert spectrum.real[1:].abs().max() < 1e-150
+
+
 @pytest.mark.parametrize("exact_limit", [1024, 20])
 def test_absent_feedback_has_a_spectrum_of_zeros_and_no_sign(exact_limit):
     W, _ = weights(60, 60)
