@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.training.errors import SpecError
@@ -66,12 +66,17 @@ def sample_losses(loss: Loss, output: Tensor, targets: Tensor, runs: bool = Fals
 def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     """The loss of each of K runs, (K,), from outputs (K, N, …) and targets (K, N, …).
 
-    Of any loss by ``torch.func.vmap``; those of alignlab's own tasks take the dimension of runs themselves, at less cost.
+    Of any loss by ``torch.func.vmap``; those of alignlab's own tasks and of logits take the dimension of runs themselves, at
+    less cost.
     """
     if loss in (half_squared_error, absolute_error):
         return loss(output, targets)
     if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == 2:
         return _cross_entropies(output, targets).mean(1)
+    if (
+        loss is binary_cross_entropy_with_logits
+    ):  # mapped, errors of near 0 are rounded otherwise, which drtp meets
+        return binary_cross_entropy_with_logits(output, targets, reduction="none").flatten(1).mean(1)
     return _at_once(loss, output, targets, BY_RUNS)
 
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
 
 from alignlab.training import SpecError, Task, tasks
 from alignlab.training.evaluation import FEW, losses_of_runs, sample_losses, scores, scores_of_runs, tabulated
@@ -41,6 +41,20 @@ def test_losses_of_runs_and_samples_and_their_derivatives_are_those_of_each(
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     derivatives = [torch.autograd.grad(values @ weights, output)[0] for values in (together, alone)]
     torch.testing.assert_close(*derivatives, rtol=1e-12, atol=1e-12)
+
+
+def test_logits_that_are_right_to_the_last_digit_have_the_errors_of_a_run_alone() -> None:
+    """vmap's are rounded otherwise, to 0 or just not, which a rule that reads targets from errors tells apart."""
+    output = torch.linspace(-60, 60, 24, requires_grad=True).view(2, 4, 3)
+    for targets in (torch.zeros(2, 4, 3), torch.ones(2, 4, 3)):
+        alone = [binary_cross_entropy_with_logits(o, t) for o, t in zip(output, targets, strict=True)]
+        together = losses_of_runs(binary_cross_entropy_with_logits, output, targets)
+        torch.testing.assert_close(together, torch.stack(alone))
+        errors = [
+            torch.autograd.grad(losses.sum(), output, retain_graph=True)[0]
+            for losses in (together, torch.stack(alone))
+        ]
+        assert torch.equal(*(error == 0 for error in errors))
 
 
 def with_a_number(output: Tensor, target: Tensor) -> Tensor:
