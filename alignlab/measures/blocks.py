@@ -42,7 +42,7 @@ def block_spectrum(W: Tensor, B: Tensor, *, exact_limit: int = 1024, k: int = 32
         raise ValueError(f"W {tuple(W.shape)} and B {tuple(B.shape)} must share one shape (blocks, out, in)")
     n_out, n_in = W.shape[1:]
     if len(W) > 1 and not bool(W.isfinite().all() & B.isfinite().all()):
-        W = B = W[:1] * torch.nan
+        W = B = torch.full_like(W, torch.nan)
     if len(W) == 1:
         return feedback_spectrum(W[0], B[0], exact_limit=exact_limit, k=k)
     if min(n_out, 2 * n_in) > max(exact_limit, k + 2):
@@ -53,10 +53,7 @@ def block_spectrum(W: Tensor, B: Tensor, *, exact_limit: int = 1024, k: int = 32
 
 
 def _union(W: Tensor, B: Tensor, listed: int) -> Spectrum:
-    pairs = list(zip(W, B, strict=True))
-    with one_thread():
-        modes = torch.cat([exact_modes(w, b) for w, b in pairs])
-        symmetric = torch.cat([exact_symmetric(w, b) for w, b in pairs])
+    modes, symmetric = _modes(W, B)
     modes = modes[modes.abs().argsort(descending=True, stable=True)]
     return Spectrum(
         real=modes.real[:listed],
@@ -64,13 +61,25 @@ def _union(W: Tensor, B: Tensor, listed: int) -> Spectrum:
         positive_fraction=positive_fraction(modes, ZERO),
         symmetric_min=symmetric.min(),
         symmetric_max=symmetric.max(),
-        symmetric_error=symmetric.new_zeros(()),
+        symmetric_error=symmetric[0].abs() * 0,
         symmetric_positive_fraction=positive_fraction(symmetric, ZERO),
         trace=(W * B).sum(),
         chance_radius=_widest(W, B),
         method="exact",
         parameters={"exact_limit": listed},
     )
+
+
+def _modes(W: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """All blocks' eigenvalues, and those of their symmetric parts; as many NaN where the weights are."""
+    if W.isnan().any():
+        nan = W.new_full((W.shape[0] * W.shape[1],), torch.nan)
+        return torch.complex(nan, nan), nan
+    pairs = list(zip(W, B, strict=True))
+    with one_thread():
+        modes = [exact_modes(w, b) for w, b in pairs]
+        symmetric = [exact_symmetric(w, b) for w, b in pairs]
+    return torch.cat(modes), torch.cat(symmetric)
 
 
 def _widest(W: Tensor, B: Tensor) -> Tensor:

@@ -80,9 +80,12 @@ def test_a_single_block_is_treated_as_the_layer_that_it_is():
 def test_weights_that_are_not_finite_have_no_spectrum():
     W, B = weights(3, 4, 5)
     W[1, 0, 0] = torch.inf
-    found = block_spectrum(W, B)
-    assert found.real.isnan().all()
-    assert all(getattr(found, name).isnan() for name in SUMMARIES)
+    for settings in ({}, {"exact_limit": 3, "k": 1}, {"exact_limit": 6}):
+        found = block_spectrum(W, B, **settings)
+        assert found.real.isnan().all()
+        assert found.imag.isnan().all()
+        assert found.real.shape == block_spectrum(B, B, **settings).real.shape  # beside runs that go on
+        assert all(getattr(found, name).isnan() for name in (*SUMMARIES, "symmetric_error"))
 
 
 def test_shapes_must_agree():

@@ -343,6 +343,27 @@ def test_what_is_recorded_of_a_member_that_diverges_ends_with_it() -> None:
         assert str(together["status"].values) == str(alone["status"].values)
 
 
+@pytest.mark.parametrize("model", ["untied", "convnet"])
+def test_eigenvalues_of_others_are_recorded_beside_a_member_whose_weights_have_overflowed(model: str) -> None:
+    """An untied layer's NaN were as many as one position's modes, and did not stack with those of all positions."""
+    members = [
+        RunSpec(
+            model=model,
+            optimizer="rmsprop",
+            batch_size=4,
+            steps=3,
+            record_every=1,
+            spectra_every=1,
+            lr=lr,
+        )
+        for lr in (0.001, 3e38)
+    ]
+    found = train_population(members, task=TINY)
+    assert [int(run["last_step"]) for run in found] == [3, 1]
+    for together, spec in zip(found, members, strict=True):
+        np.testing.assert_allclose(together.spectrum_real, train(spec, task=TINY).spectrum_real, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("error:nothing was recorded")
 @pytest.mark.parametrize("beside", [{"lr": 0.02}, {"weight_scale": 1e25}], ids=["others", "nobody"])
 @pytest.mark.parametrize("rule", ["bp", "node_perturbation"])
