@@ -59,7 +59,7 @@ def gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> tuple[Tens
 
     With few samples no G is formed: ⟨G₁, G₂⟩ = Σ (hhᵀ δ₁) ∘ δ₂, where the three numbers share hhᵀ and need
     two products with it, N²(in + 2·out) multiplications; the explicit G₁ and G₂ take 2·N·in·out. The cheaper
-    is chosen. Args: ``delta_1``, ``delta_2`` (..., N, out), ``h`` (..., N, in).
+    is chosen; in float64 the explicit one. Args: ``delta_1``, ``delta_2`` (..., N, out), ``h`` (..., N, in).
 
     The float32 matrix products leave each number a relative error of about 1e-7; where the samples' gradients nearly cancel
     in G, as in a network that has not left its plateau, hhᵀ is taken in float64, and an explicit G loses the digits that
@@ -100,7 +100,8 @@ def tied_gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tenso
 
 def _gram_is_cheaper(delta: Tensor, h: Tensor) -> bool:
     (n, n_in), n_out = h.shape[-2:], delta.shape[-1]
-    return n * (n_in + 2 * n_out) < 2 * n_in * n_out
+    # the squares of doubles that nearly cancel have no wider type to be summed in
+    return h.dtype != torch.float64 and n * (n_in + 2 * n_out) < 2 * n_in * n_out
 
 
 def _gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> Tensor:

@@ -143,6 +143,15 @@ def test_tiny_inputs_keep_the_gram_form_exact():
     assert measures.gradient_angle(rule, bp, h * 1e-22).item() == pytest.approx(expected, abs=1e-3)
 
 
+def test_doubles_that_nearly_cancel_over_the_batch_leave_the_gradient_that_is_left():
+    """As on the plateau of XOR: hhᵀ squares what is left, 1e-8 of the samples', and had half of its norm wrong."""
+    one, _, h = signals((1, 30, 20), dtype=torch.float64)
+    delta, h = torch.cat([one, -one]), torch.cat([h, h * (1 + 1e-8)])
+    G = delta.mT @ h
+    n11, _, _ = measures.gradient_products(delta, delta + 0, h)
+    assert n11.sqrt().item() == pytest.approx(G.norm().item(), rel=1e-6)
+
+
 def test_float64_signals_beyond_float32_keep_their_products():
     rule, bp, h = signals(GRAM, dtype=torch.float64)
     n11, n12, n22 = measures.gradient_products(rule, bp, h)
