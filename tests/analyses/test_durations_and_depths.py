@@ -41,8 +41,13 @@ def test_mnist_fa_draws_and_tells_ratios(tmp_path):
     (figure,) = result.figures().values()
     assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["fa, B as W", "fa, B from U(±0.5)"]
     lines = result.table().splitlines()
-    assert len(lines) == 1 + 2 * 3
-    assert sum("best of each" in line for line in lines) == 2
+    assert len(lines) == 1 + 2 * 3 + 1
+    assert sum("best of each" in line for line in lines) == 3
+
+
+def test_mnist_fa_compares_the_sizes_of_b_seed_by_seed_and_not_by_what_bp_has_of_each(tmp_path):
+    *_, last = tiny("mnist_fa", 12, 1).run(tmp_path).table().splitlines()
+    assert last.startswith("fa, B from U(±0.5) / fa, B as W")
 
 
 def test_dfa_ifa_draws_and_tells_every_condition(tmp_path):
