@@ -5,7 +5,7 @@ at the rate that the *other* seeds favour (leave-one-out cross-fitting): every r
 
 The choices of different seeds share data, though, so that what is reported is not independent from seed to seed: intervals
 are too narrow where several rates are about equally good. Of two equal arms with three equally good rates, 95 % intervals
-of the difference cover 0 in .91 of cases with 3 seeds, .83 with 10 and .74 with 30, with ten such rates in .90, .75 and .6;
+of the difference cover 0 in .91 of cases with 3 seeds, .83 with 10 and .74 with 30, with ten such rates in .90, .76 and .64;
 where one rate is clearly best, in .95.
 """
 

@@ -6,10 +6,10 @@ Student's: percentile bootstraps of five runs cover .835 where .95 was promised,
 p-value stands beside it for whoever distrusts the normal distribution. From 20 on each of its ends is the
 further one of Student's and of the studentised bootstrap of whole runs, since each of these knows what the
 other misses: where 5 % were promised, the bootstrap of 20 to 80 differences of two lognormals (σ = 1) missed
-7 to 10 %, Student's and both together 3 to 4; where 2.5 % were promised on the side of a long tail, Student's
-of 20 lognormal differences missed 12 %, the bootstrap and both together 8 (of exponential ones 9, and 5). Of
+7 to 10 %, Student's and both together 4 to 5; where 2.5 % were promised on the side of a long tail, Student's
+of 20 lognormal differences missed 13 %, the bootstrap and both together 7 (of exponential ones 8, and 4). Of
 normal ones both together are 1 to 4 % wider. Below 20 seeds nothing helps against a long tail: of exponential
-differences 11 % miss at 5 seeds and 8 % at 19, of lognormal ones 18 and 14 %; of what one seed in ten does,
+differences 11 % miss at 5 seeds and 8 % at 19, of lognormal ones 18 and 13 %; of what one seed in ten does,
 59 % of the intervals from five seeds know nothing.
 Differences that are all equal have no spread to go by: of them sign flips alone can tell, and too few of
 them tell nothing; but for those of losses that are all 0, of runs that computed the same. "No difference" is
