@@ -65,7 +65,8 @@ def pad(conv: Conv, x: Tensor) -> Tensor:
     if not pads_outside(conv):
         return x
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    return padded.to(x.dtype)  # autocast on a CPU reflects and replicates in float32
 
 
 def pads_outside(conv: Conv) -> bool:

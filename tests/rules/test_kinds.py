@@ -35,7 +35,7 @@ def test_the_list_has_one_of_each_kind() -> None:
     assert len(ONE_OF_EACH) == 6
 
 
-@one_of_each
+@pytest.mark.parametrize("case", ALL_LAYERS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autocast_gives_plain_autocasts_values_and_gradients(case: LayerCase, dtype: torch.dtype) -> None:
     plain = case.build().to(dtype)
