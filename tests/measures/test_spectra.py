@@ -196,6 +196,15 @@ def test_descent_fraction_keeps_vanishing_signals_apart():
     assert measures.descent_fraction_from_signals(*signals) == expected
 
 
+def test_a_vanishing_error_beside_a_large_one_descends_as_it_would_alone():
+    W, B = weights(6, 9)
+    errors = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
+    expected = measures.descent_fraction(errors, W, B)
+    errors[::2] *= 1e-30  # products of such rows' signals underflow
+    assert measures.descent_fraction(errors, W, B) == expected
+    assert measures.descent_fraction_from_signals(errors @ W, errors @ B) == expected
+
+
 def test_signals_of_half_precision_descend_as_the_numbers_that_they_are():
     """Products that are rounded to 11 bits have another sign now and then."""
     W, B = (x.half() for x in weights(20000, 9))

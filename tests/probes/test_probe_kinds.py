@@ -117,7 +117,8 @@ class Sized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.again = nn.ConvTranspose2d(1, 2, 3, stride=2), nn.ConvTranspose2d(2, 3, 3, stride=2)
+        self.up = nn.ConvTranspose2d(1, 2, 3, stride=2)
+        self.again = nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, dilation=2)
         self.leave = nn.Linear(3 * 12 * 12, 4)
 
     def forward(self, x: Tensor) -> Tensor:

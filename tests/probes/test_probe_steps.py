@@ -213,6 +213,39 @@ def test_a_thrown_away_batch_is_noticed_where_every_weight_is_computed_from_othe
     assert_same(normalised(waste=True), normalised(waste=False))
 
 
+@pytest.mark.parametrize("rule", ["fa", "dfa", None])
+def test_a_layer_whose_gradient_was_not_cleared_with_the_others_keeps_what_came_before(
+    rule: str | None,
+) -> None:
+    sizes = {}
+
+    def cleared_in_part(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(2):
+            model.enter.zero_grad()
+            loss_of(model, *WORLD.batch(step)).backward()
+        sizes.update({n: float(m.weight.grad.norm()) for n, m in measurable(model).items()})
+        optimizer.step()
+
+    run = record(cleared_in_part, rule)
+    for name, size in sizes.items():
+        assert float(run.gradient_norm.sel(layer=name)[0]) == pytest.approx(size, rel=1e-5)
+
+
+def test_weights_that_are_computed_from_others_have_each_their_own_gradient() -> None:
+    """Neither has a parameter to tell it by, which makes them no one weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(weight_norm(nn.Linear(6, 6)), nn.Tanh(), weight_norm(nn.Linear(6, 6)))
+    twin = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    twin.load_state_dict({f"{i}.{key}": getattr(model[i], key) for i in (0, 2) for key in ("weight", "bias")})
+    optimizer, x, y = sgd(model), torch.randn(8, 6), torch.arange(8) % 6
+    with Recorder(model, optimizer, [EffectiveLR()]) as recorder:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    F.cross_entropy(twin(x), y).backward()
+    expected = [float(twin[i].weight.grad.norm()) for i in (0, 2)]
+    assert recorder.to_dataset().gradient_norm[0].values.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 class Spoiled(Exception):
     pass
 
@@ -451,6 +484,28 @@ def test_the_scaler_that_steps_the_optimizer_is_found(optimizer_of: Any) -> None
     """Without ``grad_scaler`` losses and norms were 2¹⁰ times too large, and projected_lr as many times too small."""
     run = record(lambda model, optimizer: scaled(model, optimizer, ScalerOnCpu()), optimizer_of=optimizer_of)
     assert_same(run, record(plain, optimizer_of=optimizer_of))
+
+
+def test_signals_of_half_precision_are_unscaled_in_a_wider_one() -> None:
+    """What the scaler keeps from vanishing in float16 would vanish as soon as it is divided by the scale."""
+
+    dtype = torch.float32
+
+    def run(half: bool) -> xr.Dataset:
+        model, scaler = WORLD.model("fa", dtype=dtype), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        optimizer = sgd(model)
+        with Recorder(model, optimizer, [GradientAngle(), EffectiveLR()], grad_scaler=scaler) as recorder:
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                loss = 1e-6 * loss_of(model, *WORLD.batch(0, dtype=dtype))
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+        return recorder.to_dataset()
+
+    halved, full = run(True), run(False)
+    for name in ("gradient_norm", "gradient_norm_bp"):
+        np.testing.assert_allclose(halved[name], full[name], rtol=0.01)
+    for name in ("gradient_angle", "delta_angle", "local_angle"):
+        np.testing.assert_allclose(halved[name], full[name], atol=0.5)
 
 
 @pytest.mark.parametrize("given", [True, False])

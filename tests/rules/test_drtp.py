@@ -182,10 +182,11 @@ REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_error_of_another_form_is_refused(name: str) -> None:
+@pytest.mark.parametrize("factor", [1e-14, 1.0, 1e14])
+def test_an_error_of_another_form_is_refused_at_any_scale(name: str, factor: float) -> None:
     net = _net()
     with pytest.raises(RuntimeError, match=r"drtp: the error .* is not that of cross_entropy.*there is dfa"):
-        REFUSED[name](net(X)).backward()
+        (factor * REFUSED[name](net(X))).backward()
     net.zero_grad()
     F.cross_entropy(net(X), CLASSES).backward()  # and the next pass is as good as new
     _assert_by_hand(net, F.one_hot(CLASSES, 4).double(), _softmax, 1 / 8)

@@ -107,6 +107,23 @@ def test_the_rescaled_control_has_the_guides_direction_and_soaps_size() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_precision_are_divided_in_a_wider_one(dtype: torch.dtype) -> None:
+    """In float16 their squares and their moves vanish."""
+    g_0 = torch.tensor([[3e-6, 2e-5, -0.5]]).to(dtype)
+    g_1 = (g_0 / 2).to(dtype)
+    step, bias, (a, b) = 0.01, 1e-8, (g_0.double(), g_1.double())
+    safeguarded = a / ((a - b) / (step * a) + 1)
+    expected = {
+        "plain": step * a**2 / (a - b + bias),
+        "safeguarded": safeguarded,
+        "rescaled": a * safeguarded.norm() / a.norm(),
+    }
+    for form, n in expected.items():
+        found = rules.make_rule("soap", form=form, step=step, bias=bias).newton(g_0, g_1)
+        torch.testing.assert_close(found.double(), n, rtol=1e-3, atol=0)
+
+
 # --- what the plain form gets wrong -----------------------------------------------------------------------------------
 
 
