@@ -259,6 +259,10 @@ def test_a_mixture_with_what_was_cleared_is_told_from_rounding_in_every_precisio
     assert not holds_cleared(0.3 * (second + third), [second, third], [first])
 
 
+def test_a_gradient_of_a_few_numbers_is_a_mixture_of_any_and_tells_nothing() -> None:
+    assert not holds_cleared(torch.tensor([1.0, 2.0]), [torch.tensor([3.0, 1.0])], [torch.tensor([1.0, 1.0])])
+
+
 @pytest.mark.parametrize("rule", [None, "fa"])
 def test_gradients_that_were_cleared_and_stayed_so_are_not_told(rule: str | None) -> None:
     """The last task's, clipped."""

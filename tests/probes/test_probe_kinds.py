@@ -119,11 +119,11 @@ class Sized(nn.Module):
         super().__init__()
         self.up = nn.ConvTranspose2d(1, 2, 3, stride=2)
         self.again = nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, dilation=2)
-        self.leave = nn.Linear(3 * 12 * 12, 4)
+        self.leave = nn.Linear(3 * 12 * 11, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.up(x, output_size=(5, 5)))
-        h = torch.tanh(self.again(h, output_size=[12, 12]))
+        h = torch.tanh(self.again(h, output_size=[12, 11]))
         return self.leave(h.flatten(1))
 
 
@@ -145,6 +145,41 @@ def test_the_output_size_that_a_pass_asked_for_is_measured() -> None:
         )
     assert run.gradient_angle.sel(step=0, layer="up") > 1
     assert np.isfinite(run.local_angle.sel(step=0, layer="again"))
+
+
+class TwoSizes(nn.Module):
+    """One convolution on maps of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.shared = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding=1)
+        self.leave = nn.Linear(2 * (36 + 9), 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.enter(x))
+        maps = [torch.tanh(self.shared(size)) for size in (h, nn.functional.avg_pool2d(h, 2))]
+        return self.leave(torch.cat([m.flatten(1) for m in maps], 1))
+
+
+def test_samples_have_their_angles_on_maps_of_every_size() -> None:
+    with seeded(0):
+        net = TwoSizes().double()
+    plain, y = copy.deepcopy(net), torch.tensor([0, 1, 3])
+    convert(net, "fa")
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    deltas = []
+    for model in (net, plain):
+        seen: list[Tensor] = []
+        hook = model.shared.register_forward_hook(lambda m, args, z, seen=seen: seen.append(z))
+        deltas.append(torch.autograd.grad(loss_of(model, x, y), seen))
+        hook.remove()
+    W, B = net.shared.weight.detach().clone(), net.shared.feedback.clone()
+    carried = [[nn.functional.conv_transpose2d(d, by, padding=1) for d in deltas[0]] for by in (B, W)]
+    run = record(net, [GradientAngle()], x, y).sel(step=0, layer="shared")
+    for name, signals in (("delta_angle", deltas), ("local_angle", carried)):
+        pairs = [[part.flatten(1) for part in pair] for pair in zip(*signals, strict=True)]
+        cosines = torch.cat([nn.functional.cosine_similarity(*pair) for pair in pairs])
+        assert float(run[name]) == pytest.approx(float(cosines.acos().rad2deg().mean()), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", list(measurable(WORLD.model())))
