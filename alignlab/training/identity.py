@@ -188,8 +188,12 @@ class _Walk:
     def _numbers(self, thing: Any) -> None:
         if not self.held:
             return
+        if isinstance(thing, Tensor) and thing.layout is not torch.strided:
+            entries = thing.detach().to_sparse_coo().coalesce()
+            return self._all(f"{thing.layout} {tuple(thing.shape)}", entries.indices(), entries.values())
         if isinstance(thing, Tensor):
-            raw = thing.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            plain = thing.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            raw = plain.unsqueeze(-1).view(torch.uint8).numpy()
         elif thing.dtype.hasobject:
             return self._all(f"objects {thing.shape}", thing.tolist())
         else:

@@ -96,7 +96,7 @@ class Task:
     def _hashed(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in self._tensors():
-            raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            raw = tensor.detach().cpu().contiguous().unsqueeze(-1).view(torch.uint8)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(raw.numpy().data)
         return digest.hexdigest()

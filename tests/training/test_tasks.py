@@ -320,6 +320,14 @@ def test_the_fingerprint_sees_every_value_shape_and_place() -> None:
     assert len({task.fingerprint for task in variants}) == len(variants)
 
 
+def test_one_sample_that_is_cut_out_of_a_table_has_a_fingerprint() -> None:
+    table = torch.zeros(3, 6, dtype=torch.int64)
+    cut, whole = (
+        by_hand(test=Split(torch.zeros(1, 5), y)) for y in (table[:1, 5], torch.zeros_like(table[0, :1]))
+    )
+    assert cut.fingerprint == whole.fingerprint
+
+
 def test_a_task_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match=r"task mine: train inputs have shape \(5,\), not n_in = \(1, 5\)"):
         by_hand(n_in=(1, 5))
