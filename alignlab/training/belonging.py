@@ -17,6 +17,8 @@ from alignlab.training.referring import installed, is_users_file, known
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)
 
+MADE_LATER = 1 << 9  # CPython's mark of a class that is not one of its own in C
+
 
 def is_value(thing: Any) -> bool:
     """Whether it is plain, or holds nothing that is not."""
@@ -53,4 +55,7 @@ def is_users(thing: type) -> bool:
 def is_builtin(thing: type) -> bool:
     """Whether a class is one of Python's own in C; what was typed in may say that it is of that module."""
     module = thing.__module__
-    return module in sys.builtin_module_names and vars(sys.modules[module]).get(thing.__name__) is thing
+    if module not in sys.builtin_module_names:
+        return False
+    named = vars(sys.modules[module]).get(thing.__name__) is thing
+    return named or not thing.__flags__ & MADE_LATER  # that of str.lower has no name

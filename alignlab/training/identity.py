@@ -27,6 +27,7 @@ from alignlab.training.errors import SpecError
 from alignlab.training.referring import installed, known, named_by
 
 VALUES = (tuple, frozenset, Tensor, np.ndarray, np.generic)
+BUILT_IN = (*PLAIN, *VALUES, Mapping, list, deque, set)
 
 
 def identity(thing: Any, *, held: bool = True) -> str:
@@ -57,6 +58,8 @@ class _Walk:
         self._kept: list[Any] = []  # so that no other gets the address of one that was met
 
     def add(self, thing: Any) -> None:
+        if is_users(type(thing)) and isinstance(thing, BUILT_IN):  # a tuple with names and methods, say
+            self._all("of", type(thing), getattr(thing, "__dict__", None))
         if isinstance(thing, PLAIN):
             self._note(f"{type(thing).__name__} {thing!r}")
         elif isinstance(thing, VALUES):  # two of one content may be one object, or not
@@ -132,17 +135,16 @@ class _Walk:
         """What code refers to by a name: other code, and values that are surely a part of what it computes."""
         code = isinstance(thing, FunctionType | type | functools.partial | MethodType)
         if code or (self.held and (is_value(thing) or is_own(thing))):
-            self.add(thing)
-        elif isinstance(thing, list | tuple | dict) and id(thing) not in self.seen:  # of functions, say
+            return self.add(thing)
+        if is_users(type(thing)):
+            self.add(type(thing))
+        if isinstance(thing, list | tuple | dict) and id(thing) not in self.seen:  # of functions, say
             self.seen[id(thing)] = len(self.seen)
             self._kept.append(thing)
             for part in thing.values() if isinstance(thing, dict) else thing:
                 self._named(part)
-        else:
-            if is_users(type(thing)):
-                self.add(type(thing))
-            if self.held and (callable(thing) or holds_settings(thing)):
-                self._if_it_can_be(thing)
+        elif self.held and (callable(thing) or holds_settings(thing)):
+            self._if_it_can_be(thing)
 
     def _if_it_can_be(self, thing: Any) -> None:
         """An installed package's function may be in C, and an object may hold an open file."""

@@ -87,6 +87,12 @@ class Slotted:
         self.by = by
 
 
+class Listed(list[int]):
+    def __init__(self, by: float) -> None:
+        super().__init__([1, 2])
+        self.by = by
+
+
 FINE = torch.full((2000,), 0.5)
 MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals itself when it is made again
     lambda: scaled, lambda: cross_entropy, lambda: mse_loss, lambda: torch.dist, lambda: max,
@@ -105,6 +111,7 @@ MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals it
     lambda: enclosing(scaled), lambda: enclosing(torch.float32), lambda: enclosing(Path("a")), lambda: enclosing(Slotted(1.0)),
     lambda: enclosing(Slotted(2.0)), lambda: enclosing([Slotted(1.0), Slotted(2.0)]),
     lambda: enclosing([Slotted(1.0), Slotted(3.0)]), lambda: by_keyword(1.0), lambda: by_keyword(2.0),
+    lambda: enclosing(Listed(1.0)), lambda: enclosing(Listed(2.0)),
     lambda: functools.partial(scaled, by=2.0), lambda: functools.partial(scaled, by=3.0),
     lambda: functools.partial(mse_loss, reduction="sum"),
     lambda: Scaled(1.0), lambda: Scaled(2.0), lambda: Scaled(nn.MSELoss()),
@@ -167,6 +174,8 @@ NESTED = {  # ways to come by what another file of one's own defines
     "by an object": "from helpers.inner import Base\nb = Base()\ndef loss(o, t):\n    return b.f(o - t)",
     "in an attribute": "from helpers.inner import Base\nclass L:\n    b = Base()\n    def __call__(self, o, t):\n"
     "        return self.b.f(o - t)\nloss = L()",
+    "by a tuple with names": "from helpers.inner import Pair\np = Pair()\ndef loss(o, t):\n    return p.f(o - t)",
+    "by a number with a name": "from helpers.inner import Kind\nk = Kind.A\ndef loss(o, t):\n    return k.f(o - t)",
     "inside a class": "from helpers.inner import squared\nclass A:\n    class B:\n        f = squared\n"
     "def loss(o, t):\n    return A.B.f(o - t)",
     "as a property": "from helpers.inner import squared\nclass L:\n    @property\n    def f(self):\n        return squared\n"
@@ -185,8 +194,10 @@ def test_an_edited_file_is_other_code_however_code_comes_by_it(
 
     def identified(factor: int) -> tuple[str, str]:
         squared = (
-            f"def squared(x):\n    return {factor} * x * x\nclass Base:\n    f = staticmethod(squared)\n"
+            f"import enum\nfrom typing import NamedTuple\ndef squared(x):\n    return {factor} * x * x\n"
         )
+        for head in ("Base:", "Pair(NamedTuple):\n    by: int = 1", "Kind(enum.IntEnum):\n    A = 1"):
+            squared += f"class {head}\n    f = staticmethod(squared)\n"
         (tmp_path / "helpers" / "inner.py").write_text(squared)
         for name in ("helpers", "helpers.inner"):
             monkeypatch.delitem(sys.modules, name, raising=False)
@@ -206,6 +217,23 @@ class Options:
 class Step(enum.Enum):
     SMALL = 1.0
     LARGE = 2.0
+
+
+class Count(enum.IntEnum):
+    ONE = 1
+
+
+class Mean(enum.StrEnum):
+    OVER = "samples"
+
+
+def test_choices_by_name_have_an_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their classes hold functions in C that Python gives no name to."""
+    seen = set()
+    for named in (Step, Count, Mean, Count.ONE, Mean.OVER, str.lower):
+        monkeypatch.setitem(globals(), "SCALE", named)
+        seen.add(identity(scaled))
+    assert len(seen) == 6
 
 
 def test_settings_that_code_names_count_whatever_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
