@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +91,7 @@ def _rule_identity(rule: Any) -> str:
 def _is_own(thing: Any) -> bool:
     if isinstance(thing, functools.partial):
         return True
-    return thing is not None and thing.__module__.partition(".")[0] not in (
-        "alignlab",
-        *sys.stdlib_module_names,
-    )
+    return thing is not None and thing.__module__.partition(".")[0] != "alignlab"
 
 
 def short(spec: RunSpec) -> str:

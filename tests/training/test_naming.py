@@ -96,16 +96,17 @@ def draw(like, generator):
 """
 
 
+@pytest.mark.parametrize("module", ["own_rule", "this"])  # which Python has one of, too
 def test_a_rule_or_a_draw_of_ones_own_names_its_runs_by_the_file_it_comes_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def names(text: str) -> list[tuple[str, str]]:
         """Of runs by the rule, with the draw, by a rule made of the rule, and by others, as another process would name them,
         and what they say of what computed them."""
-        (tmp_path / "own_rule.py").write_text(text)
-        monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+        (tmp_path / f"{module}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, module, raising=False)
         importlib.invalidate_caches()
-        own = importlib.import_module("own_rule")
+        own = importlib.import_module(module)
         monkeypatch.setitem(RULES, "own", own.Own)
         monkeypatch.setitem(INITS, "own", own.draw)
         patterns = {"1": {"rule": "fa", "init": "own"}, "*": "bp"}
