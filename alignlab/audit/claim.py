@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from alignlab.checks import did_you_mean
 from alignlab.measures.quantities import sense
 from alignlab.training.errors import SpecError
+from alignlab.training.fields import without_numpy
 from alignlab.training.spec import RunSpec, SpecModel, checked, parse, read_yaml
 
 OUTCOMES = tuple(
@@ -71,6 +72,7 @@ class Claim(SpecModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds_from_any_sequence(cls, seeds: Any) -> Any:
+        seeds = without_numpy(seeds)
         if isinstance(seeds, int) and not isinstance(seeds, bool):
             if seeds > MOST_SEEDS:
                 raise ValueError(f"expected at most {MOST_SEEDS}, or a list of seeds")

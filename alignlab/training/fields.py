@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -36,11 +37,21 @@ class SpecModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        value = without_numpy(value)
         if info.field_name not in cls._truths and any(
             isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])
         ):
             raise ValueError("expected a number or a name, not true or false")
         return value
+
+
+def without_numpy(value: Any) -> Any:
+    """Arrays and numbers of numpy's, at any depth, as Python's own: these alone are hashed and written down."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: without_numpy(part) for key, part in value.items()}
+    return type(value)(map(without_numpy, value)) if type(value) in (list, tuple) else value
 
 
 def checked(kind: Any, fields: dict[str, Any], where: str) -> Any:

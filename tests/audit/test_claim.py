@@ -1,5 +1,6 @@
 """Claims: frozen, hashed, from YAML, and every fault named."""
 
+import numpy as np
 import pytest
 import yaml
 
@@ -45,8 +46,13 @@ def test_a_claim_cannot_be_changed_and_any_field_changes_its_hash(tmp_path):
 
 
 def test_seeds_may_be_a_number_a_range_or_a_list():
-    for seeds in (4, range(4), [0, 1, 2, 3], (0, 1, 2, 3)):
+    for seeds in (4, range(4), [0, 1, 2, 3], (0, 1, 2, 3), np.arange(4), np.int64(4)):
         assert al.Claim(**{**FIELDS, "seeds": seeds}).seeds == (0, 1, 2, 3)
+
+
+def test_a_setup_of_numpys_numbers_has_the_hash_of_the_numbers_that_they_are():
+    setup = {"hidden": np.array([4]), "steps": np.int64(10)}
+    assert al.Claim(**{**FIELDS, "setup": setup}).digest() == al.Claim(**FIELDS).digest()
 
 
 def test_arms_share_everything_but_the_rule():

@@ -8,6 +8,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -203,6 +204,17 @@ def test_equal_specs_have_one_digest_whatever_the_order_and_the_way_of_writing()
     assert again.digest() == spec.digest()
     assert hash(again) == hash(spec)
     assert {spec: 1}[again] == 1
+
+
+def test_numbers_of_numpys_are_the_numbers_that_they_are() -> None:
+    args = {"init": np.str_("xavier"), "period": np.int64(3)}
+    hidden, lr, seed, bias = np.array([7, 5]), np.float64(0.25), np.int64(3), np.bool_(False)
+    given = RunSpec(rule="sign_sync", rule_args=args, hidden=hidden, lr=lr, seed=seed, bias=bias)
+    args = {"init": "xavier", "period": 3}
+    plain = RunSpec(rule="sign_sync", rule_args=args, hidden=(7, 5), lr=0.25, seed=3, bias=False)
+    assert given.digest() == plain.digest()
+    with pytest.raises(SpecError, match="expected a number or a name, not true or false"):
+        RunSpec(seed=np.bool_(True))
 
 
 def test_patterns_in_another_order_are_another_run_and_splits_in_another_order_the_same() -> None:
