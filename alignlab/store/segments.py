@@ -141,7 +141,9 @@ class Segments:
 
     def has(self, name: str) -> bool:
         """Whether there is a segment of this name."""
-        return self.file(name).exists()
+        return os.path.exists(
+            self.file(name)
+        )  # a Path raises where a name is too long or a folder may not be entered
 
     def read(self, name: str) -> xr.Dataset:
         """One segment, as it was appended. Raises StoreError where it is missing, damaged, or of a newer schema."""
@@ -160,6 +162,10 @@ class Segments:
             try:
                 return netcdf.from_file(path, only, outlined=outlined)
             except FileNotFoundError as error:
+                if path.is_symlink():
+                    raise StoreError(
+                        f"cannot read {path}: it is a link to {os.readlink(path)}, which is not there; {way_out}"
+                    ) from error
                 raise StoreError(
                     f"no segment {name!r} in {self.path}; there are {self._some_names()}"
                 ) from error

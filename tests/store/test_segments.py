@@ -141,6 +141,24 @@ def test_a_missing_segment_is_named_with_those_that_are_there(make_run, tmp_path
         segments.read("cell9")
 
 
+def test_a_segment_that_is_a_link_which_leads_nowhere_says_so(make_run, tmp_path):
+    (tmp_path / "cell.nc").symlink_to("elsewhere.nc")
+    with pytest.raises(
+        StoreError, match=r"cell.nc: it is a link to elsewhere.nc, which is not there; restore it"
+    ):
+        Segments(tmp_path).read("cell")
+
+
+def test_a_name_that_is_too_long_is_told_with_the_way_out(make_run, tmp_path):
+    segments = Segments(tmp_path)
+    for how in ({"name": "x" * 300}, {"number": 0}):
+        with pytest.raises(StoreError, match="File name too long; choose a shorter run_id or name"):
+            segments.append(make_run("x" * 300), **how)
+    with pytest.raises(StoreError, match=f"{'x' * 300}-000000.nc: File name too long"):
+        segments.prepare("x" * 300)
+    assert not segments.has("x" * 300)
+
+
 def test_the_latest_status_is_the_last_that_was_written(make_run, tmp_path):
     segments = Segments(tmp_path)
     assert segments.latest_status("run") is None
