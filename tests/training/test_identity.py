@@ -6,6 +6,7 @@ import argparse
 import enum
 import functools
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -120,6 +121,9 @@ MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals it
     lambda: nn.MSELoss(), lambda: nn.HuberLoss(delta=0.5), lambda: nn.HuberLoss(delta=0.6),
     lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])),
     lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0001])),
+    lambda: enclosing(b"a"), lambda: enclosing(range(3)), lambda: enclosing(slice(3)), lambda: enclosing(torch.device("cpu")),
+    lambda: enclosing(1j), lambda: enclosing(os), lambda: enclosing(sys), lambda: enclosing(torch.ones(2).mul),
+    lambda: enclosing(torch.zeros(2).mul), lambda: functools.cache(enclosing(1.0)), lambda: functools.cache(enclosing(2.0)),
     lambda: torch.no_grad()(scaled), lambda: functools.cache(scaled), lambda: functools.wraps(scaled)(lambda o, t: o),
     lambda: (lambda o, t: 1 * o), lambda: (lambda o, t: 2 * o),
 ]  # fmt: skip
@@ -141,7 +145,21 @@ def test_a_value_that_code_names_counts(monkeypatch: pytest.MonkeyPatch) -> None
     for other in (2.0, torch.tensor(2.0), nn.MSELoss(), Settings(), Settings(2.0), enclosing(3.0)):
         monkeypatch.setitem(globals(), "SCALE", other)
         seen.append(identity(scaled))
-    assert len(set(seen)) == 7
+    monkeypatch.setattr(Settings, "unit", 1.0, raising=False)
+    seen.append(identity(enclosing(Settings)))
+    monkeypatch.setattr(Settings, "unit", 2.0)
+    seen.append(identity(enclosing(Settings)))
+    assert len(set(seen)) == 9
+
+
+def test_an_object_that_code_names_and_that_is_there_for_what_it_does_counts_by_no_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = set()
+    for level in (logging.INFO, logging.DEBUG):
+        monkeypatch.setitem(globals(), "SCALE", logging.Logger("own", level))
+        seen.add(identity(scaled))
+    assert len(seen) == 1
 
 
 def test_an_edited_file_is_other_code_wherever_it_is_named(module: Module) -> None:
@@ -172,6 +190,8 @@ NESTED = {  # ways to come by what another file of one's own defines
     "through its package": "import helpers.inner\ndef loss(o, t):\n    return helpers.inner.squared(o - t)",
     "from a table": "from helpers.inner import squared\nALL = {'a': [squared]}\ndef loss(o, t):\n    return ALL['a'][0](o - t)",
     "by an object": "from helpers.inner import Base\nb = Base()\ndef loss(o, t):\n    return b.f(o - t)",
+    "enclosed": "from helpers.inner import squared\ndef made(f):\n    def loss(o, t):\n        return f(o - t)\n"
+    "    return loss\nloss = made(squared)",
     "in an attribute": "from helpers.inner import Base\nclass L:\n    b = Base()\n    def __call__(self, o, t):\n"
     "        return self.b.f(o - t)\nloss = L()",
     "by a tuple with names": "from helpers.inner import Pair\np = Pair()\ndef loss(o, t):\n    return p.f(o - t)",
@@ -284,6 +304,12 @@ def test_without_what_it_holds_code_goes_by_its_files() -> None:
 def test_what_cannot_be_hashed_is_told(thing: Any) -> None:
     with pytest.raises(SpecError, match="cannot be hashed, so that a store could not tell"):
         identity(thing)
+
+
+def test_what_acts_and_cannot_be_hashed_is_told_where_code_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "SCALE", Scaled(torch.Generator()))
+    with pytest.raises(SpecError, match="Generator cannot be hashed"):
+        identity(scaled)
 
 
 def test_a_compiled_function_is_refused() -> None:
