@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from alignlab.training import SpecError
+from alignlab.training import SpecError, referring
 from alignlab.training.identity import identity
 
 SCALE: Any = 1.0
@@ -185,6 +185,7 @@ def test_an_edited_file_is_other_code_wherever_it_is_named(module: Module) -> No
 
 NESTED = {  # ways to come by what another file of one's own defines
     "imported as it runs": "def loss(o, t):\n    from helpers.inner import squared\n    return squared(o - t)",
+    "imported from beside it": "from helpers.outer import loss",
     "its module": "def loss(o, t):\n    import helpers.inner as h\n    return h.squared(o - t)",
     "both from a package": "def loss(o, t):\n    from helpers import inner\n    return inner.squared(o - t)",
     "through its package": "import helpers.inner\ndef loss(o, t):\n    return helpers.inner.squared(o - t)",
@@ -219,7 +220,9 @@ def test_an_edited_file_is_other_code_however_code_comes_by_it(
         for head in ("Base:", "Pair(NamedTuple):\n    by: int = 1", "Kind(enum.IntEnum):\n    A = 1"):
             squared += f"class {head}\n    f = staticmethod(squared)\n"
         (tmp_path / "helpers" / "inner.py").write_text(squared)
-        for name in ("helpers", "helpers.inner"):
+        outer = "def loss(o, t):\n    from .inner import squared\n    return squared(o - t)\n"
+        (tmp_path / "helpers" / "outer.py").write_text(outer)
+        for name in ("helpers", "helpers.inner", "helpers.outer"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         loss = module(text).loss
         return identity(loss), identity(loss, held=False)
@@ -227,6 +230,31 @@ def test_an_edited_file_is_other_code_however_code_comes_by_it(
     first = identified(1)
     assert identified(1) == first
     assert not set(identified(2)) & set(first)
+
+
+def test_what_is_installed_goes_by_its_file_alone(
+    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    text = "BY = 1.0\ndef loss(o, t):\n    return BY * o\n"
+
+    def installed(text: str) -> str:
+        (folder / "bought.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "bought", raising=False)
+        return identity(module("from bought import loss\ndef own(o, t):\n    return loss(o, t)\n").own)
+
+    first = installed(text)
+    monkeypatch.setattr(sys.modules["bought"], "BY", 2.0)
+    assert identity(sys.modules["own"].own) == first != installed(text + "# another\n")
+
+
+def test_what_is_installed_among_pythons_own_files_is_not_pythons() -> None:
+    assert referring.known(str(referring.PYTHON / "json" / "decoder.py"))
+    for name in referring.INSTALLED:
+        assert not referring.known(str(referring.PYTHON / name / "bought.py"))
+        assert not referring.is_users_file(str(referring.PYTHON / name / "bought.py"))
 
 
 class Options:
