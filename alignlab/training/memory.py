@@ -46,8 +46,6 @@ def _left() -> Iterator[int]:
 
 def _left_by(top: Path, path: str, files: Files) -> Iterator[int]:
     parts = [part for part in path.split("/") if part]
-    if ".." in parts:  # the group lies above all that is seen from here
-        parts = []
     for depth in range(len(parts) + 1):  # of a path that is not seen from within a container there is the top
         group = top.joinpath(*parts[:depth])
         used = _text(group / files.used)

@@ -105,10 +105,11 @@ class Registry(MutableMapping[str, Content]):
     def _same(self, entry: Entry, there: Entry) -> bool:
         if entry.content is there.content:
             return True
-        kinds = {isinstance(each.content, self._kind) for each in (entry, there)}
-        if entry.whole is None or entry.whole != there.whole or len(kinds) > 1:
+        if entry.whole is None or entry.whole != there.whole:
             return False
-        return kinds == {False} or bool(entry.content.fingerprint == there.content.fingerprint)
+        if not isinstance(entry.content, self._kind):
+            return True
+        return bool(entry.content.fingerprint == there.content.fingerprint)
 
 
 def beyond_data(task: Any) -> str:

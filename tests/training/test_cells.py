@@ -77,6 +77,20 @@ def test_a_run_that_is_copied_there_meanwhile_costs_no_other(store: Path, tmp_pa
     assert run_job(own) == [DONE, THERE, DONE, DONE]
 
 
+def test_a_cell_that_another_stored_while_it_was_trained_is_no_failure(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a file system has no locks, and both have its claim."""
+    own = job(store)
+
+    def slow(spec: RunSpec, device: torch.device) -> xr.Dataset:
+        cells._store(train(spec), store, own.names[0])
+        return train(spec)
+
+    monkeypatch.setattr(cells, "train", slow)
+    assert run_job(replace(own, specs=own.specs[:1], names=own.names[:1])) == [DONE]
+
+
 def test_a_cell_stored_just_before_its_claim_ended_is_not_computed_again(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
