@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
@@ -53,6 +54,23 @@ def test_a_sweep_that_waits_for_workers_says_so(
         assert len(waiting.result(timeout=60)) == 1
     assert empty.scheduler_info()["address"] in caplog.text
     assert caplog.text.count("no workers are left") == 1
+
+
+def test_who_waits_no_longer_looks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    class Cluster:
+        def scheduler_info(self) -> dict[str, Any]:
+            looks.append(time.monotonic())
+            return {"address": "tcp://a", "workers": {}}
+
+    monkeypatch.setattr(watching, "INTERVAL", 0.001)
+    with watching.watched(Cluster()):  # type: ignore[arg-type]
+        while len(looks) < 3:
+            time.sleep(0.001)
+    end = time.monotonic()
+    time.sleep(0.1)
+    assert all(look < end + 0.05 for look in looks)
 
 
 def test_only_workers_that_work_are_no_news() -> None:
