@@ -15,7 +15,21 @@ from torch import Tensor
 
 from alignlab.training.referring import installed, is_users_file, known
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, range, slice)
+PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    PurePath,
+    torch.dtype,
+    np.dtype,
+    torch.device,
+    range,
+    slice,
+)
 
 MADE_LATER = 1 << 9  # CPython's mark of a class that is not one of its own in C
 
@@ -44,7 +58,8 @@ def is_own(thing: Any) -> bool:
 def holds_settings(thing: Any) -> bool:
     """Whether an object that cannot be called is surely there for what it holds."""
     plain = SimpleNamespace | argparse.Namespace | torch.distributions.Distribution
-    return isinstance(thing, plain) or is_users(type(thing))
+    table = hasattr(type(thing), "__array__")  # of pandas or xarray
+    return table or isinstance(thing, plain) or is_users(type(thing))
 
 
 def is_users(thing: type) -> bool:

@@ -14,6 +14,7 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -190,6 +191,8 @@ class _Walk:
     def _numbers(self, thing: Any) -> None:
         if not self.held:
             return
+        if isinstance(thing, np.ma.MaskedArray):
+            self.add(np.ma.getmaskarray(thing))
         if isinstance(thing, Tensor) and thing.layout is not torch.strided:
             entries = thing.detach().to_sparse_coo().coalesce()
             return self._all(f"{thing.layout} {tuple(thing.shape)}", entries.indices(), entries.values())
@@ -204,14 +207,24 @@ class _Walk:
         self._note(f"{type(thing).__name__} {thing.dtype} {tuple(thing.shape)} {digest}")
 
     def _instance(self, thing: Any) -> None:
-        if self.held and not hasattr(thing, "__dict__") and not hasattr(type(thing), "__slots__"):
-            raise SpecError(
-                f"{type(thing).__name__} cannot be hashed, so that a store could not tell what holds it from a changed one: "
-                "hold numbers, text, tensors and functions, or train(spec) without a store"
-            )
+        state = _state(thing) if self.held else None
         self.add(type(thing))
         if self.held:
-            self.add(object.__getstate__(thing))
+            self.add(state)
+
+
+def _state(thing: Any) -> Any:
+    """What an object holds; of an installed package's, which may hold it in C, that of which it would be made again."""
+    file = file_of(type(thing))
+    with suppress(TypeError):  # cannot pickle
+        if installed(file) and not known(file):
+            return thing.__reduce_ex__(2)[1:3]
+        if hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__"):
+            return object.__getstate__(thing)
+    raise SpecError(
+        f"{type(thing).__name__} cannot be hashed, so that a store could not tell what holds it from a changed one: "
+        "hold numbers, text, tensors and functions, or train(spec) without a store"
+    )
 
 
 def _enclosed(thing: FunctionType) -> Iterator[Any]:

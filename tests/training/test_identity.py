@@ -17,8 +17,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -121,6 +123,11 @@ MADE: list[Callable[[], Any]] = [  # each differs from all others, and equals it
     lambda: nn.MSELoss(), lambda: nn.HuberLoss(delta=0.5), lambda: nn.HuberLoss(delta=0.6),
     lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])),
     lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0001])),
+    lambda: enclosing(pd.DataFrame({"by": [1.0, 2.0]})), lambda: enclosing(pd.DataFrame({"by": [1.0, 3.0]})),
+    lambda: enclosing(pd.DataFrame({"of": [1.0, 2.0]})), lambda: enclosing(pd.DataFrame({"by": [1.0, 2.0]}, index=["a", "b"])),
+    lambda: enclosing(xr.DataArray([1.0, 2.0])), lambda: enclosing(xr.DataArray([1.0, 2.0], {"x": ["a", "b"]})),
+    lambda: enclosing(np.ma.array([1, 2], mask=[0, 1])), lambda: enclosing(np.ma.array([1, 2], mask=[1, 0])),
+    lambda: enclosing(np.dtype("f4")), lambda: enclosing(np.dtype("f8")),
     lambda: enclosing(b"a"), lambda: enclosing(range(3)), lambda: enclosing(slice(3)), lambda: enclosing(torch.device("cpu")),
     lambda: enclosing(1j), lambda: enclosing(os), lambda: enclosing(sys), lambda: enclosing(torch.ones(2).mul),
     lambda: enclosing(torch.zeros(2).mul), lambda: functools.cache(enclosing(1.0)), lambda: functools.cache(enclosing(2.0)),
@@ -142,14 +149,15 @@ def test_lambdas_of_one_line_differ() -> None:
 
 def test_a_value_that_code_names_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [identity(scaled)]
-    for other in (2.0, torch.tensor(2.0), nn.MSELoss(), Settings(), Settings(2.0), enclosing(3.0)):
+    tables = pd.Series([1.0, 2.0]), pd.Series([1.0, 3.0]), xr.DataArray([1.0, 2.0]), xr.DataArray([1.0, 3.0])
+    for other in (2.0, torch.tensor(2.0), nn.MSELoss(), Settings(), Settings(2.0), enclosing(3.0), *tables):
         monkeypatch.setitem(globals(), "SCALE", other)
         seen.append(identity(scaled))
     monkeypatch.setattr(Settings, "unit", 1.0, raising=False)
     seen.append(identity(enclosing(Settings)))
     monkeypatch.setattr(Settings, "unit", 2.0)
     seen.append(identity(enclosing(Settings)))
-    assert len(set(seen)) == 9
+    assert len(set(seen)) == 13
 
 
 def test_an_object_that_code_names_and_that_is_there_for_what_it_does_counts_by_no_state(
