@@ -1,9 +1,11 @@
-"""Whose a class or an object is that code refers to, and what it is there for. For :mod:`alignlab.training.identity`."""
+"""Whose a class or an object is that code refers to, what it is there for, and what it holds.
+For :mod:`alignlab.training.identity`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import PurePath
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.training.errors import SpecError
 from alignlab.training.referring import installed, is_users_file, known
 
 PLAIN = (
@@ -74,3 +77,20 @@ def is_builtin(thing: type) -> bool:
         return False
     named = vars(sys.modules[module]).get(thing.__name__) is thing
     return named or not thing.__flags__ & MADE_LATER  # that of str.lower has no name
+
+
+def state_of(thing: Any) -> Any:
+    """What an object holds; of an installed package's, which may hold it in C, that of which it would be made again.
+
+    Raises :class:`SpecError` where that cannot be known.
+    """
+    file = file_of(type(thing))
+    with suppress(TypeError):  # cannot pickle
+        if installed(file) and not known(file):
+            return thing.__reduce_ex__(2)[1:3]
+        if hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__"):
+            return object.__getstate__(thing)
+    raise SpecError(
+        f"{type(thing).__name__} cannot be hashed, so that a store could not tell what holds it from a changed one: "
+        "hold numbers, text, tensors and functions, or train(spec) without a store"
+    )

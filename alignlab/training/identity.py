@@ -14,7 +14,6 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -23,7 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.training.belonging import PLAIN, file_of, holds_settings, is_builtin, is_own, is_users, is_value
+from alignlab.training.belonging import (
+    PLAIN,
+    file_of,
+    holds_settings,
+    is_builtin,
+    is_own,
+    is_users,
+    is_value,
+    state_of,
+)
 from alignlab.training.errors import SpecError
 from alignlab.training.referring import installed, known, named_by
 
@@ -207,24 +215,10 @@ class _Walk:
         self._note(f"{type(thing).__name__} {thing.dtype} {tuple(thing.shape)} {digest}")
 
     def _instance(self, thing: Any) -> None:
-        state = _state(thing) if self.held else None
+        state = state_of(thing) if self.held else None
         self.add(type(thing))
         if self.held:
             self.add(state)
-
-
-def _state(thing: Any) -> Any:
-    """What an object holds; of an installed package's, which may hold it in C, that of which it would be made again."""
-    file = file_of(type(thing))
-    with suppress(TypeError):  # cannot pickle
-        if installed(file) and not known(file):
-            return thing.__reduce_ex__(2)[1:3]
-        if hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__"):
-            return object.__getstate__(thing)
-    raise SpecError(
-        f"{type(thing).__name__} cannot be hashed, so that a store could not tell what holds it from a changed one: "
-        "hold numbers, text, tensors and functions, or train(spec) without a store"
-    )
 
 
 def _enclosed(thing: FunctionType) -> Iterator[Any]:

@@ -77,6 +77,17 @@ def test_a_single_run_is_compacted_without_the_dim_run(make_run, tmp_path):
     assert not (tmp_path / "compact.zarr").exists()
 
 
+def test_truths_so_many_that_they_are_compressed_are_truths_in_a_compaction_too(make_run, tmp_path):
+    steps = np.arange(2**18)
+    for i, run_id in enumerate("ab"):
+        run = make_run(run_id, steps=steps, layers=("fc1",), modes=1)[["loss"]]
+        Segments(tmp_path).append(run.assign(flag=("step", steps % (i + 2) == 0)))
+    before = open_runs(tmp_path).flag
+    compact(tmp_path)
+    assert open_runs(tmp_path).flag.load().identical(before)
+    assert before.dtype == bool
+
+
 def test_a_run_without_steps_is_compacted(make_run, tmp_path):
     Segments(tmp_path).append(make_run(steps=[], status="crashed"))
     before = open_runs(tmp_path)

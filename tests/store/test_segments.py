@@ -411,6 +411,18 @@ def test_the_temporary_of_a_living_writer_is_left_alone(make_run, tmp_path):
     assert not path.exists()
 
 
+def test_the_temporary_of_a_living_writer_keeps_no_leftover_of_another(tmp_path):
+    old = time.time() - 2 * atomic.FRESH
+    leftovers = [tmp_path / f".{i}.nc.abc.tmp" for i in range(9)]
+    for path in leftovers:
+        path.touch()
+        os.utime(path, (old, old))
+    with leftovers[4].open("rb") as living:
+        assert atomic.lock(living.fileno())
+        atomic.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [leftovers[4]]
+
+
 def test_a_temporary_just_made_is_left_alone(make_run, tmp_path):
     path = leftover(tmp_path, age=1.0)
     Segments(tmp_path).append(make_run())
