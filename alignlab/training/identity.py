@@ -237,14 +237,27 @@ def _place(code: CodeType) -> tuple[int, int]:
     return min(places, default=(code.co_firstlineno, 0))
 
 
-@functools.cache
+_codes: dict[Any, tuple[list[CodeType], str]] = {}
+
+
 def _code(thing: Any, file: str, module: str) -> str:
-    """By the function or class itself: after a reload there is another one of the name, and perhaps another content."""
+    """By the function or class itself: after a reload there is another one of the name, and perhaps another content; where
+    IPython's autoreload puts the edited code into the old one, it is the code that is another."""
     if known(file):
         return f"of {module}"
-    if not file or not Path(file).is_file():
-        raise no_file(thing, module)
-    return _content(file)
+    codes = _codes_in(thing)
+    before, found = _codes.get(thing, ([], ""))
+    if not found or list(map(id, before)) != list(map(id, codes)):
+        if not file or not Path(file).is_file():
+            raise no_file(thing, module)
+        found = _content(file)
+        _codes[thing] = codes, found
+    return found
+
+
+def _codes_in(thing: Any) -> list[CodeType]:
+    parts = list(vars(thing).values()) if isinstance(thing, type) else [thing]
+    return [part.__code__ for part in parts if isinstance(part, FunctionType)]
 
 
 def _content(file: str) -> str:

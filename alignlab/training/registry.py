@@ -18,14 +18,9 @@ Content = Any  # a Task, or a function of seed_data that returns one
 
 
 class Entry(NamedTuple):
-    """``content``: what was given. ``code``: a hash of the files that make it, or None and ``why``; of a Task, whose data
-    and loss tell all, nothing. ``whole``: a hash of what it holds as well, but for data, where that can be hashed.
-
-    Taken at once: later the files may have changed, and what was imported has not."""
+    """``content``: what was given. ``whole``: a hash of its code and what it holds, but for data, where that can be hashed."""
 
     content: Content
-    code: str | None
-    why: str
     whole: str | None
 
 
@@ -70,14 +65,13 @@ class Registry(MutableMapping[str, Content]):
         return name in self._added
 
     def code(self, name: str) -> str:
-        """A hash of the files that make a task of the user's own, as they were when it was added; not of its data or its loss.
+        """A hash of the files that make a task of the user's own, as they were when it was added, or when IPython's autoreload
+        put them into the functions that were there; of a Task, whose data and loss tell all, nothing.
 
         Raises :class:`SpecError` where it comes from no file.
         """
-        entry = self._added[name]
-        if entry.code is None:
-            raise SpecError(entry.why)
-        return entry.code
+        content = self._added[name].content
+        return "" if isinstance(content, self._kind) else identity(content, held=False)
 
     def _check(self, name: object, content: Content) -> None:
         if not isinstance(name, str) or not name.strip():
@@ -98,9 +92,9 @@ class Registry(MutableMapping[str, Content]):
 
     def _entry(self, content: Content) -> Entry:
         if isinstance(content, self._kind):
-            return Entry(content, "", "", _tried(beyond_data, content)[0])
-        code, why = _tried(partial(identity, held=False), content)
-        return Entry(content, code, why, _tried(identity, content)[0])
+            return Entry(content, _tried(beyond_data, content))
+        _tried(partial(identity, held=False), content)  # its files are read: later they may have changed
+        return Entry(content, _tried(identity, content))
 
     def _same(self, entry: Entry, there: Entry) -> bool:
         if entry.content is there.content:
@@ -120,9 +114,9 @@ def beyond_data(task: Any) -> str:
         raise SpecError(f"the loss of task {task.name}: {error}") from None
 
 
-def _tried(hashed: Callable[[Any], str], content: Content) -> tuple[str | None, str]:
-    """A hash, or None and why there is none."""
+def _tried(hashed: Callable[[Any], str], content: Content) -> str | None:
+    """A hash, or None where there is none."""
     try:
-        return hashed(content), ""
-    except SpecError as error:
-        return None, str(error)
+        return hashed(content)
+    except SpecError:
+        return None

@@ -326,6 +326,21 @@ def test_a_module_edited_after_its_import_is_what_it_was_until_it_is_imported_an
     assert identity(own.loss) != first
 
 
+def test_an_edit_that_autoreload_puts_into_the_code_that_is_there_counts(
+    module: Module, tmp_path: Path
+) -> None:
+    text = "def double(o):\n    return 2 * o\nclass Loss:\n    def __call__(self, o, t):\n        return double(o)\n"
+    own = module(text)
+    loss, functions = own.Loss(), [own.double, own.Loss.__call__]
+    first = identity(loss)
+    (tmp_path / "own.py").write_text(text.replace("2 *", "3 *"))
+    importlib.reload(own)
+    assert identity(own.Loss()) != first
+    for function, edited in zip(functions, (own.double, own.Loss.__call__), strict=True):
+        function.__code__ = edited.__code__
+    assert identity(loss) == identity(own.Loss())
+
+
 def test_without_what_it_holds_code_goes_by_its_files() -> None:
     found = [identity(thing, held=False) for thing in (enclosing(1.0), enclosing(2.0))]
     assert found[0] == found[1] != identity(scaled, held=False)

@@ -286,6 +286,15 @@ def test_a_file_that_is_edited_after_its_import_does_not_name_what_was_imported(
         assert cell_name(spec(task="tab")) == late
 
 
+def test_an_edit_that_autoreload_puts_into_a_task_makes_its_data_and_its_runs_anew(tmp_path: Path) -> None:
+    with registered(tmp_path) as own:
+        make, before, name = own.make, tasks.load("tab"), cell_name(spec(task="tab"))
+        written(tmp_path, TASK.replace("(40, 12, 12)", "(41, 12, 12)").replace('TASKS["tab"] = make', ""))
+        make.__code__ = importlib.reload(own).make.__code__
+        assert [len(task.train.targets) for task in (before, tasks.load("tab"))] == [40, 41]
+        assert cell_name(spec(task="tab")) != name
+
+
 def test_a_task_that_comes_from_no_file_has_no_name_in_a_store_and_can_be_trained(tmp_path: Path) -> None:
     space: dict[str, Any] = {"table": table}
     exec(
