@@ -218,4 +218,8 @@ def _segments(store: Path) -> Segments:
 
 def told(error: BaseException) -> str:
     """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of a user's own class
+        text = "an error whose message cannot be read"
+    return f"{type(error).__name__}: {text}"

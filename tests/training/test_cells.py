@@ -122,6 +122,19 @@ def test_a_loss_that_calls_exit_costs_no_other_cell(store: Path, monkeypatch: py
     assert run_job(job(store, lockstep=True)) == [DONE, DONE, failed, DONE]
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        return self.message  # type: ignore[attr-defined, no-any-return]  # which it never got
+
+
+def test_an_error_that_cannot_tell_what_it_is_costs_no_other_cell(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "train_population", trained(2, [], Mute()))
+    failed = Outcome("failed", "Mute: an error whose message cannot be read")
+    assert run_job(job(store, lockstep=True)) == [DONE, DONE, failed, DONE]
+
+
 class Stop(BaseException):
     """What no ``except Exception`` catches."""
 
