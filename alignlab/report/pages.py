@@ -84,7 +84,7 @@ def run_page(runs: xr.Dataset, pictures: Mapping[str, bytes] | None = None) -> s
         raise ValueError(
             f"there is nothing to show: the dataset holds no {lacks}. Give what Recorder.to_dataset or al.open_runs returns"
         )
-    many, refused = as_runs(runs), dict[str, str]()
+    many, refused = _in_words(as_runs(runs)), dict[str, str]()
     many = many.sortby(_settings(many))
     return _page(
         _drawn(run_figures(runs, refused)) if pictures is None else pictures,
@@ -150,6 +150,12 @@ def _run(runs: xr.Dataset) -> list[tuple[str, str]]:
         each = [f"{n} {kind}" for kind, n in zip(kinds, counts, strict=True)]
         told.append(("status", ", ".join(each if runs.sizes["run"] > 1 else kinds)))
     return told
+
+
+def _in_words(runs: xr.Dataset) -> xr.Dataset:
+    """What holds values of several kinds, or lacks some, as text: it could not be sorted."""
+    mixed = {name: own for name, own in runs.coords.items() if own.dims == ("run",) and own.dtype == object}
+    return runs.assign_coords({name: own.fillna("none").astype(str) for name, own in mixed.items()})
 
 
 def _settings(runs: xr.Dataset) -> list[str]:

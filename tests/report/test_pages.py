@@ -243,6 +243,15 @@ def test_a_page_of_recorded_loops_tells_runs_apart_by_what_their_recorders_were_
     assert "differing" not in Page(run_page(as_runs(many), {})).text
 
 
+def test_a_page_of_runs_of_which_some_lack_a_coordinate_tells_so():
+    one = synthetic_run(steps=5).drop_vars("rule")
+    many = xr.concat([one.assign_coords(seed=seed) for seed in (0, 1)], "run")
+    lacking = many.assign_coords(rule=("run", np.array(["fa", None], object)))
+    text = Page(run_page(lacking, {})).text
+    assert "fa, none on mnist_small" in text
+    assert re.search(r"fa 0\.05 0 .*none 0\.05 1 ", text)
+
+
 def test_a_recorded_loop_without_spec_or_end_has_a_page():
     run = xr.Dataset(
         {"loss": ("step", [1.0, np.nan]), "train_loss": ("step", [np.nan, np.nan])}, {"step": [0, 1]}
