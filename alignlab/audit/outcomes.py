@@ -194,6 +194,10 @@ def _by_seed(runs: xr.Dataset, values: list[float]) -> pd.DataFrame:
     import pandas as pd
 
     runs = on_runs(runs)
+    if missing := [name for name in ("arm", "seed") if name not in runs.coords]:
+        raise ValueError(
+            f"these runs have no {missing[0]!r}: give each one, runs.assign_coords({missing[0]}=('run', [...]))"
+        )
     arms, seeds = runs["arm"].values.tolist(), runs["seed"].values.tolist()
     keys = list(zip(arms, seeds, strict=True))
     twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None

@@ -138,6 +138,8 @@ def test_unknown_outcomes_and_repeated_seeds_are_refused() -> None:
         final(RUNS.assign(train_loss=RUNS["train_loss"].where(RUNS["run_id"] != "c")), "train_loss")
     with pytest.raises(ValueError, match="arm 'fa' has several runs of seed 1"):
         final(RUNS.assign_coords(seed=("run", [1, 0, 1, 1])), "train_loss")
+    with pytest.raises(ValueError, match=r"these runs have no 'arm': give each one, runs\.assign_coords"):
+        final(RUNS.drop_vars("arm"), "train_loss")
 
 
 def test_wilsons_interval_is_the_published_one() -> None:
