@@ -44,6 +44,10 @@ RC: Any = {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
     "savefig.dpi": 160,
+    "savefig.bbox": None,  # a figure set to 85 mm is 85 mm wide
+    "savefig.transparent": False,
+    "savefig.facecolor": "auto",
+    "savefig.edgecolor": "auto",
     "svg.hashsalt": "alignlab",
     "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's own, of type 3
     "ps.fonttype": 42,

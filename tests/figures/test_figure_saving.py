@@ -38,6 +38,19 @@ def test_the_same_figure_gives_the_same_bytes(figure, tmp_path):
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
+def test_the_users_settings_of_saving_change_no_byte(figure, tmp_path):
+    users = {
+        "savefig.bbox": "tight",
+        "savefig.transparent": True,
+        "savefig.facecolor": "red",
+        "savefig.dpi": 30,
+    }
+    plain = figures.save(figure, tmp_path / "plain")
+    with matplotlib.rc_context(users | {"savefig.edgecolor": "red"}):
+        others = figures.save(figure, tmp_path / "others")
+    assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in others]
+
+
 def test_all_formats_of_a_figure_have_one_layout(tmp_path, monkeypatch):
     from alignlab.testing.synthetic import synthetic_run
 
