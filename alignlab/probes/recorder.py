@@ -26,6 +26,7 @@ from alignlab.probes.schedule import Schedule, every, log_spaced
 from alignlab.probes.selection import Wanted, learning_rates, select_layers
 from alignlab.probes.stepping import Steps
 from alignlab.probes.unobserved import tell_of_unobserved
+from alignlab.store.schema import STATUSES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -193,7 +194,10 @@ class Recorder:
         self._steps.plan()
 
     def detach(self, status: str = "finished") -> None:
-        """Stop recording, write what is left, and note how the run ended. Calling it again does nothing."""
+        """Stop recording, write what is left, and note how the run ended: "finished", "diverged" or "crashed". Calling it again
+        does nothing. Raises ``ValueError`` for another status, and goes on recording."""
+        if status not in STATUSES:
+            raise ValueError(f"status is {status!r}, expected one of {', '.join(STATUSES)}")
         if not self._steps.is_at_work:
             return
         self._steps.end()

@@ -64,14 +64,14 @@ def _chosen(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
             )
             found = {name: m for name, m in found.items() if name not in tied}
         return found
-    if callable(wanted):
+    if callable(wanted) and not isinstance(wanted, nn.Module):
         chosen = {name: m for name, m in found.items() if wanted(name, m)}
     else:
-        if not isinstance(wanted, Iterable):
+        patterns = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+        if not all(isinstance(pattern, str) for pattern in patterns):
             raise TypeError(
                 f"layers is {wanted!r}, expected names, patterns of names, or a function (name, module) -> bool"
             )
-        patterns = [wanted] if isinstance(wanted, str) else list(wanted)
         named = {p: [name for name in found if fnmatch.fnmatchcase(name, p)] for p in patterns}
         idle = [repr(p) for p, names in named.items() if not names]
         if idle:

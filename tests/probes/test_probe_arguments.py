@@ -410,3 +410,7 @@ def test_probes_and_layers_are_several() -> None:
         recorded(3)
     with pytest.raises(TypeError, match=r"layers is 3, expected names"):
         recorded(layers=3)
+    model = nn.Sequential(nn.Linear(3, 4))
+    for modules in (model[0], model, list(model)):
+        with pytest.raises(TypeError, match=r"(?s)layers is .* expected names"):
+            recorded(layers=modules)

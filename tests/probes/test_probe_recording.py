@@ -132,6 +132,15 @@ def test_detaching_twice_is_harmless(tmp_path: Path) -> None:
     assert_equal(open_runs(tmp_path), before)
 
 
+def test_a_status_that_is_none_is_refused_and_loses_nothing(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4))
+    recorder = Recorder(model, sgd(model), [Loss()], path=tmp_path).attach()
+    with pytest.raises(ValueError, match="status is 'done', expected one of running, finished, diverged"):
+        recorder.detach("done")
+    recorder.detach()
+    assert open_runs(tmp_path)["status"].item() == "finished"
+
+
 def test_a_recorder_serves_one_run() -> None:
     with pytest.raises(RuntimeError, match="has been used"):
         recorded().attach()
