@@ -26,12 +26,14 @@ def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors outside the graph, in their common dtype, which is float32 at least.
 
     Raises:
-        TypeError: a tensor is complex, boolean or of integers.
+        TypeError: a tensor is complex, boolean or of integers, or is none.
     """
     dtype = torch.float32
     if all(tensor.dtype is dtype and not tensor.requires_grad for tensor in tensors):
         return tensors
     for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"measures need tensors, got {type(tensor).__name__}; use torch.as_tensor(…)")
         if not tensor.is_floating_point():
             raise TypeError(f"measures need real floating-point tensors, got {tensor.dtype}; use .float()")
         dtype = torch.promote_types(dtype, tensor.dtype)

@@ -37,7 +37,7 @@ def cosine(a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
     tensor([0.7071,    nan], dtype=torch.float64)
     """
     a, b = _comparable(a, b, dims)
-    return inner(unit(a, dims), unit(b, dims), dims).clamp(-1, 1)
+    return _of_entries(a, dims, inner(unit(a, dims), unit(b, dims), dims).clamp(-1, 1))
 
 
 def angle(a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
@@ -51,7 +51,7 @@ def angle(a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
     """
     a, b = _comparable(a, b, dims)
     u, v = unit(a, dims), unit(b, dims)
-    return torch.rad2deg(2 * torch.atan2(norm(u - v, dims), norm(u + v, dims)))
+    return _of_entries(a, dims, torch.rad2deg(2 * torch.atan2(norm(u - v, dims), norm(u + v, dims))))
 
 
 def gradient_products(delta_1: Tensor, delta_2: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,6 +235,11 @@ def _comparable(a: Tensor, b: Tensor, dims: int) -> tuple[Tensor, ...]:
             f"no angle between {tuple(a.shape)} and {tuple(b.shape)}: the last {dims} dimensions must be equal"
         )
     return widen(a, b)
+
+
+def _of_entries(a: Tensor, dims: int, found: Tensor) -> Tensor:
+    """What was found of vectors; of those without entries, which are zero, NaN."""
+    return found if all(a.shape[-dims:]) else found * torch.nan
 
 
 def _check_samples(h: Tensor, *deltas: Tensor) -> None:

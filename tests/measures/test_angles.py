@@ -69,6 +69,14 @@ def test_zero_vector_has_no_angle():
     assert measures.weight_angle(zero, one).isnan()
 
 
+@pytest.mark.parametrize(("shape", "dims"), [((0,), 1), ((3, 0), 1), ((2, 3, 0), 2), ((2, 0, 3), 2)])
+def test_a_vector_without_entries_has_no_angle(shape, dims):
+    empty = torch.zeros(shape)
+    for found in (measures.angle(empty, empty, dims), measures.cosine(empty, empty, dims)):
+        assert found.shape == shape[:-dims]
+        assert found.isnan().all()
+
+
 @pytest.mark.parametrize("shape", [GRAM, EXPLICIT, (1, 1, 1)])
 def test_zero_gradient_has_no_angle(shape):
     delta, _, h = signals(shape)
@@ -224,6 +232,11 @@ def test_a_step_is_compared_with_the_gradient_of_whole_samples(measure, n, messa
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="int64"):
         measures.angle(torch.ones(3, dtype=torch.int64), torch.ones(3))
+
+
+def test_arrays_are_told_to_become_tensors():
+    with pytest.raises(TypeError, match=r"need tensors, got ndarray; use torch\.as_tensor"):
+        measures.angle(torch.ones(3).numpy(), torch.ones(3).numpy())
 
 
 @pytest.mark.gpu
