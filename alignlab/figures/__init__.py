@@ -1,7 +1,7 @@
 """Figures of what was recorded: each function takes a dataset and returns a matplotlib Figure, on screen or off.
 
-Nothing here opens a window or leaves pyplot state behind; `save` writes to disk. matplotlib is imported when the first
-of these names is used.
+Nothing here opens a window or leaves pyplot state behind; a notebook shows a figure after ``%matplotlib inline``, and `save`
+writes to disk. matplotlib is imported when the first of these names is used.
 """
 
 from __future__ import annotations

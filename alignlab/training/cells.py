@@ -35,7 +35,7 @@ from alignlab.training.spec import RunSpec
 if TYPE_CHECKING:
     import xarray as xr
 
-WHERE = "in a module imported at the script's top, or by --import"
+WHERE = "in a module that they can import (PYTHONPATH), imported here too or named by --import"
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

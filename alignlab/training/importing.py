@@ -1,5 +1,5 @@
 """Modules of the user's own, which add rules to ``RULES`` and tasks to ``TASKS``: imported here by name, and by every worker
-before its first job."""
+before its first job. So are, where a worker finds them, those that define the rules, draws and tasks that are there."""
 
 from __future__ import annotations
 
@@ -34,28 +34,45 @@ def import_own(modules: Iterable[str]) -> None:
 
 def ready(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A function, for a worker that imports first what was imported here."""
-    return _Ready(function, tuple(_imported)) if _imported else function
+    modules = tuple(_imported), _defining()
+    return _Ready(function, *modules) if any(modules) else function
+
+
+def _defining() -> tuple[str, ...]:
+    from alignlab.rules import INITS, RULES
+    from alignlab.training.tasks import TASKS
+
+    things = (*RULES.values(), *INITS.values(), *TASKS.values())
+    modules = dict.fromkeys(str(getattr(thing, "__module__", "__main__")) for thing in things)
+    return tuple(name for name in modules if name.partition(".")[0] not in ("alignlab", "__main__"))
 
 
 class _Ready:
     """The function itself, once it is unpickled: before its job is, which may hold what the modules define."""
 
-    def __init__(self, function: Callable[[Any], Any], modules: tuple[str, ...]) -> None:
-        self.function, self.modules = function, modules
+    def __init__(
+        self, function: Callable[[Any], Any], modules: tuple[str, ...], defining: tuple[str, ...]
+    ) -> None:
+        self.function, self.modules, self.defining = function, modules, defining
         self.__name__ = function.__name__
 
     def __call__(self, job: Any) -> Any:
         return self.function(job)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _imported_first, (self.function, self.modules)
+        return _imported_first, (self.function, self.modules, self.defining)
 
 
-def _imported_first(function: Callable[[Any], Any], modules: tuple[str, ...]) -> Callable[[Any], Any]:
+def _imported_first(
+    function: Callable[[Any], Any], modules: tuple[str, ...], defining: tuple[str, ...]
+) -> Callable[[Any], Any]:
     try:
         import_own(modules)
     except SpecError as error:
         raise SweepError(
             f"the worker on {socket.gethostname()}: {error}: put it where workers look for modules (PYTHONPATH)"
         ) from error
+    for name in defining:  # the jobs may need none of them
+        with suppress(SpecError):
+            import_own([name])
     return function

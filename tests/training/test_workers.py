@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import json
 import multiprocessing
 import os
+import pickle
 import re
 import sys
 import threading
@@ -15,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import dask
 import pytest
 from worker_jobs import (
@@ -30,6 +34,7 @@ from worker_jobs import (
     threads,
 )
 
+from alignlab.rules import RULES, Rule
 from alignlab.training import importing, workers
 from alignlab.training.errors import SweepError
 from alignlab.training.forking import THREADS
@@ -107,6 +112,30 @@ def test_jobs_may_hold_what_an_imported_module_defines(
     with Workers(2) as two:
         found = [home for _, home in two.each(home_of, [held.Held(), held.Held()])]
     assert found == ["held_by_jobs"] * 2
+
+
+def test_workers_import_what_defines_the_rules_that_are_there_where_they_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dask worker imports no calling script, and a notebook is none."""
+    module = tmp_path / "has_rule.py"
+    module.write_text(
+        "from alignlab.rules import RULES, Rule\nclass Own(Rule):\n    name = 'own'\nRULES['own'] = Own\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importing, "_imported", [])
+    monkeypatch.setitem(RULES, "own", Rule)  # forgotten after the test
+    importlib.import_module("has_rule")
+    sent = cloudpickle.dumps(importing.ready(json.dumps))
+    for _ in range(2):
+        del sys.modules["has_rule"], RULES["own"]
+        assert pickle.loads(sent)(3) == "3"
+        assert RULES["own"].__module__ == "has_rule"
+    del sys.modules["has_rule"], RULES["own"]
+    module.unlink()
+    importlib.invalidate_caches()
+    assert pickle.loads(sent)(3) == "3"
+    assert "own" not in RULES
 
 
 @pytest.mark.skipif(os.name == "nt", reason="keeps a folder that a process is in")
