@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ _METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"C
 
 
 def save(
-    figure: Figure, path: str | os.PathLike[str], formats: str | Sequence[str] | None = None
+    figure: Figure, path: str | os.PathLike[str], formats: str | Iterable[str] | None = None
 ) -> list[Path]:
     """Write the figure once a format, each file whole or not at all, and return the paths.
 
@@ -30,7 +30,7 @@ def save(
     gives the same bytes: no date is written. Formats are matplotlib's: png, svg, pdf, ...; one, or several.
 
     Raises:
-        ValueError: for a format that matplotlib cannot write.
+        ValueError: for a format that matplotlib cannot write, and for none.
         OSError: where a file cannot be written; it names the file.
     """
     import matplotlib
@@ -39,9 +39,11 @@ def save(
     ending = base.suffix[1:]
     if formats is None:
         formats = ending if ending in known else ("png", "svg")
-    formats = (formats,) if isinstance(formats, str) else formats
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
     if ending in formats:
         base = base.with_suffix("")
+    if not formats:
+        raise ValueError(f"no format to write {path} in: give some, png or svg, or leave formats out")
     for suffix in formats:
         if suffix not in known:
             raise ValueError(f"cannot write a figure as {suffix!r}; choose from {', '.join(sorted(known))}")

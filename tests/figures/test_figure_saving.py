@@ -112,6 +112,13 @@ def test_drawing_and_saving_leave_the_users_settings_alone(figure, run, tmp_path
         assert drawn.axes[0].get_facecolor() == (1, 1, 1, 1)
 
 
+def test_formats_may_come_one_by_one_and_none_is_an_error(figure, tmp_path):
+    paths = figures.save(figure, tmp_path / "a", (ending for ending in ("png", "svg")))
+    assert [path.is_file() for path in paths] == [True, True]
+    with pytest.raises(ValueError, match=r"no format to write .* give some, png or svg"):
+        figures.save(figure, tmp_path / "a", [])
+
+
 def test_a_single_format_is_a_word(figure, tmp_path):
     assert figures.save(figure, tmp_path / "curves", "svg") == [tmp_path / "curves.svg"]
 
