@@ -95,6 +95,7 @@ def feedback_spectrum(
     if settings.arnoldi:
         parameters["converged"] = min(run.converged for run in found)
     radius, positive, low, high, symmetric_positive, residual = summaries.unbind(-1)
+    trace = inner(W, B, 2).cpu().to(torch.float64)
     return Spectrum(
         real=modes.real * scale[..., None],
         imag=modes.imag * scale[..., None],
@@ -103,7 +104,7 @@ def feedback_spectrum(
         symmetric_max=high * scale,
         symmetric_error=residual * scale,
         symmetric_positive_fraction=symmetric_positive,
-        trace=inner(W, B, 2).cpu().to(torch.float64) * scale,
+        trace=trace.where(trace.isfinite(), torch.nan) * scale,
         chance_radius=radius * scale,
         method=settings.method,
         parameters=parameters,

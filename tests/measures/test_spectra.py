@@ -155,6 +155,15 @@ def test_units_that_are_lost_beside_others_leave_the_modes_of_these():
 
 
 @pytest.mark.parametrize("exact_limit", [1024, 20])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_one_entry_that_is_not_finite_leaves_no_spectrum(broken, exact_limit):
+    pair = weights(60, 60)
+    pair[broken][2, 3] = torch.inf
+    spectrum = measures.feedback_spectrum(*pair, exact_limit=exact_limit)
+    assert all(getattr(spectrum, name).isnan().all() for name in ("real", "imag", *SUMMARIES))
+
+
+@pytest.mark.parametrize("exact_limit", [1024, 20])
 def test_absent_feedback_has_a_spectrum_of_zeros_and_no_sign(exact_limit):
     W, _ = weights(60, 60)
     spectrum = measures.feedback_spectrum(W, torch.zeros_like(W), exact_limit=exact_limit)
