@@ -96,6 +96,14 @@ def test_rounding_proves_no_negative_eigenvalue_of_backprop(dtype):
     assert density.residual < 1e-3 * exact[-1]
 
 
+def test_the_rounding_behind_a_residual_is_that_of_both_weights():
+    """All steps are taken: what is left is rounding."""
+    W = randn(20, 30).float()
+    usual = symmetric_density(W, W, steps=20).residual
+    for pair in ((W, 100 * W), (100 * W, W)):
+        assert symmetric_density(*pair, steps=20).residual == pytest.approx(100 * usual, rel=1e-2)
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e-9, 1e9, 1e18])
 def test_densities_scale_with_their_weights(scale):
     """Lanczos ended at the first step where products were smaller than what it took for rounding."""

@@ -162,6 +162,22 @@ def test_what_another_optimizers_pass_left_in_a_weight_and_was_cleared_has_no_pa
     np.testing.assert_allclose(first.update_angle, 0, atol=0.05)
 
 
+def test_a_part_that_was_cleared_and_came_no_more_is_left_out_of_the_step() -> None:
+    torch.manual_seed(0)
+    model, x = ActorCritic(), torch.randn(8, 7)
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, [EffectiveLR()]) as recorder:
+        action = model.actor(x)
+        model.critic(torch.cat([x, action], 1)).mean().backward()
+        model.actor.zero_grad()
+        model.critic(torch.cat([x, action.detach()], 1)).square().mean().backward()
+        size = float(model.critic[0].weight.grad.norm())
+        optimizer.step()
+    run = recorder.to_dataset().isel(step=0)
+    assert float(run.gradient_norm.sel(layer="critic.0")) == pytest.approx(size, rel=1e-5)
+    assert np.isnan(run.gradient_norm.sel(layer=["actor.0", "actor.2"])).all()
+
+
 def trained_above_the_first(model: nn.Module) -> torch.optim.Optimizer:
     first = set(model.enter.parameters())
     return torch.optim.SGD([p for p in model.parameters() if p not in first], lr=0.1)
