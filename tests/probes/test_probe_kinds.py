@@ -147,6 +147,28 @@ def test_the_output_size_that_a_pass_asked_for_is_measured() -> None:
     assert np.isfinite(run.local_angle.sel(step=0, layer="again"))
 
 
+@pytest.mark.parametrize("name", ["conv", "every_kind"])
+def test_the_angles_of_a_pass_under_autocast_are_to_what_a_plain_net_learns_there(name: str) -> None:
+    """Both errors are rounded as autocast rounds them; the angle between is not."""
+    world = WORLDS[name]
+    model, plain = (world.model(rule, dtype=torch.float32) for rule in ("fa", None))
+    own = plain.state_dict().keys()
+    plain.load_state_dict({key: value.clone() for key, value in model.state_dict().items() if key in own})
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, [GradientAngle()]) as recorder:
+        for net in (model, plain):
+            torch.manual_seed(1)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(net, *world.batch(0, dtype=torch.float32))
+            loss.backward()
+        optimizer.step()
+    run = recorder.to_dataset().sel(step=0)
+    for layer in measurable(plain):
+        pair = [net.get_submodule(layer).weight.grad.flatten().double() for net in (model, plain)]
+        degrees = float(nn.functional.cosine_similarity(*pair, 0).clamp(max=1).acos().rad2deg())
+        assert float(run.gradient_angle.sel(layer=layer)) == pytest.approx(degrees, abs=0.3), layer
+
+
 class TwoSizes(nn.Module):
     """One convolution on maps of two sizes."""
 
