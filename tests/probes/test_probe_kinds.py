@@ -169,6 +169,19 @@ def test_the_angles_of_a_pass_under_autocast_are_to_what_a_plain_net_learns_ther
         assert float(run.gradient_angle.sel(layer=layer)) == pytest.approx(degrees, abs=0.3), layer
 
 
+def test_convolutions_above_a_direct_layer_have_no_product_of_weights() -> None:
+    with seeded(0):
+        maps = [nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)]
+    layers = [part for conv in maps for part in (conv, nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Conv2d(3, 4, 2), nn.Flatten())
+    convert(model, "dfa")
+    x, y = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 3])
+    run = record(model, [GradientAngle(), WeightAngle(), FeedbackSpectrum()], x, y)
+    assert np.isfinite(run.gradient_angle).all()
+    assert "weight_angle" not in run
+    assert "spectrum_real" not in run
+
+
 class TwoSizes(nn.Module):
     """One convolution on maps of two sizes."""
 
