@@ -84,8 +84,9 @@ def test_truths_so_many_that_they_are_compressed_are_truths_in_a_compaction_too(
         Segments(tmp_path).append(run.assign(flag=("step", steps % (i + 2) == 0)))
     before = open_runs(tmp_path).flag
     compact(tmp_path)
-    assert open_runs(tmp_path).flag.load().identical(before)
-    assert before.dtype == bool
+    after = open_runs(tmp_path).flag.load()
+    assert after.identical(before)
+    assert after.dtype == before.dtype == bool
 
 
 def test_a_run_without_steps_is_compacted(make_run, tmp_path):
