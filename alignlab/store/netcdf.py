@@ -184,7 +184,8 @@ def _mould(layout: tuple[Variable, ...]) -> Mould:
 def _create(file: Any, variable: Variable) -> None:
     import h5py
 
-    options: dict[str, Any] = {"shape": variable.shape, "dtype": variable.dtype}
+    truths = np.dtype(variable.dtype).kind == "b"
+    options: dict[str, Any] = {"shape": variable.shape, "dtype": "i1" if truths else variable.dtype}
     if variable.dtype == "U":
         options["dtype"] = h5py.string_dtype()
     elif math.prod(variable.shape) * np.dtype(variable.dtype).itemsize >= COMPRESS_FROM:
@@ -193,7 +194,7 @@ def _create(file: Any, variable: Variable) -> None:
         stored = _as_stored(np.zeros(variable.shape, variable.dtype))
         options = {"data": stored}  # written, and so given its place
     dataset = file.create_dataset(variable.name, track_order=True, **options)
-    kind = {"dtype": "bool"} if np.dtype(variable.dtype).kind == "b" else {}  # as xarray marks it
+    kind = {"dtype": "bool"} if truths else {}  # as xarray marks it
     _write_attrs(dataset, json.loads(variable.attrs) | kind)
 
 

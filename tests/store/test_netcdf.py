@@ -68,6 +68,20 @@ def test_a_large_variable_is_compressed_and_comes_back(make_run, tmp_path):
     assert file.stat().st_size < run.spectrum_real.nbytes / 2
 
 
+@pytest.mark.parametrize("n", [3, netcdf.COMPRESS_FROM])
+def test_truths_are_stored_as_netcdf_has_them_however_many_there_are(make_run, tmp_path, n):
+    """As int8: HDF5's own truths are of a type that the netCDF library does not read."""
+    run = make_run(steps=range(n), layers=("fc1",), modes=1)[["loss"]].assign(
+        own=("step", np.arange(n) % 3 == 0)
+    )
+    back = round_trip(run, tmp_path)
+    assert back.own.dtype == bool
+    assert back.own.identical(run.own)
+    (path,) = tmp_path.iterdir()
+    with h5py.File(path) as file:
+        assert file["own"].id.get_type().get_class() == h5py.h5t.INTEGER
+
+
 def test_dims_are_stored_in_the_order_of_the_contract(make_run, tmp_path):
     back = round_trip(make_run().transpose("mode", "layer", "step"), tmp_path)
     assert back.spectrum_real.dims == ("step", "layer", "mode")
