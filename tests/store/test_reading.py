@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from alignlab.store import Segments, StoreError, check, compact, open_runs, record, shelf
+from alignlab.store import Segments, StoreError, check, compact, open_runs, open_segments, record, shelf
 
 
 def cells(dataset):
@@ -435,10 +435,18 @@ def test_a_list_of_stores_is_opened_as_one(make_run, tmp_path):
         open_runs([tmp_path / "x", tmp_path / "y", tmp_path / "z"])
 
 
+def test_named_segments_are_opened_as_all_are_whatever_their_order(make_run, tmp_path):
+    for run_id in "bca":
+        Segments(tmp_path).append(make_run(run_id), run_id)
+    assert open_segments(tmp_path, ["c", "a", "b"]).identical(open_runs(tmp_path))
+    assert open_segments(tmp_path, ["b", "a"]).run_id.values.tolist() == ["a", "b"]
+
+
 def test_no_store_is_an_error_that_says_what_to_do(make_run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     append_all(tmp_path / "sweep" / "first", make_run())
+    (tmp_path / "sweep" / "another").mkdir()  # with nothing in it to open
     cases = {
         tmp_path / "missing": "missing: there is no such folder",
         tmp_path / "file": "file: it is a file; give the folder",
