@@ -202,7 +202,7 @@ class _Walk:
         if isinstance(thing, np.ma.MaskedArray):
             self.add(np.ma.getmaskarray(thing))
         if isinstance(thing, Tensor) and thing.layout is not torch.strided:
-            entries = thing.detach().to_sparse_coo().coalesce()
+            entries = thing.detach().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
             return self._all(f"{thing.layout} {tuple(thing.shape)}", entries.indices(), entries.values())
         if isinstance(thing, Tensor):
             plain = thing.detach().cpu().resolve_conj().resolve_neg().contiguous()

@@ -101,9 +101,8 @@ class Registry(MutableMapping[str, Content]):
             return True
         if entry.whole is None or entry.whole != there.whole:
             return False
-        if not isinstance(entry.content, self._kind):
-            return True
-        return bool(entry.content.fingerprint == there.content.fingerprint)
+        is_task = isinstance(entry.content, self._kind)
+        return not is_task or bool(entry.content.fingerprint == there.content.fingerprint)
 
 
 def beyond_data(task: Any) -> str:
