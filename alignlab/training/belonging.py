@@ -61,7 +61,10 @@ def is_own(thing: Any) -> bool:
 def holds_settings(thing: Any) -> bool:
     """Whether an object that cannot be called is surely there for what it holds."""
     plain = SimpleNamespace | argparse.Namespace | torch.distributions.Distribution
-    table = hasattr(type(thing), "__array__")  # of pandas or xarray
+    lazy = (
+        hasattr(type(thing), "__dask_graph__") and thing.__dask_graph__() is not None
+    )  # is another in each process
+    table = hasattr(type(thing), "__array__") and not lazy  # of pandas or xarray
     return table or isinstance(thing, plain) or is_users(type(thing))
 
 
@@ -85,7 +88,7 @@ def state_of(thing: Any) -> Any:
     Raises :class:`SpecError` where that cannot be known.
     """
     file = file_of(type(thing))
-    with suppress(TypeError):  # cannot pickle
+    with suppress(Exception):  # of one that cannot be pickled
         if installed(file) and not known(file):
             return thing.__reduce_ex__(2)[1:3]
         if hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__"):
