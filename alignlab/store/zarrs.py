@@ -188,11 +188,9 @@ def _shapes(record: Record) -> dict[str, tuple[int, ...]]:
 
 def _grid(record: Record, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     most = batch(record)
-    grid = {}
-    for name, shape in shapes.items():
-        dims, data, _ = record.fields[name]
-        grid[name] = chunks(shape, data.dtype.itemsize, most if dims[0] == "run" else None)
-    return grid
+    return {
+        name: chunks(shape, record.fields[name].data.dtype.itemsize, most) for name, shape in shapes.items()
+    }
 
 
 def _write_frame(
@@ -222,7 +220,7 @@ def _write_frame(
 
 def _write_block(array: Any, start: int, values: Array, chunk: tuple[int, ...]) -> list[int]:
     """Write some runs and return the checksums of their chunks."""
-    array[slice(start, start + values.shape[0]) if array.ndim else ...] = values
+    array[start : start + len(values)] = values
     counts = [range(-(-n // c)) for n, c in zip(values.shape, chunk, strict=True)]
     return [checksum(values[place(where, chunk, values.shape)]) for where in itertools.product(*counts)]
 

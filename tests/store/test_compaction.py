@@ -220,8 +220,9 @@ def test_segments_that_went_missing_are_an_error(compacted):
             attempt(compacted)
 
 
-def test_a_segment_that_is_gone_when_it_is_compacted_is_named(store):
-    (store / "zz.nc").symlink_to(store / "gone.nc")
+def test_a_segment_that_is_gone_when_it_is_compacted_is_named(store, monkeypatch):
+    listed = [*Segments(store).names(), "zz"]
+    monkeypatch.setattr(Segments, "names", lambda self: listed)
     for read in (compact, open_runs):
         with pytest.raises(StoreError, match="no segment 'zz'"):
             read(store)
