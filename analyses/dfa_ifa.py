@@ -7,11 +7,11 @@ from Lillicrap's U(±0.5) or Nøkland's U(±1/√240): they differ in scale alon
 out, so that the two columns agree wherever training is stable. With three hidden layers all four rules err on 7.4 to 7.9 %
 of the test images. With seven, three seeds cannot tell bp (9.8), fa (10.4) and dfa (8.8 %) apart. Ifa errs on 11 % or more
 in each seed, more than any of the others, but by how much cannot be said: its training is so unstable that another order of
-summation (other numbers of runs trained together) moves its mean between 13 and 15 % with Lillicrap's B and between 13 and
-25 % with Nøkland's, and the interval of its difference to bp holds 0 each time. The angle of the lowest layer's gradient to
-the true one has the same order: 57° for dfa, 61° for fa, 68 to 76° for ifa. No rate suits all: at 0.001 dfa is at its best,
-and backprop errs on 24 to 90 %. On the grid's edge with seven layers: bp and fa at the lowest rate, 3e-4, in three seeds of
-three, so that they may be better than shown; ifa with Nøkland's B at the highest in one.
+summation (other numbers of runs trained together, another processor) moves its mean between 13 and 21 % with Lillicrap's B
+and between 13 and 25 % with Nøkland's, and decides whether the interval of its difference to bp holds 0. The angle of the
+lowest layer's gradient to the true one has the same order: 57° for dfa, 61° for fa, 68 to 77° for ifa. No rate suits all: at
+0.001 dfa is at its best, and backprop errs on 24 to 90 %. On the grid's edge with seven layers: bp and fa at the lowest rate,
+3e-4, in three seeds of three, so that they may be better than shown; ifa at either end in one at most.
 
     alignlab study dfa_ifa
 """
