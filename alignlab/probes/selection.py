@@ -67,7 +67,9 @@ def _chosen(model: nn.Module, wanted: Wanted) -> dict[str, nn.Module]:
     if callable(wanted) and not isinstance(wanted, nn.Module):
         chosen = {name: m for name, m in found.items() if wanted(name, m)}
     else:
-        patterns = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+        patterns: list[Any] = (
+            [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+        )
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise TypeError(
                 f"layers is {wanted!r}, expected names, patterns of names, or a function (name, module) -> bool"
