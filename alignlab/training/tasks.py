@@ -10,7 +10,6 @@ output. `linear_toy` is the linear problem of Lillicrap et al. 2016, for a 30-20
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
@@ -49,20 +48,18 @@ def load(name: str, seed_data: int = 0) -> Task:
         raise ValueError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS)}")
     if not 0 <= seed_data < 2**32:
         raise ValueError(f"seed_data={seed_data} is not in [0, 2**32)")
-    return _cached(name, seed_data, _Content(name))
+    return _cached(name, seed_data, _Content(TASKS[name]))
 
 
 class _Content:
-    """What a name stands for, by which object it is, and its code: another one under the same name is another task."""
+    """What a name stands for, by which object it is: another one under the same name is another task. So is a function into
+    which IPython's autoreload has put the code of an edited file."""
 
-    def __init__(self, name: str) -> None:
-        self.content: Callable[[int], Task] | Task = TASKS[name]
-        self.code = ""
-        with suppress(SpecError):  # it comes from no file
-            self.code = TASKS.code(name) if TASKS.is_own(name) else ""
+    def __init__(self, content: Callable[[int], Task] | Task) -> None:
+        self.content, self.code = content, getattr(content, "__code__", None)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Content) and self.content is other.content and self.code == other.code
+        return isinstance(other, _Content) and self.content is other.content and self.code is other.code
 
     def __hash__(self) -> int:
         return id(self.content)
