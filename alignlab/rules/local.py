@@ -95,14 +95,22 @@ class Patches:
         return of_weight, of_bias
 
 
+def _check(least: int, **sizes: Any) -> None:
+    for name, size in sizes.items():
+        if not all(hasattr(one, "__index__") and one >= least for one in _pair(size)):
+            raise ValueError(
+                f"LocallyConnected2d: {name} is {size!r}, expected whole numbers, at least {least}"
+            )
+
+
 class LocallyConnected2d(nn.Module):
     """A convolution whose kernel is another one at each of the output's positions.
 
-    Arguments as for ``nn.Conv2d``, without groups, and ``input_size`` (H, W), which inputs must have. Weights and
-    biases start from U(±1/√fan_in) with fan_in = C_in·k_h·k_w, as ``nn.Conv2d``'s do. Input (N, C_in, H, W) or
-    (C_in, H, W).
+    Arguments as for ``nn.Conv2d``, without groups, with a padding of so many zeros, and ``input_size`` (H, W), which inputs
+    must have. Weights and biases start from U(±1/√fan_in) with fan_in = C_in·k_h·k_w, as ``nn.Conv2d``'s do. Input
+    (N, C_in, H, W) or (C_in, H, W).
 
-    Raises ``ValueError`` for sizes that leave no output.
+    Raises ``ValueError`` for sizes that are none, or leave no output.
 
     >>> LocallyConnected2d(3, 8, (6, 5), kernel_size=3, padding=1)(torch.ones(2, 3, 6, 5)).shape
     torch.Size([2, 8, 6, 5])
@@ -135,6 +143,9 @@ class LocallyConnected2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check(1, in_channels=in_channels, out_channels=out_channels, input_size=input_size)
+        _check(1, kernel_size=kernel_size, stride=stride, dilation=dilation)
+        _check(0, padding=padding)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.input_size, self.kernel_size = _pair(input_size), _pair(kernel_size)
         self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)

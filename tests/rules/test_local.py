@@ -119,6 +119,16 @@ def test_a_kernel_larger_than_the_input_is_an_error() -> None:
         LocallyConnected2d(1, 1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"padding": "same"}, {"padding": -1}, {"stride": 0}, {"kernel_size": 3.0}, {"in_channels": 0}]
+)
+def test_a_size_that_is_none_is_told(wrong: dict[str, Any]) -> None:
+    sizes = {"in_channels": 1, "out_channels": 1, "input_size": 6, "kernel_size": 3}
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"LocallyConnected2d: {name} is {value!r}, expected whole numbers"):
+        LocallyConnected2d(**{**sizes, **wrong})
+
+
 def test_it_survives_copies_and_state_dicts() -> None:
     layer = rules.convert(LocallyConnected2d(2, 3, 5, 3), "fa")
     other = rules.convert(LocallyConnected2d(2, 3, 5, 3), "fa")
