@@ -85,7 +85,9 @@ def test_weights_that_are_not_finite_have_no_spectrum(broken):
         found = block_spectrum(W, B, **settings)
         assert found.real.isnan().all()
         assert found.imag.isnan().all()
-        assert found.real.shape == block_spectrum(*weights(3, 4, 5), **settings).real.shape  # beside runs that go on
+        assert (
+            found.real.shape == block_spectrum(*weights(3, 4, 5), **settings).real.shape
+        )  # beside runs that go on
         assert all(getattr(found, name).isnan() for name in (*SUMMARIES, "symmetric_error"))
 
 
