@@ -11,7 +11,7 @@ from alignlab.figures.lines import mean_and_interval
 from alignlab.figures.sweeps import final_values
 from alignlab.measures.quantities import QUANTITIES
 from alignlab.report import run_page
-from alignlab.store.shaping import as_runs
+from alignlab.store.shaping import _MADE_BY, as_runs
 from alignlab.testing.synthetic import synthetic_runs
 
 
@@ -131,6 +131,16 @@ def test_a_coordinate_that_parts_the_runs_of_one_rule_alone_is_a_condition_and_o
     assert as_runs(runs).attrs["differing"] == ["depth"]
     one = as_runs(runs).isel(run=[0, 1, 2, 3])  # of the parted runs some were left out
     assert as_runs(one).attrs["differing"] == []
+
+
+def test_what_runs_were_made_by_makes_no_condition_of_them():
+    run = {"run_id": ("run", list("abcd")), "seed": ("run", [0, 1, 2, 3]), "step": [0]}
+    runs = xr.Dataset({"loss": (("run", "step"), np.zeros((4, 1)))}, coords=run)
+    for name in _MADE_BY:
+        assert as_runs(runs.assign_coords({name: ("run", ["x", "x", "y", "y"])})).attrs["differing"] == []
+    assert as_runs(runs.assign_coords(host=("run", ["x", "x", "y", "y"]))).attrs["differing"] == ["host"]
+    one_layer = as_runs(runs.assign_coords(layer="0", kind="Linear"))
+    assert one_layer["layer"].dims == one_layer["kind"].dims == ()
 
 
 @pytest.mark.parametrize("texts", [("net: 3 layers: relu", "net: 4 layers: relu"), ("wide", "narrow")])
