@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -165,14 +164,21 @@ def _split(data: xr.Dataset, keys: list[str]) -> Iterator[Panel]:
 
     Names that differ only in the middle, which a short form leaves out, stand in full.
     """
-    every = [levels(data, key) for key in keys]
-    for combination in product(*every):
-        part, words = data, []
-        for key, level, several in zip(keys, combination, every, strict=True):
-            part = select(part, key, level)
-            words += [named(key, level, level_texts(several)[level])] if len(several) > 1 else []
-        if part.sizes["run"]:
-            yield Panel(broken(" · ".join(words)), part)
+    parts: list[tuple[xr.Dataset, list[str]]] = [(data, [])]
+    for (
+        key
+    ) in keys:  # one by one: an audit's settings have 100,000s of combinations, of which hardly any has a run
+        several = levels(data, key)
+        texts = level_texts(several)
+        told = {level: [named(key, level, texts[level])] if len(several) > 1 else [] for level in several}
+        parts = [
+            (select(part, key, level), words + told[level])
+            for part, words in parts
+            for level in several
+            if key == "layer" or having(part, key, level).any()
+        ]
+    for part, words in parts:
+        yield Panel(broken(" · ".join(words)), part)
 
 
 def named(key: str, level: Hashable, text: str = "") -> str:

@@ -7,6 +7,7 @@ from figure_reading import labels, legend, line, marks, panels, same
 
 from alignlab import figures
 from alignlab.audit.crossfit import scores_of
+from alignlab.figures import groups
 from alignlab.figures.lines import mean_and_interval
 from alignlab.figures.sweeps import final_values
 from alignlab.measures.quantities import QUANTITIES
@@ -435,3 +436,19 @@ def test_what_all_runs_share_may_lack_the_dim_of_runs(runs, draw):
     for one, other in zip(panels(draw(alike)), panels(draw(shared.assign_coords(alike.coords))), strict=True):
         for label in labels(one):
             assert same(line(one, label).get_xydata(), line(other, label).get_xydata())
+
+
+def test_settings_that_no_run_combines_are_not_looked_for(monkeypatch):
+    looked, select = [], groups.select
+    monkeypatch.setattr(groups, "select", lambda *asked: looked.append(asked) or select(*asked))
+    names = ("task", "rule", "control", "lr")
+    changed = np.vstack([np.zeros(4), np.eye(4), 2 * np.eye(4)])  # each run in one setting alone
+    settings = {
+        name: ("run", column.astype(str) if name != "lr" else column)
+        for name, column in zip(names, changed.T, strict=True)
+    }
+    data = xr.Dataset(
+        {"loss": (("run", "step"), np.ones((9, 2)))}, {"step": [0, 1], "seed": ("run", [0] * 9)}
+    )
+    assert len(groups.panels(data.assign_coords(settings), None, None, layered=False)) == 9
+    assert len(looked) <= 9 * 4
