@@ -32,6 +32,7 @@ from alignlab.training.belonging import (
     is_value,
     state_of,
 )
+from alignlab.training.edits import check_unedited
 from alignlab.training.errors import SpecError
 from alignlab.training.referring import installed, known, named_by
 
@@ -250,6 +251,8 @@ def _code(thing: Any, file: str, module: str) -> str:
     if not found or list(map(id, before)) != list(map(id, codes)):
         if not file or not Path(file).is_file():
             raise no_file(thing, module)
+        if not installed(file):
+            check_unedited(codes, file, module)
         found = _content(file)
         _codes[thing] = codes, found
     return found

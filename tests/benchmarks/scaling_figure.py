@@ -9,6 +9,7 @@ import numpy as np
 import scaling_model as model
 
 from alignlab.figures import style
+from alignlab.figures.finishing import finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
             f"A step of one run: {base['inputs']}-{'-'.join([str(base['width'])] * base['depth'])}-10, K = {base['runs']}, "
             f"N = {base['batch']}, unless the axis says otherwise"
         )
-        return style.finish(figure, title, handles, "", "Bars: quartiles of the rounds.")
+        return finish(figure, title, handles, "", "Bars: quartiles of the rounds.")
 
 
 def _along(name: str, fixed: Mapping[str, Any], found: Mapping[str, Any]) -> list[dict[str, Any]]:

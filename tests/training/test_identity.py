@@ -331,6 +331,29 @@ def test_a_module_edited_after_its_import_is_what_it_was_until_it_is_imported_an
     assert identity(own.loss) != first
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def loss(o, t):\n    return o\n",
+        "class Loss:\n    def __call__(self, o, t):\n        return o\nloss = Loss()\n",
+        "def other(o):\n    return o\ndef loss(o, t):\n    return other(o)\n",
+        "def loss(o, t):\n    def inner():\n        return o\n    return inner()\n",
+    ],
+)
+@pytest.mark.parametrize("edit", [("return o", "return 2 * o"), ("", "\n"), ("return o", "return (")])
+def test_a_module_that_was_edited_before_its_code_was_first_named_is_refused(
+    module: Module, tmp_path: Path, text: str, edit: tuple[str, str]
+) -> None:
+    """The old code ran, and its runs were stored under the new code's name: after a restart they passed for the new code's."""
+    own = module(text)
+    (tmp_path / "own.py").write_text(text.replace(*edit, 1))
+    with pytest.raises(
+        SpecError, match=r"own\.py was edited after it was imported: .* importlib\.reload\(own\)"
+    ):
+        identity(own.loss)
+    assert identity(module(text).loss)
+
+
 def test_an_edit_that_autoreload_puts_into_the_code_that_is_there_counts(
     module: Module, tmp_path: Path
 ) -> None:
