@@ -165,9 +165,8 @@ def _split(data: xr.Dataset, keys: list[str]) -> Iterator[Panel]:
     Names that differ only in the middle, which a short form leaves out, stand in full.
     """
     parts: list[tuple[xr.Dataset, list[str]]] = [(data, [])]
-    for (
-        key
-    ) in keys:  # one by one: an audit's settings have 100,000s of combinations, of which hardly any has a run
+    # one by one: an audit's settings have 100,000s of combinations, of which hardly any has a run
+    for key in keys:
         several = levels(data, key)
         texts = level_texts(several)
         told = {level: [named(key, level, texts[level])] if len(several) > 1 else [] for level in several}

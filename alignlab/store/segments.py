@@ -141,9 +141,8 @@ class Segments:
 
     def has(self, name: str) -> bool:
         """Whether there is a segment of this name."""
-        return os.path.exists(
-            self.file(name)
-        )  # a Path raises where a name is too long or a folder may not be entered
+        # a Path raises where a name is too long or a folder may not be entered
+        return os.path.exists(self.file(name))
 
     def read(self, name: str) -> xr.Dataset:
         """One segment, as it was appended. Raises StoreError where it is missing, damaged, or of a newer schema."""

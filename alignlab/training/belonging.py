@@ -61,9 +61,8 @@ def is_own(thing: Any) -> bool:
 def holds_settings(thing: Any) -> bool:
     """Whether an object that cannot be called is surely there for what it holds."""
     plain = SimpleNamespace | argparse.Namespace | torch.distributions.Distribution
-    lazy = (
-        hasattr(type(thing), "__dask_graph__") and thing.__dask_graph__() is not None
-    )  # is another in each process
+    # a lazy table's name is another in each process
+    lazy = hasattr(type(thing), "__dask_graph__") and thing.__dask_graph__() is not None
     table = hasattr(type(thing), "__array__") and not lazy  # of pandas or xarray
     return table or isinstance(thing, plain) or is_users(type(thing))
 

@@ -75,7 +75,7 @@ def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
         return _cross_entropies(output, targets).mean(1)
     if (
         loss is binary_cross_entropy_with_logits
-    ):  # mapped, errors of near 0 are rounded otherwise, which drtp meets
+    ):  # mapped, errors of near 0 are rounded otherwise: drtp meets them
         return binary_cross_entropy_with_logits(output, targets, reduction="none").flatten(1).mean(1)
     return _at_once(loss, output, targets, BY_RUNS)
 
