@@ -15,11 +15,13 @@ from alignlab.probes.kept import Found
 from alignlab.probes.parts import decoded, encoded, stored_parts
 from alignlab.probes.selftest import LastLayers
 from alignlab.probes.tape import Tape, Value
-from alignlab.store import Segments, StoreError, check
+from alignlab.store import ContractError, Segments, StoreError, check
 from alignlab.store.schema import check_free
 
 if TYPE_CHECKING:
     import xarray as xr
+
+OWN = ("run_id", "status", "last_step")
 
 
 class Recording:
@@ -62,6 +64,8 @@ class Recording:
         Where the run goes on, a segment without steps tells from where: what the store has beyond counts no more.
         """
         check_free(facts)
+        if taken := [name for name in OWN if name in facts]:
+            raise ContractError(f"{taken[0]}: the recorder's own coordinate; expected another name")
         self.facts, self.attrs = dict(facts), dict(attrs)
         empty = self._labelled(self._tape.flush())
         check(empty)

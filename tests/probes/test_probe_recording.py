@@ -210,9 +210,11 @@ def test_what_cannot_be_stored_fails_before_training() -> None:
             Recorder(model, sgd(model), [GradientAngle()], **bad).attach()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["step", "layer", "mode"])
-def test_a_coordinate_called_as_a_dim_fails_before_training(name: str, tmp_path: Path) -> None:
-    """With mode="eager" all that was recorded was lost at the end, or the store opened no more."""
+@pytest.mark.parametrize("name", ["step", "layer", "mode", "run_id", "status", "last_step"])
+def test_a_coordinate_called_as_a_dim_or_as_the_recorders_own_fails_before_training(
+    name: str, tmp_path: Path
+) -> None:
+    """With mode="eager" all that was recorded was lost at the end, or the store opened no more, or "eager" was."""
     model = WORLD.model("fa")
     for path in (None, tmp_path):
         with pytest.raises(ContractError, match=rf"^{name}: .* expected another name"):
