@@ -21,8 +21,6 @@ from alignlab.store.schema import check_free
 if TYPE_CHECKING:
     import xarray as xr
 
-OWN = ("run_id", "status", "last_step")
-
 
 class Recording:
     """One run's measurements over ``layers``, with coordinates (``facts``) and attributes; a segment a flush in ``path``."""
@@ -64,8 +62,8 @@ class Recording:
         Where the run goes on, a segment without steps tells from where: what the store has beyond counts no more.
         """
         check_free(facts)
-        if taken := [name for name in OWN if name in facts]:
-            raise ContractError(f"{taken[0]}: the recorder's own coordinate; expected another name")
+        if taken := self._own.keys() & facts.keys():
+            raise ContractError(f"{min(taken)}: the recorder's own coordinate; expected another name")
         self.facts, self.attrs = dict(facts), dict(attrs)
         empty = self._labelled(self._tape.flush())
         check(empty)
@@ -159,9 +157,12 @@ class Recording:
             raise
         self._number += 1
 
+    @property
+    def _own(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "status": self.status, "last_step": self.last_step}
+
     def _labelled(self, dataset: xr.Dataset) -> xr.Dataset:
-        own = {"run_id": self.run_id, "status": self.status, "last_step": self.last_step}
-        return dataset.assign_coords(self.facts | own).assign_attrs(self.attrs)
+        return dataset.assign_coords(self.facts | self._own).assign_attrs(self.attrs)
 
 
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:

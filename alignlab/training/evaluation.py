@@ -73,9 +73,8 @@ def losses_of_runs(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
         return loss(output, targets)
     if loss is cross_entropy and not targets.is_floating_point() and targets.dim() == 2:
         return _cross_entropies(output, targets).mean(1)
-    if (
-        loss is binary_cross_entropy_with_logits
-    ):  # mapped, errors of near 0 are rounded otherwise: drtp meets them
+    # mapped, errors of near 0 are rounded otherwise, and drtp reads targets from them
+    if loss is binary_cross_entropy_with_logits:
         return binary_cross_entropy_with_logits(output, targets, reduction="none").flatten(1).mean(1)
     return _at_once(loss, output, targets, BY_RUNS)
 

@@ -32,9 +32,9 @@ from alignlab.training.belonging import (
     is_value,
     state_of,
 )
-from alignlab.training.edits import check_unedited
 from alignlab.training.errors import SpecError
 from alignlab.training.referring import installed, known, named_by
+from alignlab.training.sources import code_of, content
 
 VALUES = (tuple, frozenset, Tensor, np.ndarray, np.generic)
 BUILT_IN = (*PLAIN, *VALUES, Mapping, list, deque, set)
@@ -48,14 +48,6 @@ def identity(thing: Any, *, held: bool = True) -> str:
     walk = _Walk(held)
     walk.add(thing)
     return hashlib.sha256("\n".join(walk.parts).encode()).hexdigest()[:16]
-
-
-def no_file(thing: Any, module: str) -> SpecError:
-    """What to tell of code that a store could not name."""
-    return SpecError(
-        f"{thing.__qualname__} comes from no file ({module}), so that a store could not tell a changed one from "
-        "this: put it into a module and import it, or train(spec) without a store"
-    )
 
 
 class _Walk:
@@ -130,7 +122,7 @@ class _Walk:
             raise SpecError(
                 f"{thing.__qualname__} is compiled, and has no identity: give the function itself"
             )
-        code = _code(thing, file, module)
+        code = code_of(thing, file, module)
         self._note(f"function {thing.__qualname__} {_place(thing.__code__)} {code}")
         if self.held:
             self._all("holding", thing.__defaults__, thing.__kwdefaults__, vars(thing), *_enclosed(thing))
@@ -170,7 +162,7 @@ class _Walk:
             if known(file) or is_builtin(base):
                 self._note(f"class {base.__module__}.{base.__qualname__}")
                 continue
-            self._note(f"class {base.__qualname__} {_code(base, file, base.__module__)}")
+            self._note(f"class {base.__qualname__} {code_of(base, file, base.__module__)}")
             if not installed(file):
                 self._members(base)
 
@@ -192,8 +184,8 @@ class _Walk:
         """A function in C."""
         module = sys.modules.get(thing.__module__ or "")
         file = getattr(module, "__file__", None) or ""
-        content = _content(file) if file and not known(file) else ""
-        self._note(f"builtin {thing.__module__}.{thing.__qualname__} {content}")
+        of_file = content(file) if file and not known(file) else ""
+        self._note(f"builtin {thing.__module__}.{thing.__qualname__} {of_file}")
         if not isinstance(thing.__self__, ModuleType | type(None)):
             self.add(thing.__self__)
 
@@ -236,32 +228,3 @@ def _place(code: CodeType) -> tuple[int, int]:
         (line, column) for line, _, column, end in code.co_positions() if line and column is not None and end
     ]
     return min(places, default=(code.co_firstlineno, 0))
-
-
-_codes: dict[Any, tuple[list[CodeType], str]] = {}
-
-
-def _code(thing: Any, file: str, module: str) -> str:
-    """By the function or class itself: after a reload there is another one of the name, and perhaps another content; where
-    IPython's autoreload puts the edited code into the old one, it is the code that is another."""
-    if known(file):
-        return f"of {module}"
-    codes = _codes_in(thing)
-    before, found = _codes.get(thing, ([], ""))
-    if not found or list(map(id, before)) != list(map(id, codes)):
-        if not file or not Path(file).is_file():
-            raise no_file(thing, module)
-        if not installed(file):
-            check_unedited(codes, file, module)
-        found = _content(file)
-        _codes[thing] = codes, found
-    return found
-
-
-def _codes_in(thing: Any) -> list[CodeType]:
-    parts = list(vars(thing).values()) if isinstance(thing, type) else [thing]
-    return [part.__code__ for part in parts if isinstance(part, FunctionType)]
-
-
-def _content(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
